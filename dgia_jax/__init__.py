@@ -1,0 +1,1 @@
+"""Weakly supervised text-to-person image retrieval in JAX and Flax."""

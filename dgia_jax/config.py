@@ -1,0 +1,188 @@
+"""Every setting of a run, its default, unit and range; and the check for bad combinations.
+
+Defaults are the released recipe on CUHK-PEDES. A file in `configs/` calls `base()` and changes the
+few fields that differ; the command line changes single fields: `--config.batch_size=128`. The
+config is locked: an unknown field stops the run.
+"""
+
+from ml_collections import ConfigDict
+
+from dgia_jax.errors import UserError
+
+# Fields that may change between two starts of one run: where and how it runs, not what it computes.
+RUNTIME_FIELDS = (
+  "mesh", "log_every_steps", "dataset.data_dir", "dataset.source", "dataset.workers", "checkpoint",
+)  # fmt: skip
+
+
+def base():
+  """The default config: DGIA as released, on CUHK-PEDES. Returns an `ml_collections.ConfigDict`."""
+  config = ConfigDict()
+  config.seed = 0  # of initial weights, order of pairs and distorted views
+  config.batch_size = 64  # pairs in the global batch; divisible by mesh.data x mesh.fsdp
+  config.num_epochs = 40  # passes over the training pairs
+  config.eval_every_epochs = 1  # the last epoch is always evaluated
+  config.log_every_steps = 50  # steps between lines of the training log
+  config.pretrained = ""  # Hugging Face CLIP folder or hub name, OpenAI .pt, best.pth; "" = scratch
+
+  config.mesh = ConfigDict()
+  config.mesh.data = -1  # devices the batch is split over; -1 = all that are left
+  config.mesh.fsdp = 1  # devices the batch and the parameters are split over
+  config.mesh.tensor = 1  # devices a layer is split over
+
+  config.dataset = ConfigDict()
+  config.dataset.name = "cuhk_pedes"  # synth_pedes, cuhk_pedes, icfg_pedes, rstp_reid or custom
+  config.dataset.data_dir = ""  # of built datasets; "" = $TFDS_DATA_DIR or ~/tensorflow_datasets
+  config.dataset.source = ""  # folder with the dataset as its owners give it out
+  config.dataset.annotations = ""  # custom: JSON file
+  config.dataset.images = ""  # custom: image folder
+  config.dataset.image_size = (384, 128)  # height, width in pixels
+  config.dataset.workers = 8  # processes that decode images; 0 = threads of this process
+  config.dataset.options = ConfigDict()  # settings of the dataset's own builder
+
+  config.tokenizer = ConfigDict()
+  config.tokenizer.name = "openai/clip-vit-base-patch16"  # hub name or folder; "" = own vocabulary
+  config.tokenizer.context_length = 77  # tokens a caption is cut or padded to
+  config.tokenizer.vocab_size = 49408  # of an own vocabulary, at most (name = "")
+
+  config.model = ConfigDict()
+  config.model.name = "vit_b_16"  # a size in dgia_jax.models.dual_encoder.SIZES
+  config.model.dtype = "bfloat16"  # of the encoders' arithmetic: bfloat16 or float32
+  config.model.remat = False  # recompute activations in the backward pass to save memory
+
+  config.loss = ConfigDict()
+  config.loss.temperature = 0.02  # tau, divides cosines; > 0
+  config.loss.epsilon = 1e-6  # inside log(q + epsilon)
+  config.loss.itc_reduction = "mean"  # of the two directions: mean (released), sum (Eq. 1-2)
+  config.loss.itc = 1.0  # weight of the contrastive loss; a weight of 0 switches a loss off
+  config.loss.local = 1.0  # weight of the local association loss, section 3.2
+  config.loss.global_ = 1.0  # weight of the global association loss, section 3.3
+  config.loss.consistency = 1.0  # weight of the loss on the distorted view, section 3.4
+
+  config.local_association = ConfigDict()
+  config.local_association.threshold = 0.7  # theta, cosine, strict
+  config.local_association.softening = 0.1  # lambda, label of a mined relation
+  config.local_association.modality = "both"  # both, image, text (Table 5) or none
+  config.local_association.start_epoch = 1  # from 1; before it a pair is related to itself alone
+
+  config.global_association = ConfigDict()
+  config.global_association.threshold = 0.7  # theta, cosine, strict
+  config.global_association.k = 3  # neighbours an anchor may keep
+  config.global_association.anchor = "image"  # image, text or both: mean cosine (Table 6)
+  config.global_association.soft_scale = 1.0  # of the confidence weights' bracket
+  config.global_association.rows = "all"  # rows of the loss: all (released) or batch (Eq. 13)
+  config.global_association.exclude = "top1"  # drop the best-ranked row (released) or the own: self
+  config.global_association.exclude_same_image = False  # drop rows that hold the anchor's own image
+  config.global_association.consult_batch = False  # related pairs of the batch become positives
+  config.global_association.start_epoch = 2  # from 1; first epoch with this loss
+
+  config.bank = ConfigDict()
+  config.bank.momentum = 0.9  # alpha, weight of the NEW feature in a row, from the second epoch on
+  config.bank.gated = False  # scale alpha by the cosine of the pair's image and text
+  config.bank.block_rows = 16384  # rows of a shard scored at once; bounds memory
+
+  config.augment = ConfigDict()  # of the distorted view
+  config.augment.flip = 0.5  # probability of mirroring
+  config.augment.padding = 10  # pixels around the image before the random crop
+  config.augment.erase = 0.5  # probability of erasing a rectangle
+  config.augment.erase_area = (0.02, 0.4)  # smallest and largest share of the image
+  config.augment.erase_aspect = (0.3, 3.3)  # smallest and largest height / width
+  config.augment.mask_ratio = 0.5  # probability of masking a word, independently
+  config.augment.mask_first = True  # mask the first word always (released code, by a slip)
+
+  config.optimizer = ConfigDict()
+  config.optimizer.learning_rate = 1e-5  # after the warm-up
+  config.optimizer.warmup_epochs = 5  # linear, from a tenth
+  config.optimizer.rate_per = "epoch"  # set the rate once an epoch (released) or every step
+  config.optimizer.betas = (0.9, 0.999)
+  config.optimizer.epsilon = 1e-3  # large on purpose: the released code trains float16 weights
+  config.optimizer.weight_decay = 4e-5  # not on biases
+  config.optimizer.decoupled = False  # False: added to the gradient (released); True: AdamW
+  config.optimizer.bias_rate = 2.0  # biases learn this many times faster
+  config.optimizer.second_moment = "float32"  # float16 emulates the released code's precision
+
+  config.eval = ConfigDict()
+  config.eval.batch_size = 256  # images or captions embedded at once, over all devices
+  config.eval.select_on = "val"  # split whose R@1 chooses the best epoch: val or test
+  config.eval.contact_sheet = True  # draw ten test captions with their best images at the end
+
+  config.checkpoint = ConfigDict()
+  config.checkpoint.keep = 2  # newest checkpoints kept, besides the best
+  config.checkpoint.every_steps = 0  # also save every so many steps; 0 = at the end of epochs only
+  return config
+
+
+def _positive(config, fields):
+  for field in fields:
+    value = config
+    for part in field.split("."):
+      value = value[part]
+    if value <= 0:
+      raise UserError(f"config.{field}={value}: must be positive")
+
+
+def _one_of(config, field, choices):
+  group, name = field.split(".")
+  if config[group][name] not in choices:
+    raise UserError(f"config.{field}={config[group][name]!r}: choose one of {', '.join(choices)}")
+
+
+def check(config):
+  """Finds values and combinations that cannot work.
+
+  Args:
+    config: a resolved config.
+
+  Raises:
+    UserError: for the first one found, in one line that names the field and what to do.
+  """
+  _positive(
+    config,
+    ("batch_size", "num_epochs", "eval_every_epochs", "log_every_steps", "loss.temperature",
+     "global_association.k", "bank.block_rows", "eval.batch_size", "checkpoint.keep",
+     "tokenizer.context_length", "optimizer.learning_rate"),
+  )  # fmt: skip
+  _one_of(config, "model.dtype", ("bfloat16", "float32"))
+  _one_of(config, "loss.itc_reduction", ("mean", "sum"))
+  _one_of(config, "local_association.modality", ("both", "image", "text", "none"))
+  _one_of(config, "global_association.anchor", ("image", "text", "both"))
+  _one_of(config, "global_association.rows", ("all", "batch"))
+  _one_of(config, "global_association.exclude", ("top1", "self"))
+  _one_of(config, "optimizer.rate_per", ("epoch", "step"))
+  _one_of(config, "optimizer.second_moment", ("float32", "float16"))
+  _one_of(config, "eval.select_on", ("val", "test"))
+  if min(config.dataset.image_size) <= 0 or len(config.dataset.image_size) != 2:
+    raise UserError(f"config.dataset.image_size={config.dataset.image_size}: give (height, width)")
+  if not any((config.loss.itc, config.loss.local, config.loss.global_, config.loss.consistency)):
+    raise UserError("config.loss: all four weights are 0; set at least one above 0")
+  if config.global_association.start_epoch < 2 and config.loss.global_:
+    raise UserError(
+      f"config.global_association.start_epoch={config.global_association.start_epoch}: "
+      "the bank is filled during epoch 1, so the global loss can start in epoch 2 at the earliest"
+    )
+  if not 0 <= config.bank.momentum <= 1:
+    raise UserError(f"config.bank.momentum={config.bank.momentum}: must lie in [0, 1]")
+
+
+def differences(config, other):
+  """Names of the fields in which two configs differ, those of `RUNTIME_FIELDS` left out.
+
+  Args:
+    config, other: configs, or plain dicts as read from config.json.
+
+  Returns:
+    Sorted list of dotted names.
+  """
+
+  def flatten(tree, prefix=""):
+    for key, value in tree.items():
+      name = f"{prefix}{key}"
+      if isinstance(value, dict | ConfigDict):
+        yield from flatten(value, f"{name}.")
+      else:
+        yield name, list(value) if isinstance(value, tuple | list) else value
+
+  mine, yours = dict(flatten(config)), dict(flatten(other))
+  runtime = lambda name: any(name == f or name.startswith(f + ".") for f in RUNTIME_FIELDS)
+  names = {name for name in mine.keys() | yours.keys() if mine.get(name) != yours.get(name)}
+  return sorted(name for name in names if not runtime(name))

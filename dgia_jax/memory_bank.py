@@ -1,0 +1,251 @@
+"""The anchor memory bank: one image and one text feature per training pair, over all devices.
+
+Paper section 3.3. Rows are split over every device of the mesh and never leave their owner: a
+search scans each shard in blocks for its best rows, merges scores and row numbers, and only the
+winning rows travel. Features are stored unnormalised with their inverse norms beside them, so a
+search is one matrix product. A row that was never written has inverse norm 0 and cannot be chosen.
+
+Shape letters: N bank rows (padded), n rows of one shard, B batch, D feature, C candidates.
+"""
+
+import functools
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from dgia_jax.losses import inverse_norm, normalize
+from dgia_jax.sharding import BANK_AXES
+
+# Row counts are padded to a multiple of this, so that the padded shape, and with it a checkpoint,
+# is the same on every mesh of up to 1,024 devices (or three quarters of a power of two).
+ROW_MULTIPLE = 3072
+# Rows scored at once on one shard: bounds the memory of a search by B x BLOCK_ROWS.
+BLOCK_ROWS = 16384
+ANCHORS = ("image", "text", "both")
+
+
+@flax.struct.dataclass
+class Bank:
+  """The anchors; every field's first dimension is the padded number of training pairs."""
+
+  image: jax.Array  # (N, D) float32, unnormalised
+  text: jax.Array  # (N, D) float32, unnormalised
+  image_inverse_norm: jax.Array  # (N,) float32, 0 where the row was never written
+  text_inverse_norm: jax.Array  # (N,) float32, 0 where the row was never written
+  group: jax.Array  # (N,) int32 number of the image the pair shows, -1 where never written
+
+
+def padded_rows(num_pairs):
+  """Rows of a bank for `num_pairs` training pairs: the next multiple of `ROW_MULTIPLE`."""
+  return -(-num_pairs // ROW_MULTIPLE) * ROW_MULTIPLE
+
+
+def create(num_rows, dim):
+  """An empty bank: (num_rows, dim) zeros. Call it inside jit with the layout as out_shardings."""
+  return Bank(
+    image=jnp.zeros((num_rows, dim), jnp.float32),
+    text=jnp.zeros((num_rows, dim), jnp.float32),
+    image_inverse_norm=jnp.zeros(num_rows, jnp.float32),
+    text_inverse_norm=jnp.zeros(num_rows, jnp.float32),
+    group=jnp.full(num_rows, -1, jnp.int32),
+  )
+
+
+def _merge(scores_BxC, rows_BxC, count):
+  """The `count` best of each row, ties to the earlier column."""
+  best_BxC, order_BxC = jax.lax.top_k(scores_BxC, count)
+  return best_BxC, jnp.take_along_axis(rows_BxC, order_BxC, axis=1)
+
+
+def _scan_shard(queries, shards, count, first_row, block_rows):
+  """Exact top `count` of one shard, block by block.
+
+  Args:
+    queries: tuple of (B, D) normalised queries, one per compared modality.
+    shards: tuple of ((n, D) features, (n,) inverse norms), one per compared modality.
+    count: candidates to return.
+    first_row: global number of this shard's first row.
+    block_rows: rows scored at once.
+
+  Returns:
+    (B, count) scores in descending order (-inf where there is none) and (B, count) int32 rows.
+  """
+  size, (num_rows,) = queries[0].shape[0], shards[0][1].shape
+  block_rows = min(block_rows, num_rows)
+
+  def visit(best, block):
+    # The last block is moved back to end with the shard; rows it repeats are masked.
+    start = jnp.minimum(block * block_rows, num_rows - block_rows)
+    score_BxR, seen_R = 0.0, True
+    for query_BxD, (features_nxD, norm_n) in zip(queries, shards, strict=True):
+      features_RxD = jax.lax.dynamic_slice_in_dim(features_nxD, start, block_rows)
+      norm_R = jax.lax.dynamic_slice_in_dim(norm_n, start, block_rows)
+      dot_BxR = jnp.dot(query_BxD, features_RxD.T, precision=jax.lax.Precision.HIGHEST)
+      score_BxR += dot_BxR * norm_R[None, :] / len(queries)
+      seen_R &= norm_R > 0
+    row_R = start + jnp.arange(block_rows)
+    usable_R = seen_R & (row_R >= block * block_rows)
+    score_BxR = jnp.where(usable_R[None, :], score_BxR, -jnp.inf)
+    score_BxC, column_BxC = jax.lax.top_k(score_BxR, min(count, block_rows))
+    row_BxC = (first_row + start + column_BxC).astype(jnp.int32)
+    # What was found earlier has lower row numbers and stands first: ties go to the lowest row.
+    merged = [jnp.concatenate(pair, axis=1) for pair in zip(best, (score_BxC, row_BxC), strict=True)]
+    return _merge(*merged, count), None
+
+  nothing = (jnp.full((size, count), -jnp.inf), jnp.full((size, count), -1, jnp.int32))
+  best, _ = jax.lax.scan(visit, nothing, jnp.arange(-(-num_rows // block_rows)))
+  return best
+
+
+def _shard_index(mesh):
+  """Position of this device's shard among all shards, inside shard_map."""
+  index = 0
+  for axis in BANK_AXES:
+    index = index * mesh.shape[axis] + jax.lax.axis_index(axis)
+  return index
+
+
+def search(bank, queries, count, *, mesh, anchor="image", block_rows=BLOCK_ROWS):
+  """Exact `count` most similar bank rows of every query, best first, ties to the lowest row.
+
+  Args:
+    bank: the Bank, rows laid out over the whole mesh.
+    queries: (image_features_BxD, text_features_BxD), unnormalised.
+    count: candidates per query.
+    mesh: the mesh the bank lies on.
+    anchor: what is compared: "image" features (the paper), "text" features, or "both": the mean
+      of the two cosines (Table 6).
+    block_rows: rows of a shard scored at once.
+
+  Returns:
+    (B, count) float32 cosines, -inf where fewer rows were ever written; (B, count) int32 rows,
+    on every device.
+
+  Raises:
+    ValueError: for an unknown anchor.
+  """
+  if anchor not in ANCHORS:
+    raise ValueError(f"anchor must be one of {ANCHORS}, not {anchor!r}")
+  modalities = [
+    (queries[0], bank.image, bank.image_inverse_norm),
+    (queries[1], bank.text, bank.text_inverse_norm),
+  ]
+  modalities = {"image": modalities[:1], "text": modalities[1:], "both": modalities}[anchor]
+  queries = tuple(normalize(query) for query, _, _ in modalities)
+  shards = tuple((features, norm) for _, features, norm in modalities)
+
+  @functools.partial(
+    jax.shard_map, mesh=mesh, in_specs=(P(), P(BANK_AXES)), out_specs=P(), check_vma=False
+  )
+  def search_shards(queries, shards):
+    first_row = _shard_index(mesh) * shards[0][1].shape[0]
+    scores_BxC, rows_BxC = _scan_shard(queries, shards, count, first_row, block_rows)
+    # Shards come in row order, so the stable merge keeps ties at the lowest row.
+    gather = functools.partial(jax.lax.all_gather, axis_name=BANK_AXES, axis=1, tiled=True)
+    return _merge(gather(scores_BxC), gather(rows_BxC), count)
+
+  return search_shards(queries, shards)
+
+
+def gather(bank, rows, *, mesh):
+  """Fetches bank rows by number; only these rows travel.
+
+  Args:
+    bank: the Bank.
+    rows: (...) int32 row numbers; a number outside the bank gives zeros (group 0).
+    mesh: the mesh the bank lies on.
+
+  Returns:
+    A Bank whose fields have leading shape (...), on every device.
+  """
+
+  @functools.partial(
+    jax.shard_map, mesh=mesh, in_specs=(P(), P(BANK_AXES)), out_specs=P(), check_vma=False
+  )
+  def gather_shards(rows, shard):
+    num_rows = shard.group.shape[0]
+    local = rows - _shard_index(mesh) * num_rows
+    owned = (local >= 0) & (local < num_rows)
+
+    def fetch(field):
+      taken = jnp.take(field, jnp.clip(local, 0, num_rows - 1), axis=0)
+      mask = jnp.expand_dims(owned, tuple(range(owned.ndim, taken.ndim)))
+      return jax.lax.psum(jnp.where(mask, taken, 0), BANK_AXES)
+
+    return jax.tree.map(fetch, shard)
+
+  return gather_shards(rows, bank)
+
+
+def update(bank, index, group, image_features, text_features, new_weight, *, mesh, row_mask=None):
+  """Moves the batch's own rows toward its features, in place on their owners (section 3.3).
+
+  row = w * feature + (1 - w) * row with w the weight of the NEW feature; a row that was never
+  written takes the feature whole.
+
+  Args:
+    bank: the Bank; donate it to have it updated in place.
+    index: (B,) int32 own bank row of every pair; each row at most once.
+    group: (B,) int32 number of the image every pair shows.
+    image_features, text_features: (B, D), unnormalised.
+    new_weight: (B,) float32 w in [0, 1].
+    mesh: the mesh the bank lies on.
+    row_mask: (B,) bool, False for padded rows, which write nothing.
+
+  Returns:
+    The updated Bank.
+  """
+  if row_mask is not None:
+    index = jnp.where(row_mask, index, -1)
+  features = jax.lax.stop_gradient((image_features, text_features))
+  features = tuple(feature.astype(jnp.float32) for feature in features)
+
+  @functools.partial(
+    jax.shard_map,
+    mesh=mesh,
+    in_specs=(P(BANK_AXES), P(), P(), P(), P()),
+    out_specs=P(BANK_AXES),
+    check_vma=False,
+  )
+  def update_shards(shard, index_B, group_B, features, weight_B):
+    num_rows = shard.group.shape[0]
+    local_B = index_B - _shard_index(mesh) * num_rows
+    owned_B = (local_B >= 0) & (local_B < num_rows)
+    source_B = jnp.clip(local_B, 0, num_rows - 1)
+    target_B = jnp.where(owned_B, local_B, num_rows)  # out of range: dropped by the scatter
+    write = lambda field, value: field.at[target_B].set(value, mode="drop")
+    weight_B = jnp.where(shard.group[source_B] < 0, 1.0, weight_B)[:, None]
+    blend = lambda field, feature: weight_B * feature + (1 - weight_B) * field[source_B]
+    image_BxD, text_BxD = blend(shard.image, features[0]), blend(shard.text, features[1])
+    return Bank(
+      image=write(shard.image, image_BxD),
+      text=write(shard.text, text_BxD),
+      image_inverse_norm=write(shard.image_inverse_norm, inverse_norm(image_BxD)),
+      text_inverse_norm=write(shard.text_inverse_norm, inverse_norm(text_BxD)),
+      group=write(shard.group, group_B),
+    )
+
+  return update_shards(bank, index, group, features, new_weight)
+
+
+def agreement_weight(image_features, text_features, new_weight, gated):
+  """Weight of each pair's new feature in its bank row.
+
+  With the confidence gate, a pair whose image and text disagree moves its row less: the weight is
+  scaled by their cosine, clipped to [0, 1].
+
+  Args:
+    image_features, text_features: (B, D), unnormalised.
+    new_weight: alpha, the weight of the new feature.
+    gated: whether to scale alpha by the agreement.
+
+  Returns:
+    (B,) float32.
+  """
+  image_BxD, text_BxD = jax.lax.stop_gradient((image_features, text_features))
+  if not gated:
+    return jnp.full(image_BxD.shape[0], new_weight, jnp.float32)
+  cosine_B = jnp.sum(normalize(image_BxD) * normalize(text_BxD), axis=-1)
+  return new_weight * jnp.clip(cosine_B, 0.0, 1.0)

@@ -1,0 +1,1 @@
+"""The CLIP dual encoder in Flax."""

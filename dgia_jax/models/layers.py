@@ -1,0 +1,137 @@
+"""The transformer both towers share: attention, MLP and the scanned stack of pre-norm blocks.
+
+The weights of all blocks of a tower are stacked along a leading layer axis and `lax.scan` runs
+over them, so compile time and the number of arrays in a checkpoint do not grow with depth.
+Letters here: S tokens of a sequence, C width of the tower, A attention heads, E width of a head.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+# CLIP's value; flax's default (1e-6) gives other features.
+LAYER_NORM_EPSILON = 1e-5
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+  """CLIP's activation, x * sigmoid(1.702 x), an approximation of GELU."""
+  return x * jax.nn.sigmoid(1.702 * x)
+
+
+def layer_norm(width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+  """A LayerNorm over `width` features with CLIP's epsilon; statistics are taken in float32."""
+  return nnx.LayerNorm(
+    width, epsilon=LAYER_NORM_EPSILON, dtype=dtype, use_fast_variance=False, rngs=rngs
+  )
+
+
+class Attention(nnx.Module):
+  """Multi-head self-attention.
+
+  Kernels keep heads as an axis of their own, (C, 3, A, E) and (A, E, C), so that a sharding rule
+  can split them by heads. Scores and softmax are float32 whatever the compute dtype.
+  """
+
+  def __init__(
+    self,
+    width: int,
+    heads: int,
+    *,
+    causal: bool,
+    out_std: float,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+  ):
+    head_width = width // heads
+    self.causal = causal
+    self.qkv = nnx.LinearGeneral(
+      width,
+      (3, heads, head_width),
+      kernel_init=nnx.initializers.normal(width**-0.5),
+      dtype=dtype,
+      rngs=rngs,
+    )
+    self.out = nnx.LinearGeneral(
+      (heads, head_width),
+      width,
+      axis=(-2, -1),
+      kernel_init=nnx.initializers.normal(out_std),
+      dtype=dtype,
+      rngs=rngs,
+    )
+
+  def __call__(self, x_BxSxC: jax.Array) -> jax.Array:
+    qkv_BxSx3xAxE = self.qkv(x_BxSxC)
+    q_BxSxAxE, k_BxSxAxE, v_BxSxAxE = (qkv_BxSx3xAxE[:, :, i] for i in range(3))
+    mixed_BxSxAxE = jax.nn.dot_product_attention(
+      q_BxSxAxE, k_BxSxAxE, v_BxSxAxE, is_causal=self.causal
+    )
+    return self.out(mixed_BxSxAxE)
+
+
+class Mlp(nnx.Module):
+  """Two linear layers with QuickGELU between them; the inner width is 4 C."""
+
+  def __init__(self, width: int, *, out_std: float, dtype: jnp.dtype, rngs: nnx.Rngs):
+    normal = nnx.initializers.normal
+    self.up = nnx.Linear(
+      width, 4 * width, kernel_init=normal((2 * width) ** -0.5), dtype=dtype, rngs=rngs
+    )
+    self.down = nnx.Linear(4 * width, width, kernel_init=normal(out_std), dtype=dtype, rngs=rngs)
+
+  def __call__(self, x_BxSxC: jax.Array) -> jax.Array:
+    return self.down(quick_gelu(self.up(x_BxSxC)))
+
+
+class Block(nnx.Module):
+  """One pre-norm block: x + attention(norm(x)), then x + mlp(norm(x)).
+
+  Weights start as in CLIP: normals scaled by the width, the two layers that write into the
+  residual stream also by 1 / sqrt(2 depth), so the stream's variance does not grow with depth.
+  """
+
+  def __init__(
+    self,
+    width: int,
+    heads: int,
+    *,
+    depth: int,
+    causal: bool,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+  ):
+    out_std = width**-0.5 * (2 * depth) ** -0.5
+    self.norm_1 = layer_norm(width, dtype=dtype, rngs=rngs)
+    self.attention = Attention(
+      width, heads, causal=causal, out_std=out_std, dtype=dtype, rngs=rngs
+    )
+    self.norm_2 = layer_norm(width, dtype=dtype, rngs=rngs)
+    self.mlp = Mlp(width, out_std=out_std, dtype=dtype, rngs=rngs)
+
+  def __call__(self, x_BxSxC: jax.Array) -> jax.Array:
+    x_BxSxC = x_BxSxC + self.attention(self.norm_1(x_BxSxC))
+    return x_BxSxC + self.mlp(self.norm_2(x_BxSxC))
+
+
+def stack_blocks(make_block: Callable[[nnx.Rngs], Block], depth: int, rngs: nnx.Rngs) -> Block:
+  """Makes `depth` blocks at once; every weight gets a leading axis of that length."""
+  return nnx.vmap(make_block)(rngs.fork(split=depth))
+
+
+def run_blocks(blocks: Block, x_BxSxC: jax.Array, *, remat: bool) -> jax.Array:
+  """Applies stacked blocks one after another.
+
+  With `remat` a block's inner activations are computed again in the backward pass: about a third
+  more arithmetic, and memory for one block instead of all.
+  """
+
+  def apply(x_BxSxC: jax.Array, block: Block) -> jax.Array:
+    return block(x_BxSxC)
+
+  if remat:
+    # Under scan the compiler cannot merge the two computations, so no barrier is needed.
+    apply = jax.checkpoint(apply, prevent_cse=False)
+  x_BxSxC, _ = jax.lax.scan(lambda x, block: (apply(x, block), None), x_BxSxC, blocks)
+  return x_BxSxC

@@ -1,0 +1,21 @@
+"""Every test sees eight CPU devices, and silent rank promotion is an error."""
+
+import os
+import sys
+
+_FLAG = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}".strip()
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_sessionstart(session):
+  """Fails at once, rather than skipping, when the devices that mesh tests need are missing."""
+  del session
+  if len(jax.devices()) != 8:
+    pytest.exit(f"the tests need 8 CPU devices, found {len(jax.devices())}: check XLA_FLAGS", 2)
