@@ -118,6 +118,12 @@ class Neighbours(NamedTuple):
   valid: jax.Array  # (B, K) bool
 
 
+def no_neighbours(size, k):
+  """Neighbours (size, k) with every slot empty."""
+  shape = (size, k)
+  return Neighbours(jnp.full(shape, -1), jnp.full(shape, -jnp.inf), jnp.zeros(shape, bool))
+
+
 def confidence_weights_of_anchor(scores_K, valid_K, soft_scale=1.0):
   """One anchor's dynamic weights (section 3.3): weakly similar neighbours get MORE weight.
 

@@ -54,10 +54,12 @@ def base():
   config.loss.temperature = 0.02  # tau, divides cosines; > 0
   config.loss.epsilon = 1e-6  # inside log(q + epsilon)
   config.loss.itc_reduction = "mean"  # of the two directions: mean (released), sum (Eq. 1-2)
-  config.loss.itc = 1.0  # weight of the contrastive loss; a weight of 0 switches a loss off
-  config.loss.local = 1.0  # weight of the local association loss, section 3.2
-  config.loss.global_ = 1.0  # weight of the global association loss, section 3.3
-  config.loss.consistency = 1.0  # weight of the loss on the distorted view, section 3.4
+  config.loss.weights = ConfigDict({
+    "itc": 1.0,  # contrastive loss; a weight of 0 switches a loss off and saves its cost
+    "local": 1.0,  # local association loss, section 3.2
+    "global": 1.0,  # global association loss, section 3.3
+    "consistency": 1.0,  # local association loss on the distorted view, section 3.4
+  })
 
   config.local_association = ConfigDict()
   config.local_association.threshold = 0.7  # theta, cosine, strict
@@ -153,9 +155,9 @@ def check(config):
   _one_of(config, "eval.select_on", ("val", "test"))
   if min(config.dataset.image_size) <= 0 or len(config.dataset.image_size) != 2:
     raise UserError(f"config.dataset.image_size={config.dataset.image_size}: give (height, width)")
-  if not any((config.loss.itc, config.loss.local, config.loss.global_, config.loss.consistency)):
-    raise UserError("config.loss: all four weights are 0; set at least one above 0")
-  if config.global_association.start_epoch < 2 and config.loss.global_:
+  if min(config.loss.weights.values()) < 0 or not any(config.loss.weights.values()):
+    raise UserError("config.loss.weights: none may be negative and one must be above 0")
+  if config.global_association.start_epoch < 2 and config.loss.weights["global"]:
     raise UserError(
       f"config.global_association.start_epoch={config.global_association.start_epoch}: "
       "the bank is filled during epoch 1, so the global loss can start in epoch 2 at the earliest"

@@ -149,23 +149,23 @@ def search(bank, queries, count, *, mesh, anchor="image", block_rows=BLOCK_ROWS)
   return search_shards(queries, shards)
 
 
-def gather(bank, rows, *, mesh):
+def gather(fields, rows, *, mesh):
   """Fetches bank rows by number; only these rows travel.
 
   Args:
-    bank: the Bank.
-    rows: (...) int32 row numbers; a number outside the bank gives zeros (group 0).
+    fields: one array of a Bank, or a tuple of several, each (N, ...).
+    rows: (...) int32 row numbers; a number outside the bank gives zeros.
     mesh: the mesh the bank lies on.
 
   Returns:
-    A Bank whose fields have leading shape (...), on every device.
+    The same fields with leading shape (...), on every device.
   """
 
   @functools.partial(
     jax.shard_map, mesh=mesh, in_specs=(P(), P(BANK_AXES)), out_specs=P(), check_vma=False
   )
-  def gather_shards(rows, shard):
-    num_rows = shard.group.shape[0]
+  def gather_shards(rows, shards):
+    num_rows = jax.tree.leaves(shards)[0].shape[0]
     local = rows - _shard_index(mesh) * num_rows
     owned = (local >= 0) & (local < num_rows)
 
@@ -174,9 +174,9 @@ def gather(bank, rows, *, mesh):
       mask = jnp.expand_dims(owned, tuple(range(owned.ndim, taken.ndim)))
       return jax.lax.psum(jnp.where(mask, taken, 0), BANK_AXES)
 
-    return jax.tree.map(fetch, shard)
+    return jax.tree.map(fetch, shards)
 
-  return gather_shards(rows, bank)
+  return gather_shards(rows, fields)
 
 
 def update(bank, index, group, image_features, text_features, new_weight, *, mesh, row_mask=None):

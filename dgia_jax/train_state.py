@@ -36,18 +36,17 @@ def layout(mesh, state):
   )
 
 
-def create(mesh, init_params, optimizer, *, num_pairs, feature_dim):
-  """A fresh state, every array born on the devices that own it.
+def initializer(init_params, optimizer, *, num_pairs, feature_dim):
+  """How a fresh state is made.
 
   Args:
-    mesh: the mesh.
     init_params: function without arguments that returns the parameters; traced.
     optimizer: an optax transformation.
     num_pairs: training pairs, N before padding.
     feature_dim: D.
 
   Returns:
-    A TrainState of global arrays.
+    Function without arguments that returns a TrainState; to be traced.
   """
 
   def init():
@@ -59,4 +58,17 @@ def create(mesh, init_params, optimizer, *, num_pairs, feature_dim):
       bank=memory_bank.create(memory_bank.padded_rows(num_pairs), feature_dim),
     )
 
+  return init
+
+
+def create(mesh, init):
+  """A fresh state, every array born on the devices that own it.
+
+  Args:
+    mesh: the mesh.
+    init: see `initializer`.
+
+  Returns:
+    A TrainState of global arrays.
+  """
   return jax.jit(init, out_shardings=layout(mesh, jax.eval_shape(init)))()

@@ -47,7 +47,7 @@ class ImageTower(nnx.Module):
 
     self.dtype = dtype
     self.remat = remat
-    self.patch_kernel = param(
+    self.patch_embedding = param(
       normal(pixels_per_patch**-0.5), patch_size, patch_size, 3, width
     )
     self.class_embedding = param(width_scaled, width)
@@ -73,7 +73,7 @@ class ImageTower(nnx.Module):
 
   def _embed(self, pixels_BxHxWx3: jax.Array) -> jax.Array:
     batch, height, width, _ = pixels_BxHxWx3.shape
-    kernel = self.patch_kernel[...].astype(self.dtype)
+    kernel = self.patch_embedding[...].astype(self.dtype)
     side = kernel.shape[0]
     # Patches do not overlap, so the convolution is one matrix product of flattened patches.
     patches = pixels_BxHxWx3.astype(self.dtype).reshape(

@@ -1,0 +1,152 @@
+"""The table of training or test pairs: which caption belongs to which image, and to whom.
+
+One row per (image, caption) pair, images first, captions within an image second; the row number is
+the pair's index everywhere else, the memory banks included. Captions and identities fit in memory
+and are read once; images stay in their files and are decoded one at a time, mostly by the worker
+processes of the input pipeline. Everything here pickles, and an image reader pickles small: it
+carries file names, not the builder.
+"""
+
+import dataclasses
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from dgia_jax.errors import UserError
+
+_RECORDS_PER_READ = 1024
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PairTable:
+  """N pairs over M images.
+
+  Attributes:
+    images: random access to M images; images[m] is uint8 (H, W, 3).
+    image_of_pair_N: int32 (N,), the image of each pair, never decreasing.
+    captions: N captions.
+    person_of_image_M: int64 (M,), identity labels. For evaluation and logging only: training is
+      weakly supervised, and no training batch carries them.
+  """
+
+  images: Sequence[np.ndarray]
+  image_of_pair_N: np.ndarray
+  captions: list[str]
+  person_of_image_M: np.ndarray
+
+  @property
+  def num_pairs(self) -> int:
+    return len(self.captions)
+
+  @property
+  def num_images(self) -> int:
+    return len(self.images)
+
+  @property
+  def person_of_pair_N(self) -> np.ndarray:
+    """int64 (N,), identity labels of the pairs; for evaluation and logging only."""
+    return self.person_of_image_M[self.image_of_pair_N]
+
+  @classmethod
+  def from_arrays(
+    cls,
+    images_MxHxWx3: np.ndarray,
+    captions_of_image: Sequence[Sequence[str]],
+    person_ids: Sequence[int],
+  ) -> "PairTable":
+    """A table of data held in memory, such as a test's.
+
+    Args:
+      images_MxHxWx3: uint8.
+      captions_of_image: M lists of captions, of any length.
+      person_ids: M identity labels.
+    """
+    if not len(images_MxHxWx3) == len(captions_of_image) == len(person_ids):
+      raise ValueError(
+        f"{len(images_MxHxWx3)} images, {len(captions_of_image)} caption lists and"
+        f" {len(person_ids)} person ids: one of each per image is needed"
+      )
+    counts = [len(captions) for captions in captions_of_image]
+    return cls(
+      images=images_MxHxWx3,
+      image_of_pair_N=np.repeat(np.arange(len(counts), dtype=np.int32), counts),
+      captions=[caption for captions in captions_of_image for caption in captions],
+      person_of_image_M=np.asarray(person_ids, np.int64),
+    )
+
+
+def load_pairs(builder, split: str, image_size: tuple[int, int]) -> PairTable:
+  """Reads a split's captions and identities without decoding its images.
+
+  Args:
+    builder: a prepared TFDS builder in ArrayRecord format, one example per image, with the
+      features "image", "captions", "person_id".
+    split: "train", "val" or "test", or a part such as "train[:100]".
+    image_size: (H, W) in pixels that the images come out with.
+
+  Raises:
+    UserError: there is no such split, or it holds no pairs.
+  """
+  if split.split("[")[0] not in builder.info.splits:
+    raise UserError(
+      f"dataset {builder.name!r} has no split {split!r}, only {', '.join(builder.info.splits)}"
+    )
+  images = _StoredImages(builder, split, image_size)
+  captions_of_image, person_ids = [], []
+  for example in images.undecoded():
+    captions_of_image.append([caption.decode("utf-8") for caption in example["captions"]])
+    person_ids.append(example["person_id"])
+  table = PairTable.from_arrays(images, captions_of_image, person_ids)
+  if not table.captions:
+    raise UserError(
+      f"split {split!r} of dataset {builder.name!r} holds no captions ({len(images)} images):"
+      " check its annotation file and prepare it again"
+    )
+  return table
+
+
+class _StoredImages(Sequence):
+  """The images of a split, decoded and resized on access.
+
+  Keeps the record reader and the features out of TFDS's data source rather than the source itself,
+  which would make every worker process rebuild the dataset builder.
+  """
+
+  def __init__(self, builder, split: str, image_size: tuple[int, int]):
+    # Imported here because data held in memory, and so the training code, needs no TFDS.
+    import tensorflow_datasets as tfds
+
+    self._decoders = {"image": tfds.decode.SkipDecoding()}
+    self._features = builder.info.features
+    self._records = builder.as_data_source(split, decoders=self._decoders).data_source
+    self._image_size = tuple(image_size)
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, image: int) -> np.ndarray:
+    if not 0 <= image < len(self):
+      raise IndexError(image)
+    # Always Pillow: TFDS takes OpenCV where that is installed, which decodes to other values.
+    return _decode(self._parse(self._records[image])["image"], self._image_size)
+
+  def undecoded(self):
+    """Yields every example with its image still encoded."""
+    for start in range(0, len(self), _RECORDS_PER_READ):
+      keys = range(start, min(start + _RECORDS_PER_READ, len(self)))
+      yield from map(self._parse, self._records.__getitems__(keys))
+
+  def _parse(self, record: bytes) -> dict:
+    return self._features.deserialize_example_np(record, decoders=self._decoders)
+
+
+def _decode(encoded: bytes, image_size: tuple[int, int]) -> np.ndarray:
+  """uint8 (H, W, 3) from a PNG or JPEG, resized (bicubic) only if it has another size."""
+  height, width = image_size
+  with Image.open(io.BytesIO(encoded)) as image:
+    image = image.convert("RGB")
+  if image.size != (width, height):
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+  return np.asarray(image)

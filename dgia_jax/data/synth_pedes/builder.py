@@ -1,0 +1,101 @@
+"""The TFDS builder of synth_pedes: the records of `generate`, stored once as ArrayRecord."""
+
+import dataclasses
+import io
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from dgia_jax.data.synth_pedes.generate import generate
+from dgia_jax.data.synth_pedes.settings import PRESETS, Settings
+from dgia_jax.errors import UserError
+
+
+@dataclasses.dataclass(eq=False)
+class SynthPedesConfig(tfds.core.BuilderConfig):
+  """A TFDS config that holds `Settings`; its name always is the settings' own name."""
+
+  settings: Settings = dataclasses.field(default_factory=Settings)
+
+
+def _config(settings):
+  return SynthPedesConfig(
+    name=settings.name,
+    description=f"Drawn pedestrians: {settings}",
+    settings=settings,
+  )
+
+
+class SynthPedes(tfds.core.GeneratorBasedBuilder):
+  """Drawn pedestrians with captions; one example per image. Splits share no person."""
+
+  name = "synth_pedes"
+  VERSION = tfds.core.Version("1.0.0")
+  RELEASE_NOTES = {"1.0.0": "First release."}
+  BUILDER_CONFIGS = [_config(settings) for settings in PRESETS.values()]
+
+  # Nothing is downloaded. Saying so also spares TFDS the search for a list of checksums, for which
+  # tfds 4.9.10 imports a package that nobody installs for it any more (importlib_resources).
+  url_infos = None
+  workers = None  # processes that draw; see `generate`. Not part of the data, so not of the config.
+
+  def _info(self):
+    settings = self.builder_config.settings
+    return tfds.core.DatasetInfo(
+      builder=self,
+      features=tfds.features.FeaturesDict(
+        {
+          "image": tfds.features.Image(
+            shape=(settings.height, settings.width, 3), encoding_format="png"
+          ),
+          "captions": tfds.features.Sequence(tfds.features.Text()),
+          "person_id": np.int64,
+          "image_path": tfds.features.Text(),
+        }
+      ),
+      description="Procedurally drawn pedestrians for text-to-person retrieval.",
+    )
+
+  def _split_generators(self, dl_manager):
+    del dl_manager  # nothing to download
+    return {split: self._generate_examples(split) for split in self.builder_config.settings.splits}
+
+  def _generate_examples(self, split):
+    for record in generate(self.builder_config.settings, split, self.workers):
+      # PNG bytes, because TFDS encodes arrays with TensorFlow.
+      yield record["image_path"], {**record, "image": _png(record["image"])}
+
+
+def make_builder(data_dir=None, preset="default", workers=None, **overrides):
+  """The builder of a preset with some settings changed; `download_and_prepare()` draws it, once.
+
+  Args:
+    data_dir: root folder of TFDS datasets; None: the TFDS default (~/tensorflow_datasets).
+    preset: name of an entry of `PRESETS`.
+    workers: processes to draw with (see `generate`).
+    **overrides: fields of `Settings`.
+
+  Returns:
+    A `SynthPedes` builder. Its config's name follows from the settings that differ from the
+    default, so that different data never share a folder.
+
+  Raises:
+    UserError: for an unknown preset or setting, or a value out of range.
+  """
+  if preset not in PRESETS:
+    raise UserError(f"synth_pedes has no preset {preset!r}: choose from {', '.join(PRESETS)}")
+  settings = PRESETS[preset].replace(**overrides)
+  known = {config.name: config for config in SynthPedes.BUILDER_CONFIGS}
+  config = known.get(settings.name) or _config(settings)
+  builder = SynthPedes(config=config, data_dir=data_dir, file_format="array_record")
+  builder.workers = workers
+  return builder
+
+
+def _png(image_HxWx3):
+  """A file object with the lossless PNG of an image; fast rather than small."""
+  file = io.BytesIO()
+  Image.fromarray(image_HxWx3).save(file, "png", compress_level=1)
+  file.seek(0)
+  return file

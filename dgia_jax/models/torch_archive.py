@@ -1,0 +1,144 @@
+"""Reads the tensors of a torch file, `torch.save` or TorchScript, without torch.
+
+Both are zip archives: `data.pkl` describes objects, `data/0`, `data/1`, ... hold raw numbers. A
+pickle can name any function to be called, so this reader answers only the few names that describe
+tensors and plain containers, and refuses the rest. A TorchScript archive also carries code; OpenAI
+publishes CLIP that way. Here it stays unread: its classes become empty holders of their attributes,
+whereas `torch.jit.load` would compile it, and may run it. That, and not needing torch, is why this
+reader exists beside `torch.load(weights_only=True)`, which does not open TorchScript archives.
+"""
+
+import collections
+import dataclasses
+import pathlib
+import pickle
+import zipfile
+
+import ml_dtypes
+import numpy as np
+
+from dgia_jax.errors import UserError
+
+_DTYPES = {
+  "DoubleStorage": np.dtype("<f8"),
+  "FloatStorage": np.dtype("<f4"),
+  "HalfStorage": np.dtype("<f2"),
+  "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+  "LongStorage": np.dtype("<i8"),
+  "IntStorage": np.dtype("<i4"),
+  "ShortStorage": np.dtype("<i2"),
+  "CharStorage": np.dtype("i1"),
+  "ByteStorage": np.dtype("u1"),
+  "BoolStorage": np.dtype("?"),
+}
+
+
+class _ScriptObject:
+  """Any object of a TorchScript archive; its attributes are those of the original."""
+
+
+@dataclasses.dataclass
+class _Tensor:
+  """A tensor as the pickle describes it: a window on one of the archive's storages."""
+
+  storage: tuple  # ("storage", kind, key, device, length)
+  offset: int
+  shape: tuple
+  strides: tuple
+
+  def read(self, archive, root):
+    _, kind, key, _, _ = self.storage
+    dtype = _DTYPES[kind]
+    numbers = archive.read(f"{root}/data/{key}")
+    strides = tuple(step * dtype.itemsize for step in self.strides)
+    # numpy checks that the window lies inside the storage.
+    return np.ndarray(self.shape, dtype, numbers, self.offset * dtype.itemsize, strides)
+
+
+def _tensor(storage, offset, shape, strides, *_):
+  return _Tensor(storage, offset, shape, strides)
+
+
+def _first(value, *_):
+  return value
+
+
+_ALLOWED = {
+  ("collections", "OrderedDict"): collections.OrderedDict,
+  ("collections", "Counter"): collections.Counter,
+  ("torch", "Size"): tuple,
+  ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+  ("torch._utils", "_rebuild_parameter"): _first,
+  # TorchScript marks typed lists and dicts with calls of these.
+  ("torch.jit._pickle", "build_intlist"): _first,
+  ("torch.jit._pickle", "build_doublelist"): _first,
+  ("torch.jit._pickle", "build_boollist"): _first,
+  ("torch.jit._pickle", "build_tensorlist"): _first,
+  ("torch.jit._pickle", "restore_type_tag"): _first,
+}
+
+
+class _Refused(Exception):
+  """The pickle names something that is neither a tensor nor a plain container."""
+
+
+class _Unpickler(pickle.Unpickler):
+  """Builds nothing but plain containers and the placeholders above."""
+
+  def find_class(self, module, name):
+    if module == "torch" and name in _DTYPES:
+      return name
+    if module.split(".")[0] == "__torch__":
+      return _ScriptObject
+    if (module, name) not in _ALLOWED:
+      raise _Refused(f"{module}.{name}")
+    return _ALLOWED[module, name]
+
+  def persistent_load(self, description):
+    return description
+
+
+def read(path) -> dict[str, np.ndarray]:
+  """All tensors of a file, by dotted name: {"model.visual.proj": array, ...}.
+
+  Args:
+    path: a file that `torch.save` or `torch.jit.save` wrote, with torch 1.6 or later.
+
+  Returns:
+    Read-only arrays in the file's own dtypes. What is no tensor is left out.
+
+  Raises:
+    UserError: the file is damaged or older, or holds more than tensors and plain containers.
+  """
+  path = pathlib.Path(path)
+  try:
+    with zipfile.ZipFile(path) as archive:
+      roots = {name.split("/")[0] for name in archive.namelist()}
+      (root,) = roots
+      with archive.open(f"{root}/data.pkl") as file:
+        content = _Unpickler(file).load()
+      return {name: tensor.read(archive, root) for name, tensor in _tensors(content, ())}
+  except _Refused as error:
+    raise UserError(
+      f"pretrained={path}: reading it would run {error}, which is refused; save only its"
+      " state_dict (tensors in plain dicts)"
+    ) from error
+  except (
+    zipfile.BadZipFile, pickle.UnpicklingError, ArithmeticError, AttributeError, EOFError,
+    LookupError, RecursionError, TypeError, ValueError,
+  ) as error:  # fmt: skip
+    reason = " ".join(str(error).split())[:200]
+    raise UserError(
+      f"pretrained={path} is damaged, or no checkpoint of torch 1.6 or later ({reason})"
+    ) from error
+
+
+def _tensors(value, path):
+  """(dotted name, tensor) for every tensor within nested dicts and objects."""
+  if isinstance(value, _Tensor):
+    yield ".".join(path), value
+  elif isinstance(value, _ScriptObject):
+    yield from _tensors(vars(value), path)
+  elif isinstance(value, dict):
+    for key, item in value.items():
+      yield from _tensors(item, (*path, str(key)))

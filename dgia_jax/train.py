@@ -1,0 +1,244 @@
+"""The story of a run, top to bottom: build, restore, compile, loop, log, evaluate, save, report."""
+
+import collections
+import contextlib
+import logging
+import math
+import shlex
+import signal
+import time
+
+import jax
+import numpy as np
+
+from dgia_jax import build as build_lib
+from dgia_jax import checkpoint, evaluate, logs, run_folder, sharding, train_state, train_step
+from dgia_jax.data import pipeline
+from dgia_jax.errors import UserError
+from dgia_jax.relation_precision import RelationPrecision
+
+log = logging.getLogger(__name__)
+PREFETCH = 2  # batches on their way to the device while one is computed
+
+
+def train(config, workdir, console, splits=None, transform_batch=None, **searches):
+  """Trains a run to its end, or goes on with it, and reports on it.
+
+  Args:
+    config: the resolved config.
+    workdir: the run's folder; training resumes from its newest complete checkpoint.
+    console: console.Console.
+    splits: {"train": PairTable, ...} to use instead of the configured dataset.
+    transform_batch: function of a batch, for reference experiments.
+    **searches: as in `build.create_step`, for reference experiments.
+
+  Returns:
+    What results.json holds, or None when a SIGTERM ended the run early (its state is saved).
+
+  Raises:
+    UserError: for whatever the user can mend, a diverged loss included.
+  """
+  run_folder.claim(workdir, config)
+  run = build_lib.build(config, workdir, splits)
+  console.dataset_summary(config.dataset.name, run.splits, config.dataset.image_size)
+  checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint.keep)
+  with contextlib.closing(checkpoints), _termination() as asked_to_stop:
+    state, record = _start(run, checkpoints, console)
+    console.parameter_overview(state.params)
+    state, record = _loop(
+      run, checkpoints, console, state, record, asked_to_stop, transform_batch, searches
+    )
+    checkpoints.wait()
+    if record["data_position"] < run.total_steps:
+      console.print(
+        f"stopped by SIGTERM after step {record['data_position']:,}; saved: "
+        "the same command goes on from there"
+      )
+      return None
+    results = evaluate.report(run, checkpoints, console)
+  _say_what_next(run, console)
+  return results
+
+
+def _start(run, checkpoints, console):
+  """In this order: the newest checkpoint, else pretrained or fresh weights."""
+  step = checkpoints.latest()
+  if step is not None:
+    abstract = jax.eval_shape(build_lib.init_state(run))
+    state, record = checkpoints.restore(step, run.mesh, abstract)
+    console.print(f"resuming after step {step:,} of {run.total_steps:,}")
+    return state, record
+  state = train_state.create(run.mesh, build_lib.init_state(run))
+  return state, {"data_position": 0, "epoch": 0, "best": {}, "train_seconds": 0.0}
+
+
+def _loop(run, checkpoints, console, state, record, asked_to_stop, transform_batch, searches):
+  """Steps until the end or until asked to stop; returns the last state and its record."""
+  config, first = run.config, record["data_position"]
+  if first >= run.total_steps:
+    return state, record
+  batches = _batches_on_device(run, first, transform_batch)
+  batch = next(batches)
+  start = time.time()
+  step_function = train_step.compile_step(
+    build_lib.create_step(run, **searches), run.mesh, state, batch
+  )
+  console.print(f"training step compiled in {time.time() - start:.1f} s")
+  evaluator = evaluate.Evaluator(run)
+  writing = jax.process_index() == 0
+  with (
+    logs.MetricsWriter(run.workdir, resume_step=first, active=writing) as writer,
+    console.training(run.steps_per_epoch, config.num_epochs, first) as progress,
+  ):
+    reader = _ReportReader(run, writer, progress, first)
+    for step in range(first + 1, run.total_steps + 1):
+      with jax.transfer_guard("disallow"):
+        state, report = step_function(state, batch)
+      reader.push(step, report)
+      ends_epoch = step % run.steps_per_epoch == 0
+      last = step == run.total_steps or asked_to_stop()
+      saves = config.checkpoint.every_steps and step % config.checkpoint.every_steps == 0
+      if ends_epoch or last or saves:
+        reader.flush()
+        score = None
+        if ends_epoch and _evaluates(config, step // run.steps_per_epoch):
+          score, record = _evaluate(run, evaluator, state, record, step, writer, console)
+        seconds = record["train_seconds"] + reader.seconds()
+        record = record | {
+          "data_position": step,
+          "epoch": -(-step // run.steps_per_epoch),
+          "train_seconds": round(seconds, 3),
+        }
+        checkpoints.save(state, record, score)
+        reader.restart_clock(step)
+      if last:
+        break
+      batch = next(batches)
+  return state, record
+
+
+def _evaluates(config, epoch):
+  return epoch % config.eval_every_epochs == 0 or epoch == config.num_epochs
+
+
+def _evaluate(run, evaluator, state, record, step, writer, console):
+  """Scores val and test; remembers, for each, the epoch that was best on it."""
+  epoch = step // run.steps_per_epoch
+  scores = {}
+  for split in (name for name in ("val", "test") if name in run.splits):
+    scores[split], _ = evaluator.score(state.params, split)
+    writer.write(step, epoch, split, scores[split])
+  selected_on = run.config.eval.select_on
+  console.evaluation(f"{selected_on}, epoch {epoch}", scores[selected_on])
+  best = dict(record["best"])
+  for split in scores:
+    value = scores[split]["t2i"]["R1"]
+    if split not in best or value > best[split]["R1"]:
+      best[split] = {"epoch": epoch, "step": step, "R1": value, "scores": scores}
+  return scores[selected_on]["t2i"]["R1"], record | {"best": best}
+
+
+def _batches_on_device(run, first_step, transform_batch):
+  """Global batches from `first_step` on, `PREFETCH` of them already on their way."""
+  config = run.config
+  batches = pipeline.train_batches(
+    run.train_pairs,
+    run.tokenizer.encode(run.train_pairs.captions),
+    batch_size=config.batch_size,
+    seed=config.seed,
+    num_epochs=config.num_epochs,
+    start_step=first_step,
+    workers=config.dataset.workers,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+  waiting = collections.deque()
+  for batch in batches:
+    if transform_batch is not None:
+      batch = transform_batch(batch)
+    waiting.append(sharding.global_batch(run.mesh, batch))
+    if len(waiting) > PREFETCH:
+      yield waiting.popleft()
+  yield from waiting
+
+
+class _ReportReader:
+  """Reads each step's report after the next step was sent, so the device never waits for it."""
+
+  def __init__(self, run, writer, progress, first_step):
+    self._run, self._writer, self._progress = run, writer, progress
+    self._precision = RelationPrecision(run.train_pairs.person_of_pair_N)
+    self._meter = logs.SpeedMeter(run.config.batch_size, run.total_steps)
+    self._pending, self._window = None, []
+    self._clock = time.time()
+    self._first_step = first_step
+
+  def push(self, step, report):
+    """Takes the report of the step just sent and reads the one before it."""
+    self.flush()
+    self._pending = (step, report)
+    if step == self._first_step + 1:
+      jax.block_until_ready(report)
+      self._meter.start(step, time.time())
+
+  def flush(self):
+    """Reads what is pending."""
+    if self._pending is None:
+      return
+    (step, report), self._pending = self._pending, None
+    report = jax.device_get(report)
+    loss = float(report.metrics["loss"])
+    if not math.isfinite(loss):
+      raise UserError(
+        f"the loss is {loss} at step {step:,}: training stopped, the last good checkpoint is kept; "
+        "lower config.optimizer.learning_rate or raise config.loss.temperature, in a new --workdir"
+      )
+    self._precision.add(report)
+    self._window.append(report.metrics)
+    self._progress.advance(step)
+    config = self._run.config
+    if step % config.log_every_steps == 0 or step % self._run.steps_per_epoch == 0:
+      self._log(step)
+
+  def _log(self, step):
+    values = {
+      name: float(np.mean([metrics[name] for metrics in self._window]))
+      for name in self._window[0]
+    }
+    self._window = []
+    values |= self._precision.read()
+    values["pairs_per_second"], seconds_left = self._meter.read(step, time.time())
+    epoch = (step - 1) // self._run.steps_per_epoch + 1
+    self._writer.write(step, epoch, "train", values)
+    self._progress.report(step, values, seconds_left)
+
+  def seconds(self):
+    """Seconds since the clock was last restarted."""
+    return time.time() - self._clock
+
+  def restart_clock(self, step):
+    """Begins a new interval, so that evaluations do not count as training."""
+    self._clock = time.time()
+    self._meter.start(step, self._clock)
+
+
+@contextlib.contextmanager
+def _termination():
+  """Turns SIGTERM into a question the loop asks; yields the function that answers it."""
+  asked = []
+  previous = signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
+  try:
+    yield lambda: bool(asked)
+  finally:
+    signal.signal(signal.SIGTERM, previous)
+
+
+def _say_what_next(run, console):
+  files = {
+    run.workdir / run_folder.RESULTS: "final scores and the digest of parameters and banks",
+    run.workdir / run_folder.METRICS: "every logged number, one JSON object a line",
+    run.workdir / checkpoint.FOLDER: "the newest checkpoints and the best",
+  }
+  if run.config.eval.contact_sheet:
+    files[run.workdir / run_folder.CONTACT_SHEET] = "ten captions and the images ranked first"
+  console.outcome(files, f"tensorboard --logdir {shlex.quote(str(run.workdir))}")

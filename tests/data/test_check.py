@@ -1,0 +1,169 @@
+"""Every known fault of a dataset shows up in the report, and a clean one is called fine."""
+
+import dataclasses
+import shutil
+
+import fake_datasets
+import pytest
+
+from dgia_jax.data import check, layouts, source
+from dgia_jax.data.layouts import Counts, Release
+
+
+def _check(name, folder, **options):
+  return check.check(source.open_source(name, source=str(folder)), **options)
+
+
+def _with_releases(monkeypatch, name, *releases):
+  layout = dataclasses.replace(layouts.LAYOUTS[name], releases=releases)
+  monkeypatch.setitem(layouts.LAYOUTS, name, layout)
+
+
+def _edit(folder, name, change):
+  entries = getattr(fake_datasets, name)(folder)
+  change(entries)
+  file = next(folder.glob("*.json"))
+  fake_datasets.write_json(file, entries)
+
+
+RSTP = Release("published", {"train": Counts(3, 15, 30), "val": Counts(1, 5, 10),
+                             "test": Counts(1, 5, 10)})  # fmt: skip
+
+
+def test_a_dataset_of_the_published_sizes_is_fine(tmp_path, monkeypatch):
+  fake_datasets.rstp_reid(tmp_path)
+  _with_releases(monkeypatch, "rstp_reid", RSTP)
+  report = _check("rstp_reid", tmp_path)
+  assert report.errors == [] and report.notes == [], report.text
+  assert "15 ok" in report.text and "25 decoded" in report.text
+  assert report.lines[-1].strip() == "fine: can be built; 0 note(s)"
+  assert max(map(len, report.lines)) <= 160 and len(report.lines) < 40
+
+
+def test_other_sizes_are_noted(tmp_path, monkeypatch):
+  fake_datasets.rstp_reid(tmp_path)
+  report = _check("rstp_reid", tmp_path, quick=True)
+  assert report.errors == []
+  assert any("differ from every known release" in note for note in report.notes)
+  assert "3 (not 3701)" in report.text
+
+
+def test_early_release_is_recognised(tmp_path, monkeypatch):
+  fake_datasets.rstp_reid(tmp_path)
+  published = Release("published", {"train": Counts(2, 10, 20), "val": Counts(2, 10, 20),
+                                    "test": Counts(1, 5, 10)})  # fmt: skip
+  _with_releases(monkeypatch, "rstp_reid", published,
+                 dataclasses.replace(RSTP, name="early release"))  # fmt: skip
+  report = _check("rstp_reid", tmp_path, quick=True)
+  assert any("'early release'" in note and "train 2, val 2, test 1" in note
+             for note in report.notes)  # fmt: skip
+
+
+def test_early_release_is_told_from_the_published_one_by_its_real_sizes():
+  published, early = layouts.LAYOUTS["rstp_reid"].releases
+  assert check._difference(dict(early.splits), early) == 0
+  assert check._difference(dict(early.splits), published) > 0
+
+
+def test_missing_folders_and_their_cost(tmp_path):
+  fake_datasets.cuhk_pedes(tmp_path)
+  shutil.rmtree(tmp_path / "imgs" / "CUHK01")
+  shutil.rmtree(tmp_path / "imgs" / "test_query")
+  (tmp_path / "imgs" / "cam_a" / "1_1.jpg").unlink()
+  report = _check("cuhk_pedes", tmp_path)
+  assert "missing folder CUHK01: 2 images, 4 pairs lost" in report.errors
+  assert "missing folder test_query: 2 images, 4 pairs lost" in report.errors
+  assert "missing files in folders that exist: 1 images, 2 pairs lost" in report.errors
+  assert "cam_a/1_1.jpg" in report.text and "9 of 14 files found" in report.text
+  assert "3 error(s)" in report.lines[-1]
+
+
+def test_unreadable_images_are_listed_by_path(tmp_path):
+  fake_datasets.rstp_reid(tmp_path)
+  for n in (1, 3):
+    (tmp_path / "imgs" / f"000{n}_c0_0022.jpg").write_bytes(b"GIF89a")
+  report = _check("rstp_reid", tmp_path)
+  assert report.errors == ["unreadable: 2 images, 4 pairs lost"]
+  assert "0001_c0_0022.jpg: " in report.text and "0003_c0_0022.jpg: " in report.text
+  assert "... and 1 more" in _check("rstp_reid", tmp_path, show=1).text
+  quick = _check("rstp_reid", tmp_path, quick=True)
+  assert quick.errors == [] and "not decoded" in quick.text
+
+
+def test_id_base(tmp_path):
+  def shift(entries):
+    for entry in entries:
+      entry["id"] -= 1
+
+  _edit(tmp_path, "cuhk_pedes", shift)
+  assert any("ids start at 0, in the published files at 1" in note
+             for note in _check("cuhk_pedes", tmp_path).notes)  # fmt: skip
+
+
+def test_no_val_split_and_shared_people(tmp_path):
+  fake_datasets.icfg_pedes(tmp_path / "icfg")
+  report = _check("icfg_pedes", tmp_path / "icfg")
+  assert any("no val split" in note and "--holdout" in note for note in report.notes)
+  _edit(tmp_path / "shared", "icfg_pedes", lambda entries: entries[0].update(split="test"))
+  notes = _check("icfg_pedes", tmp_path / "shared").notes
+  assert any("1 people are in more than one split" in note for note in notes)
+
+
+def test_missing_splits_are_said(tmp_path):
+  _edit(tmp_path, "custom", lambda entries: [e.update(split="val") for e in entries])
+  notes = "; ".join(_check("custom", tmp_path).notes)
+  assert "no train split" in notes and "no test split" in notes
+
+
+def test_captions(tmp_path):
+  def change(entries):
+    entries[0]["captions"] = ["A man in red.", "wears <b>black</b> {x};"]
+    entries[5]["captions"] = ["a man in  red.", "女人 in red with a bag"]
+    entries[10]["captions"] = ["tall", "word " * 100]
+    entries[11]["captions"] = ["", "he walks his dog"]
+
+  _edit(tmp_path, "rstp_reid", change)
+  report = _check("rstp_reid", tmp_path)
+  notes = "\n".join(report.notes)
+  assert "empty captions left out: 1" in notes
+  assert "1 captions are used for several people, by 2 pairs" in notes
+  assert "2 people: 'a man in red.'" in report.text
+  assert "1 captions longer than about 77 tokens" in notes
+  assert "1 captions shorter than 3 words" in notes
+  assert "1 captions with letters that are not Latin" in notes
+  assert "1 captions with what looks like bits of code" in notes
+  assert report.errors == []
+
+
+@pytest.mark.parametrize("text", ["a man with a naïve look, 1.80m tall", "it's a T-shirt & jeans"])
+def test_ordinary_captions_give_no_note(tmp_path, text):
+  _edit(tmp_path, "custom", lambda entries: entries[0].update(captions=[text]))
+  assert not any("captions" in note for note in _check("custom", tmp_path).notes)
+
+
+def test_annotation_errors_are_all_in_the_report(tmp_path):
+  def change(entries):
+    del entries[0]["split"]
+    entries[1]["id"] = [3]
+    entries[3]["split"] = "validation"
+
+  _edit(tmp_path, "custom", change)
+  report = _check("custom", tmp_path)
+  assert len(report.errors) == 2
+  assert any("read as 'val'" in note for note in report.notes)
+
+
+def test_unknown_ids_unused_files_and_modes(tmp_path):
+  def change(entries):
+    for entry in entries:
+      del entry["id"]
+
+  _edit(tmp_path, "custom", change)
+  fake_datasets.write_image(tmp_path / "images" / "extra.png", mode="L")
+  fake_datasets.write_image(tmp_path / "images" / "street 0" / "bild_ü0.png", mode="RGBA")
+  fake_datasets.write_image(tmp_path / "images" / "street 1" / "bild_ü1.png", size=(9, 12))
+  report = _check("custom", tmp_path)
+  assert any("ids are unknown" in note for note in report.notes)
+  assert any("1 image files that no entry names" in note for note in report.notes)
+  assert any("1 images under 16 pixels" in note for note in report.notes)
+  assert "RGB 3, RGBA 1" in report.text and "height 9 to 40" in report.text
