@@ -126,6 +126,42 @@ def steps_saved(workdir):
   return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())
 
 
+def restore_params(workdir, choice="best"):
+  """The parameters of a checkpoint alone, on the host; needs no mesh, config or dataset.
+
+  Args:
+    workdir: folder of a run, which may be training at the moment; nothing is written.
+    choice: "best", which falls back to the last when none was scored, or "last".
+
+  Returns:
+    Step of the checkpoint, and a nested dict of numpy arrays.
+
+  Raises:
+    UserError: there is no complete checkpoint, or it is damaged.
+  """
+  folder = pathlib.Path(workdir).absolute() / FOLDER
+  if not steps_saved(workdir):
+    raise UserError(f"{folder}: holds no complete checkpoint; train first")
+  options = ocp.CheckpointManagerOptions(
+    read_only=True, best_fn=lambda metrics: metrics["score"]
+  )
+  try:
+    with ocp.CheckpointManager(folder, options=options) as manager:
+      last, best = manager.latest_step(), manager.best_step()
+    step = best if choice == "best" and best is not None else last
+    with ocp.PyTreeCheckpointer() as reader:
+      path = folder / str(step) / "state"
+      item = {"params": reader.metadata(path).item_metadata.tree["params"]}
+      how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+      restored = reader.restore(
+        path, args=ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
+      )
+  except (ValueError, KeyError, OSError) as error:
+    reason = " ".join(str(error).split())[:300]
+    raise UserError(f"{folder}: cannot be read: {reason}") from error
+  return step, restored["params"]
+
+
 def digest(state, num_pairs):
   """SHA-256 over parameters and banks, sorted by name: equal digests mean bit-identical runs.
 

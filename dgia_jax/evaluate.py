@@ -145,6 +145,7 @@ def report(run, checkpoints, console):
     if name == "last":
       results["digest"] = checkpoint.digest(state, run.train_pairs.num_pairs)
       results["train_seconds"] = record["train_seconds"]
+      results["last_by_split"] = record["last"]
       results["best_by_split"] = record["best"]
   if "best" in results:
     results["best"]["selected_on"] = run.config.eval.select_on

@@ -29,9 +29,9 @@ PARAMETER_RULES = (
   (r"up/kernel$", ("fsdp", "tensor")),  # (W, 4W)
   (r"up/bias$", ("tensor",)),
   (r"down/kernel$", ("tensor", "fsdp")),  # (4W, W)
-  (r"token_embedding(/embedding)?$", ("tensor", "fsdp")),  # (vocabulary, W)
-  (r"projection(/kernel)?$", ("fsdp", "tensor")),  # (W, D)
-  (r"patch_embedding(/kernel)?$", ("tensor", "fsdp")),
+  (r"token_embedding$", ("tensor", "fsdp")),  # (vocabulary, W)
+  (r"projection$", ("fsdp", "tensor")),  # (W, D)
+  (r"patch_embedding$", ("fsdp",)),  # (P, P, 3, W)
 )
 
 

@@ -29,7 +29,7 @@ def train(config, workdir, console, splits=None, transform_batch=None, **searche
     workdir: the run's folder; training resumes from its newest complete checkpoint.
     console: console.Console.
     splits: {"train": PairTable, ...} to use instead of the configured dataset.
-    transform_batch: function of a batch, for reference experiments.
+    transform_batch: function (batch, step) -> batch on the host, for reference experiments.
     **searches: as in `build.create_step`, for reference experiments.
 
   Returns:
@@ -69,7 +69,7 @@ def _start(run, checkpoints, console):
     console.print(f"resuming after step {step:,} of {run.total_steps:,}")
     return state, record
   state = train_state.create(run.mesh, build_lib.init_state(run))
-  return state, {"data_position": 0, "epoch": 0, "best": {}, "train_seconds": 0.0}
+  return state, {"data_position": 0, "epoch": 0, "last": {}, "best": {}, "train_seconds": 0.0}
 
 
 def _loop(run, checkpoints, console, state, record, asked_to_stop, transform_batch, searches):
@@ -135,7 +135,7 @@ def _evaluate(run, evaluator, state, record, step, writer, console):
     value = scores[split]["t2i"]["R1"]
     if split not in best or value > best[split]["R1"]:
       best[split] = {"epoch": epoch, "step": step, "R1": value, "scores": scores}
-  return scores[selected_on]["t2i"]["R1"], record | {"best": best}
+  return scores[selected_on]["t2i"]["R1"], record | {"best": best, "last": scores}
 
 
 def _batches_on_device(run, first_step, transform_batch):
@@ -153,9 +153,9 @@ def _batches_on_device(run, first_step, transform_batch):
     process_count=jax.process_count(),
   )
   waiting = collections.deque()
-  for batch in batches:
+  for step, batch in enumerate(batches, start=first_step):
     if transform_batch is not None:
-      batch = transform_batch(batch)
+      batch = transform_batch(batch, step)
     waiting.append(sharding.global_batch(run.mesh, batch))
     if len(waiting) > PREFETCH:
       yield waiting.popleft()

@@ -7,7 +7,7 @@ _FLAG = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}".strip()
 _TESTS = os.path.dirname(os.path.abspath(__file__))
-sys.path[:0] = [os.path.dirname(_TESTS), _TESTS]
+sys.path[:0] = [os.path.dirname(_TESTS), _TESTS, os.path.join(_TESTS, "models")]
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402

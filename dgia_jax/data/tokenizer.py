@@ -3,7 +3,7 @@
 Both kinds clean the text, split it into words and apply byte-pair merges in the same way, and both
 lay out their ids alike, because the text tower finds the end of a caption as the highest id in it:
 
-    0            padding (and, in CLIP's vocabulary, a token that is never masked: "!" inside a word)
+    0            padding (in CLIP's vocabulary also "!" before another sign; it is never masked)
     1 ... V-4    ordinary tokens, the ones that the masked view may hide
     V-3          the mask; CLIP's last token, "jekyll", gives its id away, and the word is spelled
                  from smaller pieces instead
@@ -138,10 +138,12 @@ def clip_tokenizer(name: str, context_length: int = 77) -> Tokenizer:
     [vocab[token] for token in tokens] != list(range(len(tokens)))
     or tokens[-2:] != [_CLIP_START, _CLIP_END]
     or any(tokens[-3] in pair for pair in merges)
+    # `tokenizers` panics rather than raises when a merge makes or takes an unknown token.
+    or not all(len(pair) == 2 and {*pair, "".join(pair)} <= vocab.keys() for pair in merges)
   ):
     raise UserError(
-      f"tokenizer.name={name!r} is not a CLIP vocabulary: it must end with a token that no merge"
-      f" uses, {_CLIP_START} and {_CLIP_END}"
+      f"tokenizer.name={name!r} is not a CLIP vocabulary: its merges must use known tokens only,"
+      f" and it must end with a token that no merge uses, {_CLIP_START} and {_CLIP_END}"
     )
   model = models.BPE(
     vocab={token: vocab[token] for token in tokens[:-3]},
@@ -158,10 +160,12 @@ def _clean(caption: str) -> str:
 
 
 def _word_splitter(mark_word_start: bool) -> pre_tokenizers.PreTokenizer:
-  return pre_tokenizers.Sequence([
-    pre_tokenizers.Split(tokenizers.Regex(_WORDS), behavior="removed", invert=True),
-    pre_tokenizers.ByteLevel(add_prefix_space=mark_word_start, use_regex=False),
-  ])
+  return pre_tokenizers.Sequence(
+    [
+      pre_tokenizers.Split(tokenizers.Regex(_WORDS), behavior="removed", invert=True),
+      pre_tokenizers.ByteLevel(add_prefix_space=mark_word_start, use_regex=False),
+    ]
+  )
 
 
 def _assemble(model: models.BPE, *, mark_word_start: bool, context_length: int) -> Tokenizer:

@@ -82,6 +82,7 @@ def _hub_folder(name: str) -> pathlib.Path:
   """The hub's cache folder of a model, fetched when it is not there yet."""
   try:
     import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
   except ImportError as error:
     raise UserError(
       f"pretrained={name!r} is no file or folder here, and to look for it on the Hugging Face hub"
@@ -102,7 +103,7 @@ def _hub_folder(name: str) -> pathlib.Path:
   try:
     try:
       folder = fetch(local_files_only=True)
-    except huggingface_hub.errors.LocalEntryNotFoundError:
+    except LocalEntryNotFoundError:
       folder = fetch("*.safetensors", _INDEX_FILE)
     if not complete(folder):
       folder = fetch("*.safetensors", _INDEX_FILE)

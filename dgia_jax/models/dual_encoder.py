@@ -37,7 +37,7 @@ class Size:
 
 SIZES = {
   # From scratch on a CPU, for images of 64 x 32.
-  "tiny": Size(TowerSize(64, 4, 2), TowerSize(64, 3, 2), feature_width=64, patch_size=8),
+  "tiny": Size(TowerSize(64, 3, 2), TowerSize(64, 2, 2), feature_width=64, patch_size=8),
   "small": Size(TowerSize(256, 6, 4), TowerSize(256, 4, 4), feature_width=256, patch_size=16),
   # CLIP's own.
   "vit_b_32": Size(TowerSize(768, 12, 12), TowerSize(512, 12, 8), feature_width=512, patch_size=32),

@@ -139,8 +139,8 @@ def make_preprocessor(image_size: tuple[int, int]) -> dict:
     "do_rescale": True,
     "rescale_factor": 1 / 255,
     "do_normalize": True,
-    "image_mean": list(views.PIXEL_MEAN),
-    "image_std": list(views.PIXEL_STD),
+    "image_mean": [float(str(value)) for value in views.PIXEL_MEAN],
+    "image_std": [float(str(value)) for value in views.PIXEL_STD],
   }
 
 

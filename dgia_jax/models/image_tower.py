@@ -47,16 +47,12 @@ class ImageTower(nnx.Module):
 
     self.dtype = dtype
     self.remat = remat
-    self.patch_embedding = param(
-      normal(pixels_per_patch**-0.5), patch_size, patch_size, 3, width
-    )
+    self.patch_embedding = param(normal(pixels_per_patch**-0.5), patch_size, patch_size, 3, width)
     self.class_embedding = param(width_scaled, width)
     self.position_embedding = param(width_scaled, num_tokens, width)
     self.norm_pre = layers.layer_norm(width, dtype=dtype, rngs=rngs)
     self.blocks = layers.stack_blocks(
-      lambda rngs: layers.Block(
-        width, heads, depth=depth, causal=False, dtype=dtype, rngs=rngs
-      ),
+      lambda rngs: layers.Block(width, heads, depth=depth, causal=False, dtype=dtype, rngs=rngs),
       depth,
       rngs,
     )

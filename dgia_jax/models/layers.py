@@ -104,9 +104,7 @@ class Block(nnx.Module):
   ):
     out_std = width**-0.5 * (2 * depth) ** -0.5
     self.norm_1 = layer_norm(width, dtype=dtype, rngs=rngs)
-    self.attention = Attention(
-      width, heads, causal=causal, out_std=out_std, dtype=dtype, rngs=rngs
-    )
+    self.attention = Attention(width, heads, causal=causal, out_std=out_std, dtype=dtype, rngs=rngs)
     self.norm_2 = layer_norm(width, dtype=dtype, rngs=rngs)
     self.mlp = Mlp(width, out_std=out_std, dtype=dtype, rngs=rngs)
 

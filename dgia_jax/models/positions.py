@@ -3,7 +3,8 @@
 A table has the class token's row first and then the grid row by row: (1 + ny * nx, C).
 """
 
-import jax
+from collections.abc import Callable
+
 import numpy as np
 
 
@@ -19,10 +20,7 @@ def resize(table: np.ndarray, source: tuple[int, int], target: tuple[int, int]) 
   Returns:
     (1 + target ny * nx, C) float32.
   """
-  width = table.shape[1]
-  grid = table[1:].reshape(*source, width)
-  grid = jax.image.resize(grid, (*target, width), "linear", antialias=False)
-  return np.concatenate([table[:1], np.asarray(grid).reshape(-1, width)])
+  return _map_grid(table, source, target, _linear_kernel)
 
 
 def to_square(table: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
@@ -39,8 +37,8 @@ def to_square(table: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     (1 + g * g, C) float32 with g = max(ny, nx).
   """
   side = max(grid)
-  inverse_y, inverse_x = (np.linalg.pinv(_bicubic_weights(side, size)) for size in grid)
-  return _apply(table, grid, inverse_y, inverse_x)
+  inverses = [np.linalg.pinv(_sampling_matrix(side, size, _cubic_kernel)) for size in grid]
+  return _apply(table, grid, *inverses)
 
 
 def from_square(table: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
@@ -54,29 +52,41 @@ def from_square(table: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     (1 + ny * nx, C) float32.
   """
   side = round((len(table) - 1) ** 0.5)
-  weights_y, weights_x = (_bicubic_weights(side, size) for size in grid)
-  return _apply(table, (side, side), weights_y, weights_x)
+  return _map_grid(table, (side, side), grid, _cubic_kernel)
 
 
-def _apply(table, grid, weights_y, weights_x):
-  """Maps the grid's rows with one matrix and its columns with another."""
+def _map_grid(table, source, target, kernel):
+  matrices = [_sampling_matrix(*sizes, kernel) for sizes in zip(source, target, strict=True)]
+  return _apply(table, source, *matrices)
+
+
+def _apply(table, grid, matrix_y, matrix_x):
+  """Maps the columns of the grid with one matrix and its rows with another."""
   patches = table[1:].reshape(*grid, -1).astype(np.float64)
-  patches = np.einsum("Yy,Xx,yxc->YXc", weights_y, weights_x, patches, optimize=True)
-  patches = patches.reshape(-1, table.shape[1]).astype(np.float32)
-  return np.concatenate([table[:1].astype(np.float32), patches])
+  patches = np.einsum("Yy,Xx,yxc->YXc", matrix_y, matrix_x, patches, optimize=True)
+  patches = patches.reshape(-1, table.shape[1])
+  return np.concatenate([table[:1], patches]).astype(np.float32)
 
 
-def _bicubic_weights(source: int, target: int) -> np.ndarray:
-  """Matrix (target, source) of torch's bicubic interpolation: Keys' kernel with a = -0.75."""
-  a = -0.75
+def _sampling_matrix(source: int, target: int, kernel: Callable) -> np.ndarray:
+  """Weights (target, source) with which `target` evenly spread samples read `source` values."""
   centres = (np.arange(target) + 0.5) * source / target - 0.5
   first = np.floor(centres).astype(int)
-  weights = np.zeros((target, source))
+  matrix = np.zeros((target, source))
   for tap in range(-1, 3):
-    distance = np.abs(centres - (first + tap))
-    near = (a + 2) * distance**3 - (a + 3) * distance**2 + 1
-    far = a * (distance**3 - 5 * distance**2 + 8 * distance - 4)
-    # Taps beyond the edge read the edge.
+    # What would be read beyond the edge is read at the edge.
     column = np.clip(first + tap, 0, source - 1)
-    np.add.at(weights, (np.arange(target), column), np.where(distance <= 1, near, far))
-  return weights
+    np.add.at(matrix, (np.arange(target), column), kernel(np.abs(centres - (first + tap))))
+  return matrix
+
+
+def _linear_kernel(distance: np.ndarray) -> np.ndarray:
+  return np.maximum(1 - distance, 0)
+
+
+def _cubic_kernel(distance: np.ndarray) -> np.ndarray:
+  """Keys' kernel with a = -0.75, which torch uses."""
+  a = -0.75
+  near = (a + 2) * distance**3 - (a + 3) * distance**2 + 1
+  far = a * (distance**3 - 5 * distance**2 + 8 * distance - 4)
+  return np.where(distance <= 1, near, far)

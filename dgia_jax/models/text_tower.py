@@ -50,9 +50,7 @@ class TextTower(nnx.Module):
     self.token_embedding = param(normal(0.02), vocab_size, width)
     self.position_embedding = param(normal(0.01), context_length, width)
     self.blocks = layers.stack_blocks(
-      lambda rngs: layers.Block(
-        width, heads, depth=depth, causal=True, dtype=dtype, rngs=rngs
-      ),
+      lambda rngs: layers.Block(width, heads, depth=depth, causal=True, dtype=dtype, rngs=rngs),
       depth,
       rngs,
     )

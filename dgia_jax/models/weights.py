@@ -26,7 +26,9 @@ class Pretrained:
   dropped: tuple[str, ...]
 
 
-def load_pretrained(name_or_path: str, template: dict, *, image_size: tuple[int, int]) -> Pretrained:
+def load_pretrained(
+  name_or_path: str, template: dict, *, image_size: tuple[int, int]
+) -> Pretrained:
   """Reads CLIP weights for a model; position embeddings are resized to the image size.
 
   Args:

@@ -1,7 +1,8 @@
 """Cameras of synth_pedes: the places where people are filmed, and one view of one person.
 
 Sites are shared by all people and splits; a view adds what changes from picture to picture. All
-values are neutral at strength 0 and grow with it, so `Settings.camera` moves everything at once.
+values are neutral at strength 0 and grow with it, so `Settings.camera` moves everything at once;
+the exceptions are the direction people are seen from and their stride, which soon vary fully.
 """
 
 import dataclasses
@@ -80,8 +81,10 @@ def sample_views(settings, number):
 def _sample_view(settings, number, image, site_index, strength):
   rng = np.random.default_rng([settings.seed, number, 2, image])
   site = sample_site(settings.seed, site_index, strength)
-  side = rng.integers(4) * math.pi / 2  # people walk along or across a camera's axis, mostly
-  yaw = min(1.0, strength) * _half_turn(side + rng.normal(0, 0.35))
+  # People walk along or across a camera's axis, mostly. Even mild cameras see them from all sides:
+  # what one view hides and another shows makes several views of a person worth having.
+  side = rng.integers(4) * math.pi / 2
+  yaw = min(1.0, 5 * strength) * _half_turn(side + rng.normal(0, 0.35))
   cast = np.exp(strength * rng.normal(0, 0.05, 3))
   gain = np.exp(strength * rng.normal(0, 0.16))
   occluded = rng.random() < settings.occlusion
@@ -89,7 +92,7 @@ def _sample_view(settings, number, image, site_index, strength):
   return View(
     site=site,
     yaw=yaw,
-    swing=strength * rng.uniform(-0.5, 0.5) * (rng.random() < 0.85),
+    swing=min(1.0, 2 * strength) * rng.uniform(-0.5, 0.5) * (rng.random() < 0.85),
     bend=strength * rng.uniform(0.1, 0.6),
     tall=0.9 + strength * rng.uniform(-0.14, 0.07),
     across=strength * rng.normal(0, 0.035),

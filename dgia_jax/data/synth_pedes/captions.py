@@ -19,13 +19,13 @@ _SAYABLE = {
   "hat.type": (("hat",), 2.0),
   "hat.colour": (("hat",), 1.3),
   "scarf.colour": (("scarf",), 2.0),
-  "upper.type": (("upper",), 4.5),
-  "upper.colour": (("upper",), 5.5),
-  "upper.pattern": (("pattern", "print"), 2.6),
-  "upper.accent": (("pattern", "print"), 1.3),
+  "upper.type": (("upper",), 5.0),
+  "upper.colour": (("upper",), 9.0),
+  "upper.pattern": (("pattern", "print"), 4.0),
+  "upper.accent": (("pattern", "print"), 2.5),
   "inner.colour": (("inner",), 1.5),
-  "lower.type": (("lower",), 3.8),
-  "lower.colour": (("lower",), 4.5),
+  "lower.type": (("lower",), 4.5),
+  "lower.colour": (("lower",), 8.0),
   "lower.pattern": (("side stripe",), 1.4),
   "shoes.type": (("shoes",), 1.4),
   "shoes.colour": (("shoes",), 1.6),
@@ -101,7 +101,8 @@ def choose(person, seen, settings, rng):
 
 def _wrong(attribute, value, near, rng):
   """Another value of the attribute, half of the time one that is easily taken for it."""
-  others = [v for v in people.values_of(attribute) if v != value]
+  # Nobody takes hair for a bald head, and a sentence could not give it a colour.
+  others = [v for v in people.values_of(attribute) if v not in (value, "bald")]
   alike = [v for v in others if any(value in group and v in group for group in _CONFUSED)]
   pool = alike if alike and near < 0.5 else others
   return pool[rng.integers(len(pool))] if pool else value

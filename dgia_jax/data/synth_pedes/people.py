@@ -40,13 +40,13 @@ HAIR_COLOURS = {
 _SKINS = ((244, 212, 186), (230, 188, 156), (202, 152, 114), (156, 106, 74), (104, 68, 48))
 
 _UPPER_COLOURS = {
-  "black": 20, "white": 15, "grey": 12, "navy": 8, "blue": 8, "sky blue": 5, "teal": 3, "green": 5,
-  "dark green": 4, "yellow": 4, "orange": 4, "red": 8, "maroon": 4, "pink": 5, "purple": 4,
+  "black": 16, "white": 12, "grey": 10, "navy": 7, "blue": 8, "sky blue": 5, "teal": 4, "green": 6,
+  "dark green": 4, "yellow": 6, "orange": 5, "red": 9, "maroon": 4, "pink": 6, "purple": 5,
   "brown": 5, "beige": 5,
 }  # fmt: skip
 _LOWER_COLOURS = {
-  "black": 30, "navy": 14, "grey": 14, "beige": 10, "brown": 7, "white": 7, "blue": 6,
-  "dark green": 5, "maroon": 3, "red": 3, "pink": 3, "sky blue": 3,
+  "black": 22, "navy": 12, "grey": 13, "beige": 11, "brown": 8, "white": 9, "blue": 8,
+  "dark green": 6, "maroon": 4, "red": 5, "pink": 5, "sky blue": 5,
 }  # fmt: skip
 _JEANS_COLOURS = {"blue": 35, "navy": 30, "sky blue": 18, "black": 17}
 _SHOE_COLOURS = {"black": 34, "white": 28, "brown": 12, "grey": 10, "red": 6, "blue": 6, "pink": 4}

@@ -32,11 +32,13 @@ class Settings:
   # --- difficulty ---
   # How many attributes a caption names (uniform between both ends). Fewer: captions say less, and
   # the captions of one person complete each other more.
-  attributes_per_caption: tuple[int, int] = (4, 7)
-  vague: float = 0.2  # probability that an attribute gets a broader word: "dark" for navy
-  wrong: float = 0.1  # probability that an attribute is misnamed
-  camera: float = 1.0  # strength of pose, scale, background, light, colour cast, blur, noise; 0..2
-  occlusion: float = 0.3  # probability that something stands in front of the person
+  attributes_per_caption: tuple[int, int] = (5, 8)
+  vague: float = 0.1  # probability that an attribute gets a broader word: "dark" for navy
+  wrong: float = 0.05  # probability that an attribute is misnamed
+  # Strength of pose, scale, background, light, colour cast, blur and noise: 0 none, 0.3 mild, 1 as
+  # bad as surveillance gets, at most 2.
+  camera: float = 0.3
+  occlusion: float = 0.15  # probability that something stands in front of the person
   # How evenly attributes are spread: 1 as in a street, below 1 people resemble each other more
   # (towards everyone in black), above 1 less.
   variety: float = 1.0

@@ -1,0 +1,322 @@
+"""synth_pedes: pure in (seed, person), captions true to what is seen, stored and read back."""
+
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dgia_jax.data.synth_pedes import Settings, cameras, captions, drawing, generate, people, words
+from dgia_jax.data.synth_pedes.generate import draw_person
+from dgia_jax.errors import UserError
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+TINY = Settings(train_people=6, val_people=2, test_people=3)
+HONEST = TINY.replace(wrong=0.0, vague=0.0, attributes_per_caption=(2, 30))
+
+
+def views_of(settings, number):
+  """(person, what each view shows, the rng-independent list of what may be said of it)."""
+  person = people.sample_person(settings.seed, number, settings.variety)
+  for view in cameras.sample_views(settings, number):
+    yield person, view, drawing.draw(person, view, settings.height, settings.width)[1]
+
+
+def same(a, b):
+  texts = ("captions", "person_id", "image_path")
+  return np.array_equal(a["image"], b["image"]) and all(a[k] == b[k] for k in texts)
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+
+def test_names_follow_from_what_differs():
+  changed = [
+    dict(seed=1), dict(vague=0.3), dict(wrong=0.3), dict(attributes_per_caption=(1, 2)),
+    dict(train_people=100), dict(height=128, width=64), dict(camera=0.25), dict(variety=0.5),
+  ]  # fmt: skip
+  names = [Settings(**change).name for change in changed]
+  assert len(set(names)) == len(names) and "default" not in names
+  assert Settings().name == "default"
+  assert Settings(vague=0.3).name == "vague_0.3"
+  assert Settings(attributes_per_caption=[1, 2]).name == "attributes_per_caption_1to2"
+
+
+def test_long_names_are_cut_and_stay_distinct():
+  many = dict(train_people=10, val_people=20, test_people=30, images_per_person=5, height=96)
+  many |= dict(captions_per_image=2, wrong=0.3, vague=0.31, occlusion=0.11)
+  one, other = Settings(**many, seed=1).name, Settings(**many, seed=2).name
+  assert one != other and len(one) < 120
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    dict(train_people=0),
+    dict(wrong=1.5),
+    dict(height=64.0),
+    dict(attributes_per_caption=(3, 2)),
+    dict(attributes_per_caption=(0, 2)),
+    dict(images_per_person=25),
+    dict(no_such=1),
+  ],
+)
+def test_bad_settings_are_named(change):
+  with pytest.raises(UserError, match=next(iter(change))):
+    Settings().replace(**change)
+
+
+def test_splits_share_no_person_and_test_stays_when_train_grows():
+  settings = Settings()
+  ranges = [set(settings.people(split)) for split in settings.splits]
+  assert len(set.union(*ranges)) == sum(map(len, ranges)) == 4400
+  assert settings.people("test") == settings.replace(train_people=9).people("test")
+  assert settings.replace(val_people=0).splits == ["train", "test"]
+  with pytest.raises(UserError, match="valid"):
+    generate(settings, "valid")
+
+
+# --- people ---------------------------------------------------------------------------------------
+
+
+def test_people_have_known_values_and_nothing_impossible():
+  for number in range(300):
+    a = people.sample_person(3, number).attributes
+    for name, value in a.items():
+      assert value in people.values_of(name), (name, value)
+    assert ("upper.type" in a) and ("lower.type" in a) == (a["upper.type"] != "dress")
+    assert ("bag.colour" in a) == ("bag.type" in a) and ("hat.colour" in a) == ("hat.type" in a)
+    assert ("hair.colour" in a) == (a["hair.style"] != "bald")
+    assert ("upper.accent" in a) == ("upper.pattern" in a)
+    assert a.get("upper.accent") != a["upper.colour"]
+
+
+def test_people_share_attributes_but_are_mostly_unique():
+  everyone = [people.sample_person(0, n).attributes for n in Settings().people("test")]
+  assert len({tuple(sorted(a.items())) for a in everyone}) >= 0.97 * len(everyone)
+  clothes = [(a["gender"], a["upper.colour"], a["upper.type"]) for a in everyone]
+  assert len(set(clothes)) < 0.75 * len(clothes)
+
+
+def test_less_variety_makes_people_alike():
+  def kinds(variety):
+    return len({people.sample_person(0, n, variety).attributes["upper.colour"] for n in range(60)})
+
+  assert kinds(0.2) < kinds(1.0) <= kinds(5.0)
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+def test_records_are_complete_and_deterministic():
+  settings = TINY.replace(captions_per_image=2)
+  first, again = list(generate(settings, "train")), list(generate(settings, "train"))
+  assert len(first) == 24 and all(same(a, b) for a, b in zip(first, again, strict=True))
+  assert all(r["image"].shape == (64, 32, 3) and r["image"].dtype == np.uint8 for r in first)
+  assert all(len(r["captions"]) == 2 for r in first)
+  assert len({r["image_path"] for r in first}) == len(first)
+  assert [r["person_id"] for r in first] == [n for n in range(6) for _ in range(4)]
+  other = next(generate(settings.replace(seed=1), "train"))
+  assert not np.array_equal(other["image"], first[0]["image"])
+
+
+def test_workers_change_nothing():
+  settings = TINY.replace(train_people=60, images_per_person=1)  # three chunks
+  alone = list(generate(settings, "train", workers=0))
+  shared = list(generate(settings, "train", workers=2))
+  assert len(alone) == 60 and all(same(a, b) for a, b in zip(alone, shared, strict=True))
+
+
+def test_a_person_looks_different_under_each_camera():
+  images = [r["image"].astype(float) for r in draw_person(TINY, "train", 1)]
+  for i, a in enumerate(images):
+    assert a.std() > 10
+    assert all(np.abs(a - b).mean() > 8 for b in images[:i])
+
+
+def test_camera_strength_zero_leaves_one_clean_view():
+  still = TINY.replace(camera=0.0, occlusion=0.0)
+  images = [r["image"].astype(float) for r in draw_person(still, "train", 2)]
+  # The site's plain wall and floor still differ in brightness; the person's middle does not.
+  assert all(np.abs(images[0] - b)[20:40, 14:18].mean() < 3 for b in images[1:])
+
+
+def test_larger_pictures_show_the_same():
+  person = people.sample_person(0, 4)
+  view = cameras.sample_views(TINY.replace(camera=0.3, occlusion=0.0), 4)[0]
+  small, seen = drawing.draw(person, view, 64, 32)
+  large, _ = drawing.draw(person, view, 192, 96)
+  assert large.shape == (192, 96, 3) and "upper" in seen
+  shrunk = large.reshape(64, 3, 32, 3, 3).mean((1, 3))
+  assert np.abs(shrunk - small).mean() < 12
+
+
+def test_what_is_hidden_is_not_seen():
+  front_print, back_pack = [], []
+  for number in range(400):
+    person = people.sample_person(0, number)
+    printed = person.attributes.get("upper.pattern") == "printed"
+    pack = person.attributes.get("bag.type") == "backpack"
+    if not (printed or pack) or person.attributes["hair.style"] == "long":
+      continue
+    for view in cameras.sample_views(Settings(occlusion=0.0), number):
+      seen = drawing.draw(person, view, 64, 32)[1]
+      if printed and np.cos(view.yaw) < -0.5:
+        assert "print" not in seen
+      if printed and np.cos(view.yaw) > 0.95 and view.up > 0:
+        front_print.append("print" in seen)
+      if pack and np.cos(view.yaw) > 0.95:
+        assert "bag" not in seen
+      if pack and np.cos(view.yaw) < -0.5:
+        back_pack.append("bag" in seen)
+  assert len(front_print) > 10 and np.mean(front_print) > 0.8
+  assert len(back_pack) > 20 and np.mean(back_pack) > 0.9
+
+
+# --- captions -------------------------------------------------------------------------------------
+
+
+def test_honest_captions_say_only_what_is_true_and_seen():
+  hidden = 0
+  for number in range(40):
+    for image, (person, _, seen) in enumerate(views_of(HONEST, number)):
+      rng = np.random.default_rng([7, number, image])
+      mentions = captions.choose(person, seen, HONEST, rng)
+      may = captions.sayable(person, seen)
+      assert mentions and len({m.attribute for m in mentions}) == len(mentions)
+      for mention in mentions:
+        assert mention.attribute in may and not mention.vague
+        assert person.attributes[mention.attribute] == mention.value
+      hidden += len(set(person.attributes) - set(may))
+  assert hidden > 100  # the test would prove nothing if every view showed everything
+
+
+def test_sentences_hold_the_mentions_and_no_other_attribute():
+  # Nouns the sentences need when only a colour is named, and "she carries".
+  plain = set(
+    "a an the and is in with wearing dressed carrying holding has hair head shirt".split()
+  )
+  plain |= set(
+    "underneath scarf hat top bottoms shoes bag object he she they carries carry".split()
+  )
+  plain |= {"seen", *words.options("gender", "man", vague=True)}
+  for number in range(60):
+    for image, (person, _, seen) in enumerate(views_of(TINY, number)):
+      rng = np.random.default_rng([8, number, image])
+      mentions = captions.choose(person, seen, TINY, rng)
+      sentence = captions.write(mentions, rng)
+      rest = " " + re.sub(r"[.,]", "", sentence) + " "
+      for mention in mentions:
+        phrases = words.options(mention.attribute, mention.value, mention.vague)
+        found = [p for p in sorted(phrases, key=len, reverse=True) if f" {p} " in rest or not p]
+        assert found, (mention, sentence)
+      allowed = set(plain)
+      for mention in mentions:
+        for phrase in words.options(mention.attribute, mention.value, mention.vague):
+          allowed |= set(phrase.split())
+      assert set(rest.split()) <= allowed, (sentence, set(rest.split()) - allowed)
+      assert sentence.endswith(".") and "  " not in sentence and len(sentence.split()) <= 40
+
+
+def test_wrong_and_vague_happen_as_often_as_asked():
+  settings = TINY.replace(wrong=0.3, vague=0.4, attributes_per_caption=(6, 6))
+  wrong, vague, total = 0, 0, 0
+  for number in range(80):
+    for image, (person, _, seen) in enumerate(views_of(settings, number)):
+      for mention in captions.choose(person, seen, settings, np.random.default_rng(image + number)):
+        assert mention.value in people.values_of(mention.attribute)
+        wrong += person.attributes[mention.attribute] != mention.value
+        vague += mention.vague
+        total += 1
+  # A few attributes have no other value to be mistaken for, hence the wider lower margin.
+  assert 0.25 < wrong / total < 0.33 and 0.36 < vague / total < 0.44
+
+
+def test_captions_name_as_many_attributes_as_asked():
+  settings = TINY.replace(attributes_per_caption=(2, 3))
+  counts = {len(captions.choose(p, seen, settings, np.random.default_rng(n)))
+            for n in range(20) for p, _, seen in views_of(settings, n)}  # fmt: skip
+  assert counts == {2, 3}
+
+
+def test_every_value_has_words():
+  for attribute in people.VOCABULARY:
+    for value in people.values_of(attribute):
+      assert all(words.options(attribute, value))
+      assert words.options(attribute, value, vague=True)
+
+
+# --- storage --------------------------------------------------------------------------------------
+
+
+def test_build_and_read_back(tmp_path):
+  from dgia_jax.data.synth_pedes.builder import make_builder
+
+  change = dict(
+    train_people=5, val_people=2, test_people=2, captions_per_image=2, height=32, width=16
+  )
+  builder = make_builder(str(tmp_path), **change)
+  builder.download_and_prepare()
+  drawn = {r["image_path"]: r for r in generate(Settings(**change), "train")}
+  source = builder.as_data_source("train")
+  assert len(source) == 20 and len(builder.as_data_source("test")) == 8
+  for example in source:
+    record = drawn.pop(example["image_path"].decode())
+    assert np.array_equal(example["image"], record["image"])  # PNG keeps every pixel
+    assert [c.decode() for c in example["captions"]] == record["captions"]
+    assert example["person_id"] == record["person_id"]
+  assert not drawn and "tensorflow" not in sys.modules
+
+  files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.array_record*")}
+  assert files
+  make_builder(str(tmp_path), **change).download_and_prepare()
+  assert files == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.array_record*")}
+  assert make_builder(str(tmp_path), **change, seed=1).data_dir != builder.data_dir
+
+
+def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
+  from dgia_jax.data.synth_pedes import builder as module
+
+  def broken(settings, split, workers):
+    yield from list(generate(settings, split, workers))[:3]
+    raise KeyboardInterrupt
+
+  small = dict(train_people=3, val_people=0, test_people=1)
+  with monkeypatch.context() as patch:
+    patch.setattr(module, "generate", broken)
+    with pytest.raises(KeyboardInterrupt):
+      module.make_builder(str(tmp_path), **small).download_and_prepare()
+  assert not list(tmp_path.rglob("*.array_record*")) and not list(tmp_path.rglob("*info.json"))
+  module.make_builder(str(tmp_path), **small).download_and_prepare()
+  assert len(module.make_builder(str(tmp_path), **small).as_data_source("train")) == 12
+
+
+def test_builder_names_and_mistakes(tmp_path):
+  from dgia_jax.data.synth_pedes.builder import make_builder
+
+  assert make_builder(str(tmp_path)).builder_config.name == "default"
+  assert make_builder(str(tmp_path), preset="small").builder_config.name == "small"
+  small = dict(train_people=600, val_people=60, test_people=60)
+  assert make_builder(str(tmp_path), **small).builder_config.name == "small"
+  with pytest.raises(UserError, match="tiny"):
+    make_builder(str(tmp_path), preset="tiny")
+  with pytest.raises(UserError, match="vagueness"):
+    make_builder(str(tmp_path), vagueness=0.1)
+
+
+def test_needs_numpy_and_pillow_only():
+  """Where TFDS, JAX and TensorFlow can't be imported the records can still be drawn."""
+  program = """
+import sys
+for name in ("tensorflow_datasets", "tensorflow", "jax", "grain", "absl", "ml_collections"):
+  sys.modules[name] = None
+from dgia_jax.data.synth_pedes import Settings, generate
+settings = Settings(train_people=1, val_people=1, test_people=30)
+print(len(list(generate(settings, "test", workers=1))))
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120
+  )
+  assert done.stdout.strip() == "120", done.stderr

@@ -1,0 +1,54 @@
+"""The text tower: causal, and blind to what follows the end token."""
+
+import jax
+import jax.numpy as jnp
+import model_b
+import numpy as np
+
+from dgia_jax.models import layers
+
+
+def test_no_position_sees_a_later_one():
+  blocks = model_b.create().text.blocks
+  x_BxSxC = jax.random.normal(jax.random.key(0), (1, 9, 128))
+
+  def position_4(x):
+    return jnp.sum(layers.run_blocks(blocks, x, remat=False)[0, 4] ** 2)
+
+  gradient_S = jnp.abs(jax.grad(position_4)(x_BxSxC)).sum(axis=(0, 2))
+  assert bool((gradient_S[:5] > 0).all())
+  np.testing.assert_array_equal(gradient_S[5:], 0)
+
+
+def test_image_blocks_are_not_causal():
+  blocks = model_b.create().image.blocks
+  x_BxSxC = jax.random.normal(jax.random.key(0), (1, 9, 128))
+
+  def first(x):
+    return jnp.sum(layers.run_blocks(blocks, x, remat=False)[0, 0] ** 2)
+
+  assert bool((jnp.abs(jax.grad(first)(x_BxSxC)).sum(axis=(0, 2)) > 0).all())
+
+
+def test_tokens_after_the_end_change_nothing():
+  model = model_b.create()
+  _, tokens = model_b.inputs(batch=4)
+  tokens = np.array(tokens)
+  tokens[:, 40:] = 0
+  tokens[:, 39] = 999
+  other = tokens.copy()
+  other[:, 40:] = np.random.default_rng(1).integers(0, 998, (4, 37))
+  feature = model.encode_text(jnp.asarray(tokens))
+  np.testing.assert_array_equal(feature, model.encode_text(jnp.asarray(other)))
+  other[:, 38] = 5
+  assert not np.array_equal(feature, model.encode_text(jnp.asarray(other)))
+
+
+def test_a_batch_cut_behind_its_end_tokens_keeps_its_features():
+  model = model_b.create()
+  _, tokens = model_b.inputs(batch=4)
+  tokens = np.array(tokens)
+  tokens[:, 20:] = 0
+  tokens[:, 19] = 999
+  whole, cut = (model.encode_text(jnp.asarray(tokens[:, :length])) for length in (77, 32))
+  np.testing.assert_allclose(cut, whole, rtol=0, atol=1e-5 * float(jnp.abs(whole).max()))

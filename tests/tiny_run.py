@@ -1,0 +1,70 @@
+"""A run small enough for a test: 40 drawn images in memory, a two-block model, no dataset files."""
+
+import copy
+import pathlib
+
+import numpy as np
+
+from configs import synth_pedes
+from dgia_jax.data.pairs import PairTable
+from dgia_jax.models import dual_encoder
+
+SIZE = dual_encoder.Size(
+  dual_encoder.TowerSize(32, 2, 2), dual_encoder.TowerSize(32, 2, 2), feature_width=16, patch_size=8
+)
+WORDS = "red blue green black white coat shirt jeans skirt hat bag shoes".split()
+
+
+def splits(people=12, seed=0):
+  """Coloured noise and random words: {"train", "val", "test"} PairTables, 36 training pairs.
+
+  Some images have two captions; the number of pairs is not a multiple of the batch size.
+  """
+  rng = np.random.default_rng(seed)
+
+  def table(first, count):
+    images, captions, persons = [], [], []
+    for person in range(first, first + count):
+      colour, words = rng.integers(0, 200, 3), rng.choice(WORDS, 3, replace=False)
+      for view in range(2):
+        noise = rng.integers(0, 50, (16, 16, 3))
+        images.append((colour + noise).astype(np.uint8))
+        captions.append([" ".join(rng.permutation(words)) for _ in range(1 + view)])
+        persons.append(person)
+    return PairTable.from_arrays(np.stack(images), captions, persons)
+
+  return {"train": table(0, people), "val": table(100, 6), "test": table(200, 6)}
+
+
+def config(**fields):
+  """A config for `splits`: batch 8, 3 epochs of 5 steps, relations from the second epoch on.
+
+  Args:
+    **fields: replaced fields, with "__" for the dot.
+  """
+  dual_encoder.SIZES["test_size"] = SIZE
+  chosen = synth_pedes.get_config("small")
+  chosen.model.name = "test_size"
+  chosen.dataset.image_size = (16, 16)
+  chosen.tokenizer.vocab_size = 300
+  chosen.tokenizer.context_length = 8
+  chosen.batch_size = 8
+  chosen.num_epochs = 3
+  chosen.log_every_steps = 2
+  chosen.eval.batch_size = 8
+  chosen.eval.contact_sheet = False
+  chosen.augment.padding = 2
+  chosen.mesh.data = 1
+  chosen.local_association.start_epoch = 1
+  chosen.global_association.start_epoch = 2
+  with chosen.unlocked():
+    chosen.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
+  return copy.deepcopy(chosen)
+
+
+def metrics(workdir):
+  """Lines of metrics.jsonl."""
+  import json
+
+  text = (pathlib.Path(workdir) / "metrics.jsonl").read_text()
+  return [json.loads(line) for line in text.splitlines()]
