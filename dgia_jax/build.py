@@ -21,7 +21,7 @@ from dgia_jax import run_folder, sharding, train_state, train_step
 from dgia_jax.data import pairs as pairs_lib
 from dgia_jax.data import pipeline, registry, tokenizer
 from dgia_jax.errors import UserError
-from dgia_jax.models import dual_encoder
+from dgia_jax.models import dual_encoder, weights
 
 SPLITS = ("train", "val", "test")
 
@@ -181,6 +181,25 @@ def init_state(run):
     num_pairs=run.train_pairs.num_pairs,
     feature_dim=dual_encoder.SIZES[run.config.model.name].feature_width,
   )
+
+
+def load_pretrained(run, params):
+  """Parameters read from `config.pretrained`, laid out like the fresh ones they replace.
+
+  Args:
+    run: the Run.
+    params: the fresh parameters.
+
+  Returns:
+    Parameters, and the names of the tensors in the files that the model has no place for.
+
+  Raises:
+    UserError: the files cannot be read or do not fit the model.
+  """
+  found = weights.load_pretrained(
+    run.config.pretrained, params, image_size=tuple(run.config.dataset.image_size)
+  )
+  return jax.device_put(found.params, sharding.parameters(run.mesh, params)), found.dropped
 
 
 def create_step(run, **searches):

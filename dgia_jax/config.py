@@ -31,7 +31,7 @@ def base():
   config.mesh.tensor = 1  # devices a layer is split over
 
   config.dataset = ConfigDict()
-  config.dataset.name = "cuhk_pedes"  # synth_pedes, cuhk_pedes, icfg_pedes, rstp_reid or custom
+  config.dataset.name = "cuhk_pedes"  # a name in dgia_jax.data.registry.NAMES
   config.dataset.data_dir = ""  # of built datasets; "" = $TFDS_DATA_DIR or ~/tensorflow_datasets
   config.dataset.source = ""  # folder with the dataset as its owners give it out
   config.dataset.annotations = ""  # custom: JSON file
@@ -65,7 +65,7 @@ def base():
   config.local_association.threshold = 0.7  # theta, cosine, strict
   config.local_association.softening = 0.1  # lambda, label of a mined relation
   config.local_association.modality = "both"  # both, image, text (Table 5) or none
-  config.local_association.start_epoch = 1  # from 1; before it a pair is related to itself alone
+  config.local_association.start_epoch = 1  # from 1; first epoch with these two losses
 
   config.global_association = ConfigDict()
   config.global_association.threshold = 0.7  # theta, cosine, strict

@@ -10,11 +10,9 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from dgia_jax import evaluate, train
-from dgia_jax.console import Console
 from dgia_jax.errors import UserError
 
-MODES = {"train": train.train, "evaluate": evaluate.evaluate}
+MODES = ("train", "evaluate")
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Experiment: FILE.py[:variant].", lock_config=True)
@@ -30,7 +28,12 @@ def main(arguments):
     if getattr(FLAGS, name) is None:
       raise UserError(f"--{name} is missing")
   logging.getLogger("absl").setLevel(logging.WARNING)
-  MODES[FLAGS.mode](FLAGS.config, FLAGS.workdir, Console(active=jax.process_index() == 0))
+  # Imported here: the processes that decode images import this module again, and need none of it.
+  from dgia_jax import evaluate, train
+  from dgia_jax.console import Console
+
+  modes = {"train": train.train, "evaluate": evaluate.evaluate}
+  modes[FLAGS.mode](FLAGS.config, FLAGS.workdir, Console(active=jax.process_index() == 0))
 
 
 def parse(arguments):

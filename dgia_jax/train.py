@@ -69,6 +69,10 @@ def _start(run, checkpoints, console):
     console.print(f"resuming after step {step:,} of {run.total_steps:,}")
     return state, record
   state = train_state.create(run.mesh, build_lib.init_state(run))
+  if run.config.pretrained:
+    params, dropped = build_lib.load_pretrained(run, state.params)
+    state = state.replace(params=params)
+    console.print(f"weights from {run.config.pretrained}; not used: {', '.join(dropped) or 'none'}")
   return state, {"data_position": 0, "epoch": 0, "last": {}, "best": {}, "train_seconds": 0.0}
 
 
@@ -87,6 +91,7 @@ def _loop(run, checkpoints, console, state, record, asked_to_stop, transform_bat
   evaluator = evaluate.Evaluator(run)
   writing = jax.process_index() == 0
   with (
+    contextlib.closing(batches),
     logs.MetricsWriter(run.workdir, resume_step=first, active=writing) as writer,
     console.training(run.steps_per_epoch, config.num_epochs, first) as progress,
   ):
@@ -153,13 +158,14 @@ def _batches_on_device(run, first_step, transform_batch):
     process_count=jax.process_count(),
   )
   waiting = collections.deque()
-  for step, batch in enumerate(batches, start=first_step):
-    if transform_batch is not None:
-      batch = transform_batch(batch, step)
-    waiting.append(sharding.global_batch(run.mesh, batch))
-    if len(waiting) > PREFETCH:
-      yield waiting.popleft()
-  yield from waiting
+  with contextlib.closing(batches):
+    for step, batch in enumerate(batches, start=first_step):
+      if transform_batch is not None:
+        batch = transform_batch(batch, step)
+      waiting.append(sharding.global_batch(run.mesh, batch))
+      if len(waiting) > PREFETCH:
+        yield waiting.popleft()
+    yield from waiting
 
 
 class _ReportReader:

@@ -73,13 +73,12 @@ def encode_views(encode, params, pixels_BxVxHxWx3, tokens_BxVxL):
   return [(apart(image)[:, v], apart(text)[:, v]) for v in range(num_views)]
 
 
-def mine_local(image_features, text_features, batch, epoch, config):
+def mine_local(image_features, text_features, batch, config):
   """Local relations of the batch as the method mines them (section 3.2): (B, B) bool."""
   settings = config.local_association
-  related = association.local_relations(
+  return association.local_relations(
     image_features, text_features, settings.threshold, settings.modality, batch["mask"]
   )
-  return (related & (epoch >= settings.start_epoch)) | jnp.eye(related.shape[0], dtype=bool)
 
 
 def mine_global(bank, image_features, text_features, batch, config, mesh, same_image_rows=0):
@@ -147,9 +146,14 @@ def train_step(
   weights, mask = config.loss.weights, batch["mask"]
   temperature, epsilon = config.loss.temperature, config.loss.epsilon
 
+  # Relations need features worth comparing: their losses wait for their epoch.
+  local_started = epoch >= config.local_association.start_epoch
+  global_started = epoch >= config.global_association.start_epoch
+
   def association_loss(features, relations):
     targets = association.targets_of_relations(relations, config.local_association.softening)
-    return losses.similarity_distribution_matching(*features, targets, temperature, epsilon, mask)
+    loss = losses.similarity_distribution_matching(*features, targets, temperature, epsilon, mask)
+    return jnp.where(local_started, loss, 0.0)
 
   def anchor_loss(features, neighbours, relations):
     mined = memory_bank.gather((state.bank.image, state.bank.text), neighbours.rows, mesh=mesh)
@@ -164,11 +168,11 @@ def train_step(
       row_mask=mask,
       batch_relations=relations if config.global_association.consult_batch else None,
     )
-    return jnp.where(epoch >= config.global_association.start_epoch, loss, 0.0)
+    return jnp.where(global_started, loss, 0.0)
 
   def total_loss(params):
     clean, *distorted = encode_views(encode, params, pixels, tokens)
-    relations = mine_local(*clean, batch, epoch, config)
+    relations = mine_local(*clean, batch, config)
     neighbours = association.no_neighbours(mask.shape[0], config.global_association.k)
     if weights["global"]:
       neighbours = mine_global(state.bank, *clean, batch, config, mesh, same_image_rows)
@@ -177,7 +181,7 @@ def train_step(
       "local": lambda: association_loss(clean, relations),
       "global": lambda: anchor_loss(clean, neighbours, relations),
       "consistency": lambda: association_loss(
-        distorted[0], mine_local(*distorted[0], batch, epoch, config)
+        distorted[0], mine_local(*distorted[0], batch, config)
       ),
     }
     values = {name: term() if weights[name] else jnp.zeros(()) for name, term in terms.items()}
@@ -204,14 +208,8 @@ def train_step(
     opt_state=opt_state,
     bank=bank,
   )
-  relations = (
-    relations & ~jnp.eye(mask.shape[0], dtype=bool) & (epoch >= config.local_association.start_epoch)
-  )
-  neighbours = neighbours._replace(
-    valid=neighbours.valid
-    & mask[:, None]
-    & (epoch >= config.global_association.start_epoch)
-  )
+  relations &= ~jnp.eye(mask.shape[0], dtype=bool) & local_started
+  neighbours = neighbours._replace(valid=neighbours.valid & mask[:, None] & global_started)
   metrics = {f"loss_{name}": value for name, value in values.items()}
   metrics["loss"] = sum(weights[name] * value for name, value in values.items())
   metrics["gradient_norm"] = optax.global_norm(gradients)

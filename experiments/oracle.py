@@ -25,8 +25,8 @@ def true_relations(pairs, k, seed):
   person_N = jnp.asarray(pairs.person_of_pair_N)
   mates_NxK = jnp.asarray(_mates(pairs, k, np.random.default_rng([seed, 1])))
 
-  def mine_local(image_features, text_features, batch, epoch, config):
-    del image_features, text_features, epoch, config
+  def mine_local(image_features, text_features, batch, config):
+    del image_features, text_features, config
     person_B = jnp.where(batch["mask"], person_N[batch["index"]], -1 - jnp.arange(len(batch["mask"])))
     return person_B[:, None] == person_B[None, :]
 

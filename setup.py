@@ -1,0 +1,39 @@
+"""Packaging: `pip install -e .` for the core, extras for tests and accelerators."""
+
+from setuptools import find_packages, setup
+
+setup(
+  name="dgia_jax",
+  version="0.1.0",
+  description="Weakly supervised text-to-person image retrieval in JAX and Flax",
+  packages=find_packages(include=["dgia_jax", "dgia_jax.*"]),
+  python_requires=">=3.11",
+  install_requires=[
+    "absl-py>=2.1",
+    "array_record>=0.5",
+    "flax>=0.12.6,<0.14",
+    "ftfy>=6.1",
+    "grain>=0.2.10,<0.4",
+    "huggingface_hub>=0.30",
+    "jax>=0.10,<0.13",
+    "matplotlib>=3.8",
+    "ml_collections>=1.0",
+    "numpy>=2.0",
+    "optax>=0.2.5,<0.4",
+    "orbax-checkpoint>=0.11.20,<0.14",
+    "pillow>=10",
+    "rich>=13",
+    "safetensors>=0.4.3",
+    "tensorboardX>=2.6",
+    "tensorflow-datasets>=4.9.9,<5",
+    "tokenizers>=0.21",
+    "tqdm>=4.66",
+    "transformers>=4.51,<6",
+  ],
+  extras_require={
+    "test": ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.9"],
+    "gpu": ["jax[cuda13]"],
+    "tpu": ["jax[tpu]"],
+    "torch": ["torch>=2.6"],  # for live parity tests with PyTorch models
+  },
+)
