@@ -114,6 +114,49 @@ def base():
   return config
 
 
+def paper_equations(config):
+  """Changes `config` to the paper's equations where the released code differs from them.
+
+  Returns:
+    The same config.
+  """
+  config.loss.itc_reduction = "sum"  # Eq. 1-2
+  config.global_association.rows = "batch"  # Eq. 13
+  config.augment.mask_first = False  # every word is masked with the same probability
+  config.num_epochs = 40
+  return config
+
+
+def from_scratch(config):
+  """Changes `config` to a recipe for tiny towers without pretrained weights, in float32 on a CPU.
+
+  Features mean nothing at first and nearly all cosines are high, so the temperature is warmer and
+  the losses that need relations wait (`start_epoch`, to be set by the caller).
+
+  Returns:
+    The same config.
+  """
+  config.pretrained = ""
+  config.tokenizer.name = ""
+  config.tokenizer.context_length = 32
+  config.tokenizer.vocab_size = 1024
+  config.dataset.workers = 0
+  config.model.name = "tiny"
+  config.model.dtype = "float32"
+  config.model.remat = True  # faster on a CPU: a small model waits for memory
+  config.loss.temperature = 0.05
+  config.batch_size = 128
+  config.augment.padding = 4
+  config.optimizer.learning_rate = 2e-3
+  config.optimizer.warmup_epochs = 1
+  config.optimizer.rate_per = "step"
+  config.optimizer.epsilon = 1e-8
+  config.optimizer.weight_decay = 0.05
+  config.optimizer.decoupled = True
+  config.optimizer.bias_rate = 1.0
+  return config
+
+
 def _positive(config, fields):
   for field in fields:
     value = config

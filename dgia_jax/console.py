@@ -88,13 +88,17 @@ class Console:
 
     Args:
       split: the scores are of this split.
-      results: {"last": {"epoch", "t2i", "i2t"}, "best": {.., "selected_on"}}; either may be absent.
+      results: {"last": {"epoch", "t2i", "i2t"}, "best": {.., "selected_on"}, "best_by_split": {split:
+        as "best"}}; each may be absent. A split that "best" was not selected on adds a row.
     """
     table = _table("", *SCORES.values())
-    for model in ("last", "best"):
-      if model not in results:
+    rows = [("last", results.get("last")), ("best", results.get("best"))]
+    chosen_on = results.get("best", {}).get("selected_on")
+    others = results.get("best_by_split", {}).items()
+    rows += [("best", found) for split, found in others if split != chosen_on]
+    for model, found in rows:
+      if found is None:
         continue
-      found = results[model]
       chosen = f" on {found['selected_on']}" if "selected_on" in found else ""
       table.add_row(f"{model}{chosen}: epoch {found['epoch']}", style="bold")
       for direction, name in DIRECTIONS.items():

@@ -146,7 +146,10 @@ def report(run, checkpoints, console):
       results["digest"] = checkpoint.digest(state, run.train_pairs.num_pairs)
       results["train_seconds"] = record["train_seconds"]
       results["last_by_split"] = record["last"]
-      results["best_by_split"] = record["best"]
+      results["best_by_split"] = {
+        split: {"epoch": found["epoch"], "selected_on": split, **found["scores"]["test"]}
+        for split, found in record["best"].items()
+      }
   if "best" in results:
     results["best"]["selected_on"] = run.config.eval.select_on
   unmatched = metrics.queries_without_match(pairs.person_of_pair_N, pairs.person_of_image_M)

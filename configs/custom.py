@@ -1,0 +1,31 @@
+"""Your own dataset: a JSON list of images with captions, and an image folder.
+
+  python -m dgia_jax.data check custom --source FOLDER
+  python -m dgia_jax.main --config configs/custom.py --workdir runs/mine \\
+      --config.dataset.annotations=FILE.json --config.dataset.images=FOLDER
+
+Variants: none starts from CLIP ViT-B/16 and follows the released recipe; `:tiny` trains tiny
+towers from scratch at 64 x 64 in minutes on a CPU.
+"""
+
+from dgia_jax import config as config_lib
+from dgia_jax.errors import UserError
+
+
+def get_config(variant=""):
+  """The config of a variant: "" (CLIP) or "tiny"."""
+  config = config_lib.base()
+  config.dataset.name = "custom"
+  config.dataset.options = dict(holdout=0, skip_unreadable=False)
+  config.pretrained = "openai/clip-vit-base-patch16"
+  if variant == "tiny":
+    config_lib.from_scratch(config)
+    config.tokenizer.context_length = 64
+    config.tokenizer.vocab_size = 4096
+    config.dataset.image_size = (64, 64)
+    config.num_epochs = 12
+    config.local_association.start_epoch = 9
+    config.global_association.start_epoch = 9
+  elif variant:
+    raise UserError(f"configs/custom.py has no variant {variant!r}: use none or :tiny")
+  return config
