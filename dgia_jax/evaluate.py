@@ -1,5 +1,6 @@
 """Embed a split on the mesh, rank it both ways, and report on a finished run."""
 
+import functools
 import time
 
 import jax
@@ -88,7 +89,8 @@ class Evaluator:
     pairs = self._run.splits[split]
     images_MxD, texts_NxD = self.embed(params, pairs)
     image_ids, text_ids = pairs.person_of_image_M, pairs.person_of_pair_N
-    ranked = metrics.retrieval_metrics_from_features
+    layouts = (sharding.batch(self._run.mesh), sharding.replicated(self._run.mesh))
+    ranked = functools.partial(metrics.retrieval_metrics_from_features, layouts=layouts)
     scores = {
       "t2i": ranked(texts_NxD, images_MxD, text_ids, image_ids),
       "i2t": ranked(images_MxD, texts_NxD, image_ids, text_ids),

@@ -128,7 +128,7 @@ def retrieval_metrics(similarity, query_ids, gallery_ids, ks=KS, block=BLOCK):
 
 
 def retrieval_metrics_from_features(
-  query_features, gallery_features, query_ids, gallery_ids, ks=KS, block=BLOCK
+  query_features, gallery_features, query_ids, gallery_ids, ks=KS, block=BLOCK, layouts=None
 ):
   """As `retrieval_metrics` on cosine similarities, without ever holding the (Q, G) matrix.
 
@@ -136,6 +136,8 @@ def retrieval_metrics_from_features(
     query_features, gallery_features: (Q, D) and (G, D), NumPy or JAX, unnormalised.
     query_ids, gallery_ids, ks, block: as in `retrieval_metrics`; memory is about
       block x G x 4 bytes beside the features.
+    layouts: `jax.sharding.Sharding`s of (a block of queries, the gallery) to rank on a mesh; None
+      ranks on one device.
 
   Returns:
     As `retrieval_metrics`.
@@ -151,12 +153,13 @@ def retrieval_metrics_from_features(
     raise ValueError(
       f"{len(query_QxD)} query and {len(gallery_GxD)} gallery features, the ids need {expected}"
     )
-  gallery_GxD, gallery_ids_G = jax.device_put((gallery_GxD, gallery_ids_G))
+  query_layout, gallery_layout = layouts or (None, None)
+  gallery_GxD, gallery_ids_G = jax.device_put((gallery_GxD, gallery_ids_G), gallery_layout)
 
   def score(rows, ids):
     return _cosine_statistics(rows, gallery_GxD, ids, gallery_ids_G)
 
-  return _summary(_in_blocks(score, query_QxD, query_ids_Q, block), ks)
+  return _summary(_in_blocks(score, query_QxD, query_ids_Q, block, query_layout), ks)
 
 
 def queries_without_match(query_ids, gallery_ids):
@@ -193,16 +196,17 @@ def _compact_ids(query_ids, gallery_ids):
   return np.split(labels.astype(np.int32), [len(query_ids)])
 
 
-def _in_blocks(score, rows, ids, block):
+def _in_blocks(score, rows, ids, block, layout=None):
   """Applies `score(rows, ids)` to blocks of one static shape; the padding is cut off again."""
-  block = min(block, len(rows))
+  shards = 1 if layout is None else layout.num_devices
+  block = -(-min(block, len(rows)) // shards) * shards
   results = []
   for start in range(0, len(rows), block):
     part = (rows[start : start + block], ids[start : start + block])
     missing = block - len(part[0])
     if missing:  # padded with copies of the last query, which no norm or division can trip over
       part = tuple(np.concatenate([x, np.repeat(x[-1:], missing, axis=0)]) for x in part)
-    statistics = jax.device_get(score(*jax.device_put(part)))
+    statistics = jax.device_get(score(*jax.device_put(part, layout)))
     results.append([x[: block - missing] for x in statistics])
   return RankingStatistics(*(np.concatenate(field) for field in zip(*results, strict=True)))
 

@@ -168,3 +168,16 @@ def test_relation_accuracy():
   assert metrics.relation_accuracy(3, 4) == 75.0
   assert metrics.relation_accuracy(jnp.int32(0), np.int64(5)) == 0.0
   assert metrics.relation_accuracy(0, 0) is None
+
+
+def test_ranking_on_a_mesh_equals_one_device(rng):
+  """Query blocks split over eight devices, a number of queries that they do not divide."""
+  from dgia_jax import sharding
+
+  mesh = sharding.create_mesh(2, 2, 2)
+  query, gallery = (rng.normal(size=(n, 6)).astype(np.float32) for n in (37, 21))
+  ids = rng.integers(0, 5, 37), rng.integers(0, 5, 21)
+  layouts = (sharding.batch(mesh), sharding.replicated(mesh))
+  ranked = metrics.retrieval_metrics_from_features
+  split = ranked(query, gallery, *ids, block=10, layouts=layouts)
+  assert split == pytest.approx(ranked(query, gallery, *ids))
