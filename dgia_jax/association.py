@@ -37,9 +37,7 @@ def _local_relation_of_anchor(image_scores_B, text_scores_B, own, threshold, mod
   return related_B | (jnp.arange(related_B.shape[0]) == own)
 
 
-def local_relations(
-  image_features, text_features, threshold=0.7, modality="both", row_mask=None
-):
+def local_relations(image_features, text_features, threshold=0.7, modality="both", row_mask=None):
   """In-batch associations A (section 3.2): A_ij = 1 when i and j are taken to be one person.
 
   Args:
@@ -59,9 +57,7 @@ def local_relations(
     raise ValueError(f"modality must be one of {MODALITIES}, not {modality!r}")
   image_features, text_features = jax.lax.stop_gradient((image_features, text_features))
   size = image_features.shape[0]
-  of_anchor = functools.partial(
-    _local_relation_of_anchor, threshold=threshold, modality=modality
-  )
+  of_anchor = functools.partial(_local_relation_of_anchor, threshold=threshold, modality=modality)
   related_BxB = jax.vmap(of_anchor)(
     losses.cosine(image_features, image_features),
     losses.cosine(text_features, text_features),
@@ -185,9 +181,7 @@ def global_neighbours(
     scores_BxC = jnp.pad(scores_BxC, pad, constant_values=-jnp.inf)
     rows_BxC = jnp.pad(rows_BxC, pad, constant_values=-1)
     groups = (jnp.pad(groups[0], pad, constant_values=-1), groups[1])
-  of_anchor = functools.partial(
-    _neighbours_of_anchor, k=k, threshold=threshold, exclude=exclude
-  )
+  of_anchor = functools.partial(_neighbours_of_anchor, k=k, threshold=threshold, exclude=exclude)
   return jax.vmap(of_anchor)(scores_BxC, rows_BxC, groups[0], own_row_B, groups[1])
 
 

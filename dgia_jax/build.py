@@ -124,7 +124,7 @@ def load_splits(config):
 
 
 def load_tokenizer(config, workdir, train_captions):
-  """CLIP's tokenizer, or an own vocabulary made from the training captions and kept with the run."""
+  """CLIP's tokenizer, or a vocabulary made from the training captions and kept with the run."""
   settings = config.tokenizer
   if settings.name:
     return tokenizer.clip_tokenizer(settings.name, settings.context_length)

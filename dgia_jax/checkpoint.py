@@ -69,9 +69,7 @@ class Checkpoints:
     step = int(jax.device_get(state.step))
     self._manager.save(
       step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
-      ),
+      args=ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)),
       metrics=None if score is None else {"score": float(score)},
     )
 
@@ -142,9 +140,7 @@ def restore_params(workdir, choice="best"):
   folder = pathlib.Path(workdir).absolute() / FOLDER
   if not steps_saved(workdir):
     raise UserError(f"{folder}: holds no complete checkpoint; train first")
-  options = ocp.CheckpointManagerOptions(
-    read_only=True, best_fn=lambda metrics: metrics["score"]
-  )
+  options = ocp.CheckpointManagerOptions(read_only=True, best_fn=lambda metrics: metrics["score"])
   try:
     with ocp.CheckpointManager(folder, options=options) as manager:
       last, best = manager.latest_step(), manager.best_step()

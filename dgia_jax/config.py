@@ -54,12 +54,14 @@ def base():
   config.loss.temperature = 0.02  # tau, divides cosines; > 0
   config.loss.epsilon = 1e-6  # inside log(q + epsilon)
   config.loss.itc_reduction = "mean"  # of the two directions: mean (released), sum (Eq. 1-2)
-  config.loss.weights = ConfigDict({
-    "itc": 1.0,  # contrastive loss; a weight of 0 switches a loss off and saves its cost
-    "local": 1.0,  # local association loss, section 3.2
-    "global": 1.0,  # global association loss, section 3.3
-    "consistency": 1.0,  # local association loss on the distorted view, section 3.4
-  })
+  config.loss.weights = ConfigDict(
+    {
+      "itc": 1.0,  # contrastive loss; a weight of 0 switches a loss off and saves its cost
+      "local": 1.0,  # local association loss, section 3.2
+      "global": 1.0,  # global association loss, section 3.3
+      "consistency": 1.0,  # local association loss on the distorted view, section 3.4
+    }
+  )
 
   config.local_association = ConfigDict()
   config.local_association.threshold = 0.7  # theta, cosine, strict

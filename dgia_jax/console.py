@@ -88,8 +88,8 @@ class Console:
 
     Args:
       split: the scores are of this split.
-      results: {"last": {"epoch", "t2i", "i2t"}, "best": {.., "selected_on"}, "best_by_split": {split:
-        as "best"}}; each may be absent. A split that "best" was not selected on adds a row.
+      results: {"last": {"epoch", "t2i", "i2t"}, "best": {.., "selected_on"}, "best_by_split":
+        {split: as "best"}}; each may be absent. A split that "best" was not chosen on adds a row.
     """
     table = _table("", *SCORES.values())
     rows = [("last", results.get("last")), ("best", results.get("best"))]

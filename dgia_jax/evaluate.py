@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from dgia_jax import build as build_lib
 from dgia_jax import (
   checkpoint,
   contact_sheet,
@@ -15,10 +16,8 @@ from dgia_jax import (
   metrics,
   run_folder,
   sharding,
-  train_state,
   views,
 )
-from dgia_jax import build as build_lib
 from dgia_jax.data import pipeline
 from dgia_jax.errors import UserError
 

@@ -25,7 +25,7 @@ def normalize(features):
 
 
 def cosine(a_NxD, b_MxD):
-  """Cosine similarity of every row of `a` with every row of `b`: (N, D), (M, D) -> (N, M) float32."""
+  """Cosine of every row of `a` with every row of `b`: (N, D), (M, D) -> (N, M) float32."""
   return jnp.dot(normalize(a_NxD), normalize(b_MxD).T, precision=jax.lax.Precision.HIGHEST)
 
 

@@ -1,6 +1,6 @@
 """Trains or evaluates one run:
 
-  python -m dgia_jax.main --config configs/synth_pedes.py --workdir runs/demo
+python -m dgia_jax.main --config configs/synth_pedes.py --workdir runs/demo
 """
 
 import logging

@@ -91,7 +91,9 @@ def _scan_shard(queries, shards, count, first_row, block_rows):
     score_BxC, column_BxC = jax.lax.top_k(score_BxR, min(count, block_rows))
     row_BxC = (first_row + start + column_BxC).astype(jnp.int32)
     # What was found earlier has lower row numbers and stands first: ties go to the lowest row.
-    merged = [jnp.concatenate(pair, axis=1) for pair in zip(best, (score_BxC, row_BxC), strict=True)]
+    merged = [
+      jnp.concatenate(pair, axis=1) for pair in zip(best, (score_BxC, row_BxC), strict=True)
+    ]
     return _merge(*merged, count), None
 
   nothing = (jnp.full((size, count), -jnp.inf), jnp.full((size, count), -1, jnp.int32))

@@ -208,8 +208,7 @@ class _ReportReader:
 
   def _log(self, step):
     values = {
-      name: float(np.mean([metrics[name] for metrics in self._window]))
-      for name in self._window[0]
+      name: float(np.mean([metrics[name] for metrics in self._window])) for name in self._window[0]
     }
     self._window = []
     values |= self._precision.read()

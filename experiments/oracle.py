@@ -27,15 +27,15 @@ def true_relations(pairs, k, seed):
 
   def mine_local(image_features, text_features, batch, config):
     del image_features, text_features, config
-    person_B = jnp.where(batch["mask"], person_N[batch["index"]], -1 - jnp.arange(len(batch["mask"])))
+    person_B = jnp.where(
+      batch["mask"], person_N[batch["index"]], -1 - jnp.arange(len(batch["mask"]))
+    )
     return person_B[:, None] == person_B[None, :]
 
   def mine_global(bank, image_features, text_features, batch, config, mesh, same_image_rows=0):
     del text_features, config, same_image_rows
     rows_BxK = mates_NxK[batch["index"]]
-    features, norms = memory_bank.gather(
-      (bank.image, bank.image_inverse_norm), rows_BxK, mesh=mesh
-    )
+    features, norms = memory_bank.gather((bank.image, bank.image_inverse_norm), rows_BxK, mesh=mesh)
     anchors = image_features * memory_bank.inverse_norm(image_features)[:, None]
     scores_BxK = jnp.einsum("bd,bkd->bk", anchors, features) * norms
     return association.Neighbours(rows_BxK, scores_BxK, (rows_BxK >= 0) & (norms > 0))

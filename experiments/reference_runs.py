@@ -74,9 +74,7 @@ def train_one(variant, seed, workdir, overrides):
     plugged = oracle.true_relations(splits["train"], config.global_association.k, seed)
   elif kind == "captions":
     words = build.load_tokenizer(config, workdir, splits["train"].captions)
-    plugged = oracle.true_captions(
-      splits["train"], words.encode(splits["train"].captions), seed
-    )
+    plugged = oracle.true_captions(splits["train"], words.encode(splits["train"].captions), seed)
   train.train(config, workdir, Console(), splits, **plugged)
 
 

@@ -2,9 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_data import assert_gradient, assert_loss, cases, description
 
 from dgia_jax import association, losses
+from golden_data import assert_gradient, assert_loss, cases, description
 
 OPTIONS = {case["case"]: case for case in description("p03_memory")}
 ONE_THRESHOLD = [(n, c) for n, c in cases("p02_local") if c["thr"][0] == c["thr"][1]]
@@ -58,9 +58,7 @@ def test_global_association_equals_reference(number, case):
   exists = np.concatenate([np.ones(len(selected), bool), (selected >= 0).reshape(-1)])
   labels = np.asarray(association.extended_labels(neighbours, scale))[exists][:, exists]
   np.testing.assert_allclose(labels, case["labels"], rtol=1e-5, atol=1e-6)
-  np.testing.assert_allclose(
-    association.targets_of_labels(labels), case["q"], rtol=1e-5, atol=1e-6
-  )
+  np.testing.assert_allclose(association.targets_of_labels(labels), case["q"], rtol=1e-5, atol=1e-6)
 
   def loss(image, text):
     return association.global_loss(image, text, *bank, threshold=threshold, soft_scale=scale)
@@ -84,7 +82,10 @@ def test_rows_batch_is_the_mean_over_batch_rows(rng):
   neighbours = _neighbours({"i": image, "im": bank[0]}, 0.5)
   exists = np.concatenate([np.ones(4, bool), np.asarray(neighbours.valid).reshape(-1)])
   rows = np.asarray(neighbours.rows).reshape(-1)
-  v, t = np.concatenate([image, bank[0][rows]])[exists], np.concatenate([text, bank[1][rows]])[exists]
+  v, t = (
+    np.concatenate([image, bank[0][rows]])[exists],
+    np.concatenate([text, bank[1][rows]])[exists],
+  )
   labels = np.asarray(association.extended_labels(neighbours))[exists][:, exists]
   q = np.asarray(association.targets_of_labels(labels))
   assert len(v) > 6
@@ -110,7 +111,9 @@ def test_exclude_self_drops_the_own_row_wherever_it_ranks():
   with pytest.raises(ValueError, match="twin"):
     association.global_neighbours(scores, rows, own, exclude="twin")
   with pytest.raises(ValueError, match="index"):
-    association.global_loss(jnp.ones((1, 2)), jnp.ones((1, 2)), *jnp.ones((2, 5, 2)), exclude="self")
+    association.global_loss(
+      jnp.ones((1, 2)), jnp.ones((1, 2)), *jnp.ones((2, 5, 2)), exclude="self"
+    )
 
 
 def test_same_image_rows_leave_their_slot_to_others():
@@ -124,12 +127,16 @@ def test_same_image_rows_leave_their_slot_to_others():
 
 
 def test_a_weaker_relation_gets_more_weight():
-  weights = association.confidence_weights_of_anchor(jnp.array([0.95, 0.8, 0.0]), jnp.array([1, 1, 0]) > 0)
+  weights = association.confidence_weights_of_anchor(
+    jnp.array([0.95, 0.8, 0.0]), jnp.array([1, 1, 0]) > 0
+  )
   assert 0 < weights[0] < weights[1] < 1 and weights[2] == 0
   # One, two and three neighbours near 0.7 to 1: the ranges stated for the method.
   for scores, low, high in ((1, 0.50, 0.57), (2, 0.64, 0.73), (3, 0.71, 0.80)):
     for score in (0.7, 1.0):
-      weight = association.confidence_weights_of_anchor(jnp.full(scores, score), jnp.full(scores, True))
+      weight = association.confidence_weights_of_anchor(
+        jnp.full(scores, score), jnp.full(scores, True)
+      )
       assert low - 0.01 <= weight[0] <= high + 0.01
 
 
@@ -152,6 +159,4 @@ def test_padded_anchors_change_nothing(rng):
       v, t, mined, bank[0][mined.rows], bank[1][mined.rows], row_mask=mask
     )
 
-  np.testing.assert_allclose(
-    loss(image, text, mask), loss(image[:3], text[:3], None), rtol=1e-6
-  )
+  np.testing.assert_allclose(loss(image, text, mask), loss(image[:3], text[:3], None), rtol=1e-6)

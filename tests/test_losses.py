@@ -1,9 +1,9 @@
 import jax
 import numpy as np
 import pytest
-from golden_data import assert_gradient, assert_loss, cases, description
 
 from dgia_jax import association, losses
+from golden_data import assert_gradient, assert_loss, cases, description
 
 ITC_TEMPERATURES = {17: 0.1}  # all other reference cases use 1/50
 

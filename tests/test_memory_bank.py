@@ -2,9 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_data import cases, description
 
 from dgia_jax import losses, memory_bank, sharding
+from golden_data import cases, description
 
 MESHES = [(1, 1, 1), (8, 1, 1), (2, 4, 1), (2, 2, 2)]
 UPDATES = {case["case"]: case for case in description("p04_update")}
@@ -19,9 +19,7 @@ def _bank(mesh, image, text, rows):
   bank = jax.jit(
     lambda: memory_bank.create(96, image.shape[1]), out_shardings=sharding.bank_rows(mesh)
   )()
-  write = jax.jit(
-    lambda bank, *args: memory_bank.update(bank, *args, mesh=mesh), donate_argnums=0
-  )
+  write = jax.jit(lambda bank, *args: memory_bank.update(bank, *args, mesh=mesh), donate_argnums=0)
   return write(bank, rows, rows // 2, image[rows], text[rows], np.ones(len(rows), np.float32))
 
 
@@ -128,7 +126,9 @@ def test_the_bank_stays_split_and_is_updated_in_place(rng):
   bank = _bank(mesh, image, text, np.arange(96, dtype=np.int32))
   assert {shard.data.shape for shard in bank.image.addressable_shards} == {(12, 8)}
   step = jax.jit(
-    lambda b, i: memory_bank.update(b, i, i, image[:4], text[:4], np.ones(4, np.float32), mesh=mesh),
+    lambda b, i: memory_bank.update(
+      b, i, i, image[:4], text[:4], np.ones(4, np.float32), mesh=mesh
+    ),
     donate_argnums=0,
   )
   text_of_program = step.lower(bank, np.arange(4, dtype=np.int32)).compile().as_text()

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_data import cases, description
 
 from dgia_jax import metrics
+from golden_data import cases, description
 
 MEANS = {case["case"]: case for case in description("p06_rank")}
 

@@ -2,11 +2,11 @@ import jax
 import numpy as np
 import optax
 import pytest
-from golden_data import arrays, assert_loss, description
-import model_b
 
+import model_b
 from dgia_jax import association, config, memory_bank, optimizer, sharding, train_state, train_step
 from dgia_jax.models import mapping, names
+from golden_data import arrays, assert_loss, description
 
 LOSSES = {"itc": "itc_loss", "local": "sdm_loss", "global": "mem_loss", "consistency": "cons_loss"}
 MESHES = [(1, 1, 1), (2, 2, 2)]
@@ -25,9 +25,7 @@ class Reference:
 
   def __init__(self, name, mesh_shape, tx, **weights):
     self.data = arrays(name)
-    self.mesh = sharding.create_mesh(
-      *mesh_shape, devices=jax.devices()[: int(np.prod(mesh_shape))]
-    )
+    self.mesh = sharding.create_mesh(*mesh_shape, devices=jax.devices()[: int(np.prod(mesh_shape))])
     graphdef, params = model_b.reference_model()
     self.config = config.base()
     self.config.loss.weights.update(weights)

@@ -102,7 +102,7 @@ def test_several_shards_keep_the_order(tmp_path, monkeypatch):
 
 def test_whatever_changes_the_content_changes_the_folder(tmp_path):
   fake_datasets.icfg_pedes(tmp_path / "in")
-  build = lambda **options: _build(  # noqa: E731
+  build = lambda **options: _build(
     "icfg_pedes", tmp_path / "in", tmp_path / "out", **options)  # fmt: skip
   folders = {build(**options).data_dir for options in (
     {}, {"image_size": (16, 8)}, {"encoding": "png"}, {"holdout": 2})}  # fmt: skip

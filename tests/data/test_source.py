@@ -82,7 +82,7 @@ def test_missing_folders_and_files(tmp_path):
 
 def test_digest_follows_annotations_and_image_files(tmp_path):
   entries = fake_datasets.custom(tmp_path)
-  digest = lambda: source.open_source("custom", source=str(tmp_path)).digest()  # noqa: E731
+  digest = lambda: source.open_source("custom", source=str(tmp_path)).digest()
   first = digest()
   assert digest() == first and len(first) == 8
   (tmp_path / "annotations.json").write_text(json.dumps(entries, indent=3))

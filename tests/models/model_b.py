@@ -1,10 +1,10 @@
 """Model B of the reference numbers: its size, its checkpoint and a model that holds it."""
 
-import golden_data
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+import golden_data
 from dgia_jax.models import dual_encoder, mapping, names, positions
 
 IMAGE_SIZE = (96, 32)

@@ -1,13 +1,13 @@
 """The dual encoder against the released implementation, its sizes and its switches."""
 
-import golden_data
 import jax
 import jax.numpy as jnp
-import model_b
 import numpy as np
 import pytest
 from flax import nnx
 
+import golden_data
+import model_b
 from dgia_jax.errors import UserError
 from dgia_jax.models import dual_encoder
 

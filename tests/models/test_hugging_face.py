@@ -3,11 +3,11 @@
 import json
 
 import jax
-import model_b
 import numpy as np
 import pytest
 from flax import nnx
 
+import model_b
 from dgia_jax.models import hugging_face, weights
 
 OBLONG, SQUARE = (96, 32), (64, 64)

@@ -2,8 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-import model_b
 import numpy as np
+
+import model_b
 
 
 def test_embedding_equals_a_strided_convolution():

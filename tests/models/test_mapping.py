@@ -1,10 +1,10 @@
 """Parameters to checkpoint tensors and back."""
 
 import jax
-import model_b
 import numpy as np
 import pytest
 
+import model_b
 from dgia_jax.models import mapping, names
 
 TABLES = {"openai": names.OPENAI, "hugging_face": names.HUGGING_FACE}

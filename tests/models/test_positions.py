@@ -1,9 +1,9 @@
 """Position tables on other grids."""
 
-import golden_data
 import numpy as np
 import pytest
 
+import golden_data
 from dgia_jax.models import positions
 
 CASES = list(golden_data.cases("p12_posembed"))

@@ -2,9 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-import model_b
 import numpy as np
 
+import model_b
 from dgia_jax.models import layers
 
 

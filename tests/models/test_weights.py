@@ -2,14 +2,14 @@
 
 import json
 
-import golden_data
 import jax
-import model_b
 import numpy as np
 import pytest
 import safetensors.numpy
 from flax import nnx
 
+import golden_data
+import model_b
 from dgia_jax.errors import UserError
 from dgia_jax.models import dual_encoder, hugging_face, positions, weights
 
