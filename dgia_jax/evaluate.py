@@ -145,7 +145,7 @@ def report(run, checkpoints, console):
     results[name] = {"epoch": record["epoch"], "step": step, **scores}
     if name == "last":
       results["digest"] = checkpoint.digest(state, run.train_pairs.num_pairs)
-      results["train_seconds"] = record["train_seconds"]
+      results["wall_time_seconds"] = record["wall_time_seconds"]
       results["last_by_split"] = record["last"]
       results["best_by_split"] = {
         split: {"epoch": found["epoch"], "selected_on": split, **found["scores"]["test"]}

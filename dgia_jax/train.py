@@ -73,7 +73,7 @@ def _start(run, checkpoints, console):
     params, dropped = build_lib.load_pretrained(run, state.params)
     state = state.replace(params=params)
     console.print(f"weights from {run.config.pretrained}; not used: {', '.join(dropped) or 'none'}")
-  return state, {"data_position": 0, "epoch": 0, "last": {}, "best": {}, "train_seconds": 0.0}
+  return state, {"data_position": 0, "epoch": 0, "last": {}, "best": {}, "wall_time_seconds": 0.0}
 
 
 def _loop(run, checkpoints, console, state, record, asked_to_stop, transform_batch, searches):
@@ -108,11 +108,11 @@ def _loop(run, checkpoints, console, state, record, asked_to_stop, transform_bat
         score = None
         if ends_epoch and _evaluates(config, step // run.steps_per_epoch):
           score, record = _evaluate(run, evaluator, state, record, step, writer, console)
-        seconds = record["train_seconds"] + reader.seconds()
+        seconds = record["wall_time_seconds"] + reader.seconds()
         record = record | {
           "data_position": step,
           "epoch": -(-step // run.steps_per_epoch),
-          "train_seconds": round(seconds, 3),
+          "wall_time_seconds": round(seconds, 3),
         }
         checkpoints.save(state, record, score)
         reader.restart_clock(step)

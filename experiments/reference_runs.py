@@ -139,7 +139,7 @@ def table(found, seeds, split):
       values = [scores_of(result, split)[name] for result in results]
       spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
       cells.append(f"{np.mean(values):.2f}{spread}")
-    seconds = np.mean([result["train_seconds"] for result in results])
+    seconds = np.mean([result["wall_time_seconds"] for result in results])
     cells = " | ".join([variant, VARIANTS[variant][0], *cells, f"{seconds:.0f}"])
     lines.append(f"| {cells} |")
   return lines

@@ -1,0 +1,209 @@
+"""Whole runs: on any mesh, with shuffled identities, compiled once, stopped by a bad loss."""
+
+import dataclasses
+import io
+import json
+import logging
+
+import jax
+import numpy as np
+import pytest
+import tiny_run
+
+from dgia_jax import build, checkpoint, sharding, train, train_step
+from dgia_jax.console import Console
+from dgia_jax.errors import UserError
+
+
+def run(workdir, splits=None, **fields):
+  """Trains; returns results.json and the lines of metrics.jsonl."""
+  console = Console(file=io.StringIO())
+  results = train.train(
+    tiny_run.config(**fields), workdir, console, splits or tiny_run.splits()
+  )
+  return results, tiny_run.metrics(workdir)
+
+
+def restored(workdir, **fields):
+  """The last checkpoint of a finished run, on one device."""
+  parts = build.build(tiny_run.config(**fields), workdir, tiny_run.splits())
+  checkpoints = checkpoint.Checkpoints(workdir)
+  state, _ = checkpoints.restore(
+    checkpoints.latest(), parts.mesh, jax.eval_shape(build.init_state(parts))
+  )
+  checkpoints.close()
+  return jax.device_get(state)
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory):
+  """Workdir, results and log of the run that all others are compared with."""
+  workdir = tmp_path_factory.mktemp("one_device")
+  return workdir, *run(workdir)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device_by_default():
+  """Meshes of one device exist although the process has eight."""
+  with pytest.MonkeyPatch.context() as patch:
+    original = sharding.create_mesh
+    patch.setattr(
+      sharding,
+      "create_mesh",
+      lambda data, fsdp, tensor: original(
+        data, fsdp, tensor, devices=jax.devices()[: data * fsdp * tensor]
+      ),
+    )
+    yield
+
+
+def losses(lines):
+  return np.array([line["loss"] for line in lines if line["split"] == "train"])
+
+
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 4, 1), (2, 2, 2)], ids=str)
+def test_any_mesh_gives_the_same_run(one_device, tmp_path, mesh):
+  workdir, _, lines = one_device
+  axes = dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), mesh, strict=True))
+  _, mesh_lines = run(tmp_path, **axes)
+  np.testing.assert_allclose(losses(mesh_lines), losses(lines), rtol=2e-4)
+  for ours, theirs in zip(mesh_lines, lines, strict=True):
+    for name in ("local_relations", "global_relations", "local_precision", "global_precision"):
+      assert ours.get(name) == pytest.approx(theirs.get(name), abs=1e-4), (name, ours["step"])
+  one, many = restored(workdir), restored(tmp_path)
+  # Adam divides by the root of the second moment, so rounding near zero gradients is amplified.
+  np.testing.assert_allclose(many.bank.image, one.bank.image, atol=5e-3)
+  np.testing.assert_allclose(many.bank.text, one.bank.text, atol=5e-3)
+  np.testing.assert_array_equal(many.bank.group, one.bank.group)
+
+
+def _steps(mesh, count=6, splits=None, **fields):
+  """Reports of the first steps and the last state, on a mesh."""
+  config = tiny_run.config(**fields)
+  config.mesh.update(dict(zip(("data", "fsdp", "tensor"), mesh, strict=True)))
+  parts = build.build(config, "/nonexistent", splits or tiny_run.splits())
+  state = train.train_state.create(parts.mesh, build.init_state(parts))
+  batches = train._batches_on_device(parts, 0, None)
+  reports, compiled = [], None
+  for _, batch in zip(range(count), batches, strict=False):
+    compiled = compiled or train_step.compile_step(
+      build.create_step(parts), parts.mesh, state, batch
+    )
+    state, report = compiled(state, batch)
+    reports.append(jax.device_get(report))
+  batches.close()
+  return reports, jax.device_get(state)
+
+
+@pytest.fixture
+def no_tokenizer_folder(monkeypatch):
+  """The vocabulary is made anew and kept nowhere."""
+  monkeypatch.setattr(build.tokenizer.Tokenizer, "save", lambda self, folder: None)
+
+
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2)], ids=str)
+def test_relations_are_the_same_row_by_row(no_tokenizer_folder, mesh):
+  # Untrained features are nearly all alike: a threshold inside their range makes some related.
+  fields = {"local_association__threshold": 0.93, "global_association__threshold": 0.9}
+  one, state = _steps((1, 1, 1), 7, **fields)
+  many, mesh_state = _steps(mesh, 7, **fields)
+  mined = 0
+  for ours, theirs in zip(many, one, strict=True):
+    np.testing.assert_array_equal(ours.index, theirs.index)
+    np.testing.assert_array_equal(ours.local_relations, theirs.local_relations)
+    np.testing.assert_array_equal(ours.neighbours.valid, theirs.neighbours.valid)
+    valid = theirs.neighbours.valid
+    np.testing.assert_array_equal(ours.neighbours.rows[valid], theirs.neighbours.rows[valid])
+    mined += valid.sum()
+  assert mined > 0 and (one[4].index == -1).sum() == 4  # the padded partial batch is among them
+  np.testing.assert_allclose(mesh_state.bank.image, state.bank.image, rtol=1e-3, atol=1e-4)
+
+
+def test_identities_never_reach_training(one_device, tmp_path):
+  _, results, lines = one_device
+  splits = tiny_run.splits()
+  pairs = splits["train"]
+  shuffled = np.random.default_rng(5).permutation(pairs.person_of_image_M)
+  assert (shuffled != pairs.person_of_image_M).any()
+  splits["train"] = dataclasses.replace(pairs, person_of_image_M=shuffled)
+  other, other_lines = run(tmp_path, splits)
+  assert other["digest"] == results["digest"]
+  precision = lambda lines: [line.get("local_precision") for line in lines]
+  assert precision(other_lines) != precision(lines)
+
+
+def test_a_training_batch_has_no_identity(no_tokenizer_folder):
+  parts = build.build(tiny_run.config(), "/nonexistent", tiny_run.splits())
+  batches = train._batches_on_device(parts, 0, None)
+  assert set(next(batches)) == {"image", "tokens", "index", "image_index", "mask"}
+  batches.close()
+
+
+def test_the_step_compiles_once(tmp_path, caplog):
+  with jax.log_compiles(), caplog.at_level(logging.WARNING):
+    run(tmp_path, num_epochs=2)
+  compiled = [r.message for r in caplog.records if r.message.startswith("Finished XLA compilation")]
+  steps = [message for message in compiled if "train_step" in message]
+  assert len(steps) == 1, compiled
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
+  config = tiny_run.config(optimizer__learning_rate=1e30, optimizer__warmup_epochs=0)
+  with pytest.raises(UserError, match=r"loss is (nan|inf|-inf) at step \d+"):
+    train.train(config, tmp_path, Console(file=io.StringIO()), tiny_run.splits())
+  assert all(np.isfinite(line["loss"]) for line in tiny_run.metrics(tmp_path) if "loss" in line)
+  for step in checkpoint.steps_saved(tmp_path):
+    assert step < 15
+
+
+def test_the_files_hold_what_the_contract_lists(one_device):
+  workdir, results, lines = one_device
+  assert results == json.loads((workdir / "results.json").read_text())
+  scores = {"R1", "R5", "R10", "mAP", "mINP"}
+  for part in (results["last"], results["best"]):
+    assert set(part["t2i"]) == set(part["i2t"]) == scores
+  assert results["best"]["selected_on"] == "val" and results["best"]["epoch"] in (1, 2, 3)
+  assert len(results["digest"]) == 64
+  assert {"queries", "gallery", "seed", "wall_time_seconds", "device"} <= set(results)
+  train_lines = [line for line in lines if line["split"] == "train"]
+  named = {"step", "epoch", "loss", "loss_itc", "loss_local", "loss_global", "loss_consistency"}
+  named |= {"pairs_per_second", "local_precision", "global_precision"}
+  assert all(named <= set(line) for line in train_lines)
+  assert [line["epoch"] for line in lines if line["split"] == "val"] == [1, 2, 3]
+  assert json.loads((workdir / "config.json").read_text())["batch_size"] == 8
+  assert list(workdir.glob("events*"))
+
+
+def test_global_loss_starts_with_the_second_epoch(one_device):
+  _, _, lines = one_device
+  for line in lines:
+    if line["split"] == "train":
+      assert (line["loss_global"] > 0) == (line["epoch"] >= 2), line
+
+
+def test_padded_rows_change_nothing(no_tokenizer_folder):
+  """A batch of 8 with 4 rows of padding equals the same batch of 4, whatever the padding holds."""
+  fields = {"loss__weights__consistency": 0.0, "local_association__threshold": 0.9}
+  wide = build.build(tiny_run.config(**fields), "/nonexistent", tiny_run.splits())
+  narrow = build.build(tiny_run.config(batch_size=4, **fields), "/nonexistent", tiny_run.splits())
+  batches = train._batches_on_device(wide, 4, None)
+  batch = jax.device_get(next(batches))
+  batches.close()
+  assert batch["mask"].sum() == 4
+  junk = np.random.default_rng(0)
+  batch["image"][4:] = junk.integers(0, 255, batch["image"][4:].shape)
+  batch["tokens"][4:] = batch["tokens"][:4]
+  states = []
+  for parts, rows in ((wide, 8), (narrow, 4)):
+    state = train.train_state.create(parts.mesh, build.init_state(parts))
+    step = jax.jit(build.create_step(parts))
+    for _ in range(2):
+      state, report = step(state, {name: value[:rows] for name, value in batch.items()})
+    states.append((state, report))
+  (state_8, report_8), (state_4, report_4) = states
+  for name, value in report_4.metrics.items():
+    np.testing.assert_allclose(report_8.metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+  np.testing.assert_allclose(state_8.bank.image, state_4.bank.image, rtol=1e-4, atol=1e-5)
+  np.testing.assert_array_equal(state_8.bank.group, state_4.bank.group)
+  written = np.flatnonzero(np.asarray(state_8.bank.group) >= 0)
+  np.testing.assert_array_equal(written, np.sort(batch["index"][:4]))
