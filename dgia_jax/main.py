@@ -8,7 +8,7 @@ import sys
 
 import jax
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from dgia_jax.errors import UserError
 
@@ -25,7 +25,7 @@ def main(arguments):
   if len(arguments) > 1:
     raise UserError(f"unexpected argument {arguments[1]!r}: settings are --config.name=value")
   for name in ("config", "workdir"):
-    if getattr(FLAGS, name) is None:
+    if not getattr(FLAGS, name):
       raise UserError(f"--{name} is missing")
   logging.getLogger("absl").setLevel(logging.WARNING)
   # Imported here: the processes that decode images import this module again, and need none of it.
@@ -37,11 +37,20 @@ def main(arguments):
 
 
 def parse(arguments):
-  """absl's parser, with the mistakes that it reports by traceback turned into one line."""
+  """absl's parser, with every mistake in flags and config files turned into one line."""
+  app.define_help_flags()
   try:
-    return app.parse_flags_with_usage(arguments)
-  except (OSError, ImportError, AttributeError, KeyError, ValueError, TypeError) as error:
-    raise UserError(f"--config: {error}") from error
+    rest = FLAGS(arguments)
+    (FLAGS.config or ConfigDict()).to_dict()  # says only now that a file could not be read
+    return rest
+  except (flags.Error, UserError) as error:
+    raise UserError(str(error)) from error
+  except (AttributeError, KeyError) as error:
+    words = str(error.args[0]).replace("\\n", "; ").replace("\\", "").replace("'", "")
+    raise UserError(f"--config: unknown name: {words}") from error
+  except Exception as error:  # a config file is Python and can fail in any way
+    last_line = str(error).strip().rsplit("\n", 1)[-1]
+    raise UserError(f"--config: {type(error).__name__}: {last_line}") from error
 
 
 def run():
