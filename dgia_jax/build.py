@@ -129,7 +129,7 @@ def load_tokenizer(config, workdir, train_captions):
   if settings.name:
     return tokenizer.clip_tokenizer(settings.name, settings.context_length)
   folder = pathlib.Path(workdir) / run_folder.TOKENIZER
-  if folder.exists():
+  if run_folder.is_claimed(workdir):
     return tokenizer.load_tokenizer(folder)
   words = tokenizer.train_tokenizer(train_captions, settings.context_length, settings.vocab_size)
   if jax.process_index() == 0:

@@ -113,7 +113,7 @@ def evaluate(config, workdir, console, splits=None):
     UserError: the folder holds no finished checkpoint, or another config's run.
   """
   run_folder.read_config(workdir)
-  run_folder.claim(workdir, config)
+  run_folder.check(workdir, config)
   if not checkpoint.steps_saved(workdir):
     raise UserError(f"--workdir={workdir}: no complete checkpoint to evaluate; train first")
   run = build_lib.build(config, workdir, splits)

@@ -4,6 +4,8 @@ import json
 import os
 import pathlib
 
+import jax
+
 from dgia_jax import config as config_lib
 from dgia_jax import logs
 from dgia_jax.errors import UserError
@@ -15,8 +17,8 @@ CONTACT_SHEET = "contact_sheet.png"
 TOKENIZER = "tokenizer"
 
 
-def claim(workdir, config):
-  """Makes `workdir` this config's run, or finds that it already is.
+def check(workdir, config):
+  """Makes sure that `workdir` is, or can become, the folder of this config's run.
 
   Args:
     workdir: folder; made when absent.
@@ -30,16 +32,31 @@ def claim(workdir, config):
     workdir.mkdir(parents=True, exist_ok=True)
     if not os.access(workdir, os.W_OK | os.X_OK):
       raise PermissionError("no permission to write")
-    found = read_config(workdir) if (workdir / CONFIG).exists() else None
-    if found is None:
-      logs.write_json(workdir / CONFIG, config.to_dict())
   except OSError as error:
     raise UserError(f"--workdir={workdir}: cannot be written ({error}); choose another") from error
-  if found is not None and (changed := config_lib.differences(config, found)):
+  if not is_claimed(workdir):
+    return
+  if changed := config_lib.differences(config, read_config(workdir)):
     raise UserError(
       f"--workdir={workdir} holds a run with another config (differing: {', '.join(changed[:6])}"
       f"{', ...' if len(changed) > 6 else ''}); choose another folder or delete this one"
     )
+
+
+def is_claimed(workdir):
+  """Whether the folder belongs to a run; from then on its config and vocabulary are fixed."""
+  return (pathlib.Path(workdir) / CONFIG).exists()
+
+
+def claim(workdir, config):
+  """Writes down whose folder this is. Called once everything of the run could be built.
+
+  Args:
+    workdir: folder that `check` accepted.
+    config: the resolved config.
+  """
+  if not is_claimed(workdir) and jax.process_index() == 0:
+    logs.write_json(pathlib.Path(workdir) / CONFIG, config.to_dict())
 
 
 def read_config(workdir):
@@ -49,7 +66,7 @@ def read_config(workdir):
     UserError: `workdir` holds no run, or its config.json is damaged.
   """
   path = pathlib.Path(workdir) / CONFIG
-  if not path.exists():
+  if not is_claimed(workdir):
     raise UserError(f"--workdir={workdir}: holds no run ({CONFIG} is missing); train one first")
   try:
     return json.loads(path.read_text(encoding="utf-8"))

@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import logging
 import math
 import shlex
 import signal
@@ -17,7 +16,6 @@ from dgia_jax.data import pipeline
 from dgia_jax.errors import UserError
 from dgia_jax.relation_precision import RelationPrecision
 
-log = logging.getLogger(__name__)
 PREFETCH = 2  # batches on their way to the device while one is computed
 
 
@@ -38,8 +36,9 @@ def train(config, workdir, console, splits=None, transform_batch=None, **searche
   Raises:
     UserError: for whatever the user can mend, a diverged loss included.
   """
-  run_folder.claim(workdir, config)
+  run_folder.check(workdir, config)
   run = build_lib.build(config, workdir, splits)
+  run_folder.claim(workdir, config)
   console.dataset_summary(config.dataset.name, run.splits, config.dataset.image_size)
   checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint.keep)
   with contextlib.closing(checkpoints), _termination() as asked_to_stop:
@@ -246,4 +245,5 @@ def _say_what_next(run, console):
   }
   if run.config.eval.contact_sheet:
     files[run.workdir / run_folder.CONTACT_SHEET] = "ten captions and the images ranked first"
-  console.outcome(files, f"tensorboard --logdir {shlex.quote(str(run.workdir))}")
+  folder = shlex.quote(str(run.workdir))
+  console.outcome(files, f"python -m dgia_jax.convert --run {folder} --out {folder}/hugging_face")

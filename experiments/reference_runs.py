@@ -8,6 +8,7 @@ run on two CPU cores. `--split val` is what the dataset's settings were chosen b
 """
 
 import argparse
+import ast
 import concurrent.futures
 import json
 import os
@@ -41,8 +42,6 @@ VARIANTS = {
 
 def configure(variant, seed, overrides=()):
   """The config of a run: the default, the variant's fields, and `field=value` overrides."""
-  import ast
-
   from configs import synth_pedes
 
   config = synth_pedes.get_config()

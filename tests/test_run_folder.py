@@ -6,17 +6,19 @@ from dgia_jax.errors import UserError
 
 
 def test_a_folder_belongs_to_its_config(tmp_path):
+  run_folder.check(tmp_path / "run", tiny_run.config(seed=4))
+  assert not run_folder.is_claimed(tmp_path / "run")  # looking claims nothing
   run_folder.claim(tmp_path / "run", tiny_run.config())
-  run_folder.claim(tmp_path / "run", tiny_run.config())
-  run_folder.claim(tmp_path / "run", tiny_run.config(mesh__fsdp=2, log_every_steps=9))
+  run_folder.check(tmp_path / "run", tiny_run.config())
+  run_folder.check(tmp_path / "run", tiny_run.config(mesh__fsdp=2, log_every_steps=9))
   with pytest.raises(UserError, match="another config.*loss.temperature"):
-    run_folder.claim(tmp_path / "run", tiny_run.config(loss__temperature=0.5))
+    run_folder.check(tmp_path / "run", tiny_run.config(loss__temperature=0.5))
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
   (tmp_path / "file").write_text("in the way")
   with pytest.raises(UserError, match="--workdir=.*cannot be written"):
-    run_folder.claim(tmp_path / "file" / "run", tiny_run.config())
+    run_folder.check(tmp_path / "file" / "run", tiny_run.config())
 
 
 def test_a_folder_without_a_run_and_a_damaged_one(tmp_path):
@@ -24,4 +26,4 @@ def test_a_folder_without_a_run_and_a_damaged_one(tmp_path):
     run_folder.read_config(tmp_path)
   (tmp_path / "config.json").write_text('{"seed": ')
   with pytest.raises(UserError, match="config.json is damaged"):
-    run_folder.claim(tmp_path, tiny_run.config())
+    run_folder.check(tmp_path, tiny_run.config())
