@@ -19,9 +19,8 @@ def test_local_targets_equal_reference(number, case):
   np.testing.assert_array_equal(
     np.asarray(relations)[off_diagonal], case["assoc"].astype(bool)[off_diagonal]
   )
-  if threshold < 1:  # above 1 the reference associates a pair not even with itself
-    targets = association.local_targets(case["i"], case["t"], threshold)
-    np.testing.assert_allclose(targets, case["q"], rtol=1e-5, atol=1e-7)
+  targets = association.local_targets(case["i"], case["t"], threshold)
+  np.testing.assert_allclose(targets, case["q"], rtol=1e-5, atol=1e-7)
 
 
 def test_modalities(rng):
