@@ -16,6 +16,7 @@ def get_config(variant=""):
   config = config_lib.from_scratch(config_lib.base())
   config.dataset.name = "synth_pedes"
   config.dataset.image_size = (64, 32)
+  config.batch_size = 64
   config.num_epochs = 6
   config.local_association.start_epoch = 5
   config.global_association.start_epoch = 5

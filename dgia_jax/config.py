@@ -16,7 +16,7 @@ RUNTIME_FIELDS = (
 
 
 def base():
-  """The default config: DGIA as released, on CUHK-PEDES. Returns an `ml_collections.ConfigDict`."""
+  """The default config: DGIA as released, on CUHK-PEDES. Returns a locked `ConfigDict`."""
   config = ConfigDict()
   config.seed = 0  # of initial weights, order of pairs and distorted views
   config.batch_size = 64  # pairs in the global batch; divisible by mesh.data x mesh.fsdp
@@ -113,7 +113,7 @@ def base():
   config.checkpoint = ConfigDict()
   config.checkpoint.keep = 2  # newest checkpoints kept, besides the best
   config.checkpoint.every_steps = 0  # also save every so many steps; 0 = at the end of epochs only
-  return config
+  return config.lock()
 
 
 def paper_equations(config):

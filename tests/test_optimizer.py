@@ -3,12 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny_run
 from flax import nnx
-from golden_data import arrays, cases, description
 
+import tiny_run
 from dgia_jax import optimizer, sharding
 from dgia_jax.models import dual_encoder
+from golden_data import arrays, cases, description
 
 ADAM_CASES = dict(cases("p08_adam"))
 FACTS = {case["case"]: case for case in description("p08_adam")}
@@ -236,9 +236,7 @@ def test_everything_but_biases_decays_layer_norm_weights_included(decoupled):
   tx = optimizer.create(
     num_epochs=9, steps_per_epoch=1, base=1.0, warmup_epochs=0, decoupled=decoupled
   )
-  updates, _ = jax.jit(tx.update)(
-    jax.tree.map(np.zeros_like, params), tx.init(params), params
-  )
+  updates, _ = jax.jit(tx.update)(jax.tree.map(np.zeros_like, params), tx.init(params), params)
   decayed, kept = set(), set()
   for path, update in jax.tree_util.tree_leaves_with_path(updates):
     name = sharding.path_name(path)

@@ -1,17 +1,15 @@
 import jax
 import numpy as np
 import pytest
-import tiny_run
 
+import tiny_run
 from dgia_jax import build, memory_bank, optimizer, sharding, train_state
 
 
 def fresh(tmp_path_factory, **mesh):
   """A Run and its fresh state."""
   fields = {f"mesh__{axis}": size for axis, size in mesh.items()}
-  run = build.build(
-    tiny_run.config(**fields), tmp_path_factory.mktemp("run"), tiny_run.splits()
-  )
+  run = build.build(tiny_run.config(**fields), tmp_path_factory.mktemp("run"), tiny_run.splits())
   return run, train_state.create(run.mesh, build.init_state(run))
 
 

@@ -2,9 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_data import description
 
 from dgia_jax import sharding, views
+from golden_data import description
 
 CLIP_MEAN = np.float32([0.48145466, 0.4578275, 0.40821073])
 CLIP_STD = np.float32([0.26862954, 0.26130258, 0.27577711])
@@ -13,9 +13,7 @@ START, END, MASK = 49406, 49407, 49405
 # Compiling is what takes time here, so most tests share one shape.
 SHAPE = COUNT, HEIGHT, WIDTH, _ = (1500, 40, 20, 3)
 
-_distort = jax.jit(
-  views.distort_images, static_argnames=("padding", "erase_area", "erase_aspect")
-)
+_distort = jax.jit(views.distort_images, static_argnames=("padding", "erase_area", "erase_aspect"))
 
 
 def distort(images, key=0, **options):
@@ -258,9 +256,7 @@ def test_views_do_not_depend_on_how_the_batch_is_split(rng):
 
   def both(key, images, tokens):
     image_key, text_key = jax.random.split(key)
-    return views.distort_images(image_key, images), views.mask_tokens(
-      text_key, tokens, mask_id=100
-    )
+    return views.distort_images(image_key, images), views.mask_tokens(text_key, tokens, mask_id=100)
 
   mesh = sharding.create_mesh(data=4, fsdp=2)
   layout = sharding.batch(mesh)

@@ -34,14 +34,14 @@ class Settings:
   # the captions of one person complete each other more.
   attributes_per_caption: tuple[int, int] = (5, 8)
   vague: float = 0.1  # probability that an attribute gets a broader word: "dark" for navy
-  wrong: float = 0.03  # probability that an attribute is misnamed
+  wrong: float = 0.05  # probability that an attribute is misnamed
   # Strength of pose, scale, background, light, colour cast, blur and noise: 0 none, 0.3 mild, 1 as
   # bad as surveillance gets, at most 2.
-  camera: float = 0.2
+  camera: float = 0.25
   occlusion: float = 0.1  # probability that something stands in front of the person
   # How evenly attributes are spread: 1 as in a street, below 1 people resemble each other more
   # (towards everyone in black), above 1 less.
-  variety: float = 1.5
+  variety: float = 1.4
 
   def __post_init__(self):
     # Config files hand over lists; the name and the hash need a tuple.

@@ -1,0 +1,354 @@
+import ast
+import importlib
+import inspect
+import json
+import pathlib
+
+import pytest
+from ml_collections import ConfigDict
+
+from dgia_jax import config as config_lib
+from dgia_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+CONFIG_FILES = sorted(
+  path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__"
+)
+
+
+def changed(**fields):
+  """The default config with fields replaced; "__" stands for the dot."""
+  config = config_lib.base()
+  config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
+  return config
+
+
+def leaves(config, prefix=""):
+  """Dotted names of all settings; an empty group counts as one."""
+  for name, value in config.items():
+    if isinstance(value, ConfigDict) and len(value):
+      yield from leaves(value, f"{prefix}{name}.")
+    else:
+      yield f"{prefix}{name}"
+
+
+def test_default_passes_its_check():
+  config_lib.check(config_lib.base())
+
+
+def test_unknown_field_is_an_error():
+  """A misspelt field in a config file must not become a new field that nobody reads."""
+  config = config_lib.base()
+  with pytest.raises(AttributeError, match="num_epoch"):
+    config.num_epoch = 3
+  with pytest.raises(AttributeError, match="treshold"):
+    config.local_association.treshold = 0.5
+
+
+MUST_BE_POSITIVE = (
+  "batch_size", "num_epochs", "eval_every_epochs", "log_every_steps", "loss.temperature",
+  "global_association.k", "bank.block_rows", "eval.batch_size", "checkpoint.keep",
+  "tokenizer.context_length", "optimizer.learning_rate",
+)  # fmt: skip
+CHOICES = {
+  "model.dtype": ("bfloat16", "float32"),
+  "loss.itc_reduction": ("mean", "sum"),
+  "local_association.modality": ("both", "image", "text", "none"),
+  "global_association.anchor": ("image", "text", "both"),
+  "global_association.rows": ("all", "batch"),
+  "global_association.exclude": ("top1", "self"),
+  "optimizer.rate_per": ("epoch", "step"),
+  "optimizer.second_moment": ("float32", "float16"),
+  "eval.select_on": ("val", "test"),
+}
+WRONG = [
+  *((field, value) for field in MUST_BE_POSITIVE for value in (0, -1)),
+  *((field, "other") for field in CHOICES),
+  ("dataset.image_size", (64, 0)),
+  ("dataset.image_size", (64, 64, 3)),
+  ("loss.weights", {"itc": -1.0}),
+  ("loss.weights", dict.fromkeys(("itc", "local", "global", "consistency"), 0.0)),
+  ("global_association.start_epoch", 1),
+  ("bank.momentum", 1.1),
+  ("bank.momentum", -0.1),
+]
+
+
+@pytest.mark.parametrize("field, value", WRONG, ids=str)
+def test_check_names_the_wrong_field(field, value):
+  config = config_lib.base()
+  if isinstance(value, dict):
+    config.loss.weights.update(value)
+  else:
+    config.update_from_flattened_dict({field: value})
+  with pytest.raises(UserError) as caught:
+    config_lib.check(config)
+  assert str(caught.value).startswith(f"config.{field}")
+  assert "\n" not in str(caught.value)
+
+
+def test_check_names_the_choices():
+  for field, choices in CHOICES.items():
+    for choice in choices:
+      config_lib.check(changed(**{field.replace(".", "__"): choice}))
+    with pytest.raises(UserError, match=f"choose one of {', '.join(choices)}"):
+      config_lib.check(changed(**{field.replace(".", "__"): "other"}))
+
+
+def test_limits_are_allowed():
+  config_lib.check(changed(bank__momentum=0.0))
+  config_lib.check(changed(bank__momentum=1.0))
+  config_lib.check(changed(loss__weights__itc=0.0))
+  # A loss that is off may start whenever it likes.
+  config_lib.check(changed(global_association__start_epoch=1, loss__weights__global=0.0))
+
+
+def test_differences_are_named_and_sorted():
+  base = config_lib.base()
+  assert config_lib.differences(base, config_lib.base()) == []
+  other = changed(seed=7, loss__weights__local=0.5, augment__erase_area=(0.02, 0.5))
+  expected = ["augment.erase_area", "loss.weights.local", "seed"]
+  assert config_lib.differences(base, other) == expected
+  assert config_lib.differences(other, base) == expected
+
+
+def test_differences_of_a_config_read_back_from_json():
+  """JSON turns tuples into lists, which is no difference."""
+  base = config_lib.base()
+  stored = json.loads(json.dumps(base.to_dict()))
+  assert stored["dataset"]["image_size"] == [384, 128]
+  assert config_lib.differences(base, stored) == []
+  stored["dataset"]["image_size"] = [384, 192]
+  del stored["optimizer"]["epsilon"]
+  stored["model"]["gone"] = True
+  assert config_lib.differences(base, stored) == [
+    "dataset.image_size", "model.gone", "optimizer.epsilon"
+  ]  # fmt: skip
+
+
+def test_differences_ignore_where_and_how_a_run_runs():
+  moved = changed(
+    mesh__fsdp=4, mesh__data=2, log_every_steps=1, dataset__data_dir="/x", dataset__source="/y",
+    dataset__workers=0, checkpoint__keep=9, checkpoint__every_steps=3,
+  )  # fmt: skip
+  assert config_lib.differences(config_lib.base(), moved) == []
+  # Every other field is a difference.
+  base, names = config_lib.base().to_dict(), list(leaves(config_lib.base()))
+  ignored = {name for name in names if not config_lib.differences(base, _without(base, name))}
+  runtime = {name for name in names if name.split(".")[0] in ("mesh", "checkpoint")}
+  runtime |= {"log_every_steps", "dataset.data_dir", "dataset.source", "dataset.workers"}
+  # An empty group holds nothing to differ in.
+  assert ignored == runtime | {"dataset.options"}
+
+
+def _without(tree, name):
+  """A copy of nested dicts in which the field `name` holds another value."""
+  head, _, rest = name.partition(".")
+  return tree | {head: _without(tree[head], rest) if rest else {} if tree[head] == {} else "other"}
+
+
+def test_runtime_fields_exist():
+  names = list(leaves(config_lib.base()))
+  for field in config_lib.RUNTIME_FIELDS:
+    assert any(name == field or name.startswith(f"{field}.") for name in names), field
+
+
+# The files in configs/.
+
+
+def variants(file):
+  """Every string that the file's get_config compares `variant` with, and "" for none."""
+  found = [""]
+  for node in ast.walk(ast.parse((ROOT / "configs" / f"{file}.py").read_text())):
+    if isinstance(node, ast.Compare) and ast.unparse(node.left) == "variant":
+      found += [constant.value for constant in node.comparators]
+  return found
+
+
+def test_the_search_for_variants_finds_some():
+  assert {"synth_pedes", "cuhk_pedes", "icfg_pedes", "rstp_reid", "custom"} <= set(CONFIG_FILES)
+  assert variants("synth_pedes") == ["", "small"]
+  assert variants("icfg_pedes") == ["", "paper", "holdout"]
+
+
+@pytest.mark.parametrize(
+  "file, variant", [(file, variant) for file in CONFIG_FILES for variant in variants(file)]
+)
+def test_config_file_loads_locked_and_passes_its_check(file, variant):
+  get_config = importlib.import_module(f"configs.{file}").get_config
+  config = get_config(variant)
+  assert config.is_locked
+  config_lib.check(config)
+  # No field but the free options of a dataset was added.
+  known = set(leaves(config_lib.base()))
+  assert {name for name in leaves(config) if not name.startswith("dataset.options")} <= known
+  if variant:
+    assert config_lib.differences(get_config(), config), "the variant changes nothing"
+
+
+@pytest.mark.parametrize("file", CONFIG_FILES)
+def test_unknown_variant_is_one_line_that_names_the_known(file):
+  get_config = importlib.import_module(f"configs.{file}").get_config
+  with pytest.raises(UserError, match=f"configs/{file}.py.*'nonsense'") as caught:
+    get_config("nonsense")
+  assert "\n" not in str(caught.value)
+  for variant in variants(file)[1:]:
+    assert f":{variant}" in str(caught.value)
+
+
+def test_paper_equations_and_released_defaults():
+  base = config_lib.base()
+  assert (base.loss.itc_reduction, base.global_association.rows) == ("mean", "all")
+  assert base.augment.mask_first and base.optimizer.epsilon == 1e-3
+  paper = config_lib.paper_equations(config_lib.base())
+  assert (paper.loss.itc_reduction, paper.global_association.rows) == ("sum", "batch")
+  assert not paper.augment.mask_first and paper.num_epochs == 40
+
+
+# Every setting is read by somebody.
+
+
+class _Reads(ast.NodeVisitor):
+  """Dotted names of the settings that a module reads.
+
+  What hangs on a name `config` or on an attribute `.config` is a setting, and so is what hangs on
+  a local name such as `settings = config.augment`. A key that is not written out in place
+  (`settings[name]`) counts for each field whose name is a string in the same function, and
+  `**config.mesh` for the whole group.
+  """
+
+  def __init__(self, config):
+    self.reads, self._config = set(), config
+    self._aliases, self._strings = [{}], [set()]
+
+  def _path(self, node):
+    """Names below the config that an expression stands for, or None when it is something else."""
+    if isinstance(node, ast.Name):
+      return self._aliases[-1].get(node.id, [] if node.id == "config" else None)
+    if isinstance(node, ast.Attribute):
+      if node.attr == "config" and ast.unparse(node.value) != "jax":
+        return []
+      above = self._path(node.value)
+      return None if above is None else [*above, node.attr]
+    if isinstance(node, ast.Subscript):
+      above = self._path(node.value)
+      if above is None:
+        return None
+      return [*above, node.slice.value if isinstance(node.slice, ast.Constant) else "*"]
+    return None
+
+  def _read(self, path):
+    if "*" in path:
+      group = path[: path.index("*")]
+      for key in self._keys(group) & self._strings[-1]:
+        self.reads.add(".".join([*group, key]))
+    else:
+      self.reads.add(".".join(path))
+
+  def _keys(self, group):
+    value = self._config
+    for part in group:
+      value = value[part] if isinstance(value, ConfigDict) and part in value else {}
+    return set(value) if isinstance(value, ConfigDict) else set()
+
+  def visit_FunctionDef(self, node):
+    inner = dict(self._aliases[-1])
+    for part in ast.walk(node):
+      if isinstance(part, ast.Assign):
+        for target, value in _bindings(part):
+          if isinstance(target, ast.Name) and (path := self._path(value)) is not None:
+            inner[target.id] = path
+    self._aliases.append(inner)
+    texts = {p.value for p in ast.walk(node) if isinstance(p, ast.Constant)}
+    self._strings.append({text for text in texts if isinstance(text, str)})
+    self.generic_visit(node)
+    self._aliases.pop()
+    self._strings.pop()
+
+  def visit_Assign(self, node):
+    for target, value in _bindings(node):
+      # A name for a group is not yet a read of what the group holds.
+      if not (isinstance(target, ast.Name) and self._is_group(self._path(value))):
+        self.visit(value)
+
+  def _is_group(self, path):
+    return path is not None and "*" not in path and bool(self._keys(path))
+
+  def visit_Call(self, node):
+    for keyword in node.keywords:
+      path = self._path(keyword.value)
+      if keyword.arg is None and path is not None:
+        self.reads |= {".".join([*path, key]) for key in self._keys(path)} | {".".join(path)}
+    self.generic_visit(node)
+
+  def visit_Attribute(self, node):
+    if (path := self._path(node)) is not None:
+      self._read(path)
+    self.generic_visit(node)
+
+  def visit_Subscript(self, node):
+    if (path := self._path(node)) is not None:
+      self._read(path)
+    self.generic_visit(node)
+
+
+def _bindings(assign):
+  """(target, value) pairs of an assignment; `a, b = c, d` gives two."""
+  for target in assign.targets:
+    if isinstance(target, ast.Tuple) and isinstance(assign.value, ast.Tuple):
+      yield from zip(target.elts, assign.value.elts, strict=True)
+    else:
+      yield target, assign.value
+
+
+def unread(config):
+  """Settings that no module reads; data/ and models/ never see the config."""
+  reads = set()
+  for path in sorted((ROOT / "dgia_jax").glob("*.py")):
+    if path.name != "config.py":
+      visitor = _Reads(config)
+      visitor.visit(ast.parse(path.read_text()))
+      reads |= visitor.reads
+  return sorted(set(leaves(config)) - reads)
+
+
+def test_every_setting_is_read():
+  assert unread(config_lib.base()) == []
+
+
+def test_a_setting_nobody_reads_is_found():
+  config = config_lib.base()
+  with config.unlocked():
+    config.forgotten = 1
+    config.augment.blur = 0.5  # `config.augment` itself is read
+    config.loss.weights.prior = 0.0
+    config.optimizer.workers = 2  # the name is read, in another group
+  assert unread(config) == [
+    "augment.blur", "forgotten", "loss.weights.prior", "optimizer.workers"
+  ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  "source, expected",
+  [
+    ("settings = config.augment\n  return settings.flip", {"augment.flip"}),
+    ("settings = config.augment", set()),
+    ("a, b = run.config.loss.weights, 3\n  return a['itc']", {"loss.weights.itc"}),
+    ("s = config.dataset\n  return [s[n] for n in ('source',)]", {"dataset.source"}),
+    ("return f(**self._run.config.mesh)", {"mesh.data", "mesh.fsdp", "mesh.tensor"}),
+    ("jax.config.update('x', 1)", set()),
+    ("return settings.flip", set()),
+  ],
+)
+def test_what_counts_as_reading(source, expected):
+  config = config_lib.base()
+  visitor = _Reads(config)
+  visitor.visit(ast.parse(f"def function(config):\n  {source}"))
+  assert visitor.reads & set(leaves(config)) == expected
+
+
+def test_mesh_settings_are_what_create_mesh_takes():
+  """The group is passed on as keywords, so each of its fields must be one."""
+  from dgia_jax import sharding
+
+  assert set(config_lib.base().mesh) <= set(inspect.signature(sharding.create_mesh).parameters)

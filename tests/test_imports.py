@@ -1,0 +1,220 @@
+"""The shape of the package: who may import whom, who may see the config, who writes axis names."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from dgia_jax import sharding
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "dgia_jax"
+# A module imports only what stands before it. `data` and `models` are rooms of several modules.
+ORDER = (
+  "errors", "config", "sharding", "metrics", "losses", "association", "memory_bank", "views",
+  "optimizer", "data", "models", "train_state", "train_step", "checkpoint", "logs", "run_folder",
+  "console", "contact_sheet", "relation_precision", "build", "evaluate", "train", "convert", "main",
+)  # fmt: skip
+# They turn settings into arguments; everybody else is given arrays and numbers.
+SEE_THE_CONFIG = {
+  "config", "build", "evaluate", "train", "train_step", "checkpoint", "run_folder", "main",
+  "convert",
+}  # fmt: skip
+CORE = (
+  "association", "losses", "memory_bank", "metrics", "models.dual_encoder", "optimizer",
+  "sharding", "train_state", "train_step", "views",
+)  # fmt: skip
+DATA_STACK = ("grain", "tensorflow_datasets", "ml_collections", "clu", "transformers", "tensorflow")
+MAX_LINES = 400
+
+
+def sources(folder=PACKAGE):
+  """{dotted module below the folder: its syntax tree}"""
+  found = {}
+  for path in sorted(folder.rglob("*.py")):
+    parts = path.relative_to(folder).with_suffix("").parts
+    found[".".join(part for part in parts if part != "__init__")] = ast.parse(path.read_text())
+  return found
+
+
+def room(module):
+  """What stands in ORDER for a module: "data.pairs" -> "data"."""
+  return module.split(".")[0]
+
+
+def imported(tree):
+  """Full dotted names of everything a module imports, inside functions too."""
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, "imports are absolute here"
+      yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_imports(tree):
+  """Modules of this package that a module imports, without "dgia_jax."."""
+  for name in imported(tree):
+    if name.startswith("dgia_jax."):
+      name = name.removeprefix("dgia_jax.")
+      is_module = (PACKAGE / name.replace(".", "/")).is_dir() or (
+        PACKAGE / (name.replace(".", "/") + ".py")
+      ).exists()
+      yield name if is_module else name.rsplit(".", 1)[0]  # else a name inside a module
+
+
+def downward(found):
+  """Imports that break the order, as text."""
+  rank = {name: number for number, name in enumerate(ORDER)}
+  for module, tree in found.items():
+    for other in own_imports(tree):
+      same_room = room(module) == room(other) and room(module) in ("data", "models")
+      if not same_room and rank[room(other)] >= rank[room(module)]:
+        yield f"{module} imports {other}"
+
+
+def test_imports_only_go_upwards():
+  assert list(downward(sources())) == []
+
+
+def test_the_order_names_every_module_once():
+  assert sorted(ORDER) == sorted({room(module) for module in sources() if module})
+
+
+def test_a_downward_import_is_found():
+  tree = lambda text: ast.parse(f"def lazy():\n  {text}")
+  assert list(downward({"losses": tree("from dgia_jax import association")})) == [
+    "losses imports association"
+  ]
+  assert list(downward({"data.pairs": tree("import dgia_jax.models.layers")})) == [
+    "data.pairs imports models.layers"
+  ]
+  assert list(downward({"views": tree("from dgia_jax.train import train")})) == [
+    "views imports train"
+  ]
+  assert list(downward({"models.weights": tree("from dgia_jax.models import names")})) == []
+
+
+def test_rooms_hold_no_import_cycles():
+  graph = {module: set(own_imports(tree)) - {module} for module, tree in sources().items()}
+  for module in list(graph):
+    seen, waiting = set(), [module]
+    while waiting:
+      for other in graph.get(waiting.pop(), ()):
+        assert other != module, f"{module} imports itself by way of others"
+        if other not in seen:
+          seen.add(other)
+          waiting.append(other)
+
+
+def test_the_package_knows_no_configs_experiments_or_tests():
+  for module, tree in sources().items():
+    outside = {name.split(".")[0] for name in imported(tree)}
+    assert not outside & {"configs", "experiments", "tests", "torch", "tensorflow"}, module
+
+
+def config_uses(tree):
+  """How a module comes by the run's config, as text."""
+  for name in imported(tree):
+    if name.split(".")[0] == "ml_collections" or name.startswith("dgia_jax.config"):
+      yield f"imports {name}"
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Attribute) and node.attr == "config":
+      if ast.unparse(node.value).split(".")[-1] in ("run", "_run"):
+        yield f"reads {ast.unparse(node)}"
+    elif isinstance(node, ast.FunctionDef | ast.Lambda):
+      arguments = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
+      yield from (f"receives {a.arg}" for a in arguments if a.arg in ("config", "run"))
+
+
+def test_only_the_edge_sees_the_config():
+  # In models/ and data/synth_pedes `config` is the content of a Hugging Face file or TFDS's own.
+  foreign = ("models.hugging_face", "data.synth_pedes.builder")
+  for module, tree in sources().items():
+    uses = [use for use in config_uses(tree) if module not in foreign or use.startswith("imports")]
+    assert not uses or room(module) in SEE_THE_CONFIG, f"{module} {uses}"
+
+
+def test_who_may_see_the_config_does():
+  found = sources()
+  for module in SEE_THE_CONFIG - {"config", "main", "checkpoint", "convert"}:
+    assert list(config_uses(found[module])), f"{module} could be taken off the list"
+
+
+# Calls whose arguments are, or hold, names of mesh axes.
+TAKE_AXES = {
+  "P", "PartitionSpec", "NamedSharding", "Mesh", "make_mesh", "shard_map", "axis_index",
+  "axis_size", "psum", "pmean", "pmax", "pmin", "all_gather", "all_to_all", "ppermute",
+  "psum_scatter", "pcast",
+}  # fmt: skip
+
+
+def axis_literals(tree):
+  """Axis names written out in calls that take some."""
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in TAKE_AXES:
+      for part in [*node.args, *node.keywords]:
+        for leaf in ast.walk(part):
+          if isinstance(leaf, ast.Constant) and leaf.value in sharding.AXES:
+            yield ast.unparse(node)
+
+
+def test_only_sharding_writes_axis_names():
+  for folder in (PACKAGE, ROOT / "experiments"):
+    for module, tree in sources(folder).items():
+      assert module == "sharding" or list(axis_literals(tree)) == [], module
+
+
+def test_a_written_axis_name_is_found():
+  for text in ('P(("data", "fsdp"))', 'jax.lax.psum(x, axis_name="tensor")', "P(None, 'data')"):
+    assert list(axis_literals(ast.parse(text)))
+  assert not list(axis_literals(ast.parse('P(BANK_AXES); open("data")')))
+
+
+@pytest.mark.parametrize("folder", ["dgia_jax", "experiments"])
+def test_files_are_short(folder):
+  for path in (ROOT / folder).rglob("*.py"):
+    assert len(path.read_text().splitlines()) <= MAX_LINES, path
+
+
+def run_python(program, *path):
+  """Runs a program in a new process that sees the project; fails with what it wrote."""
+  code = f"import sys; sys.path[:0] = {[*map(str, path), str(ROOT)]!r}\n{program}"
+  done = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  return done.stdout
+
+
+BLOCK = f"""
+class Block:
+  def find_spec(self, name, path=None, target=None):
+    if name.split(".")[0] in {DATA_STACK!r}:
+      raise ModuleNotFoundError(f"blocked: {{name}}", name=name)
+sys.meta_path.insert(0, Block())
+"""
+
+
+def test_core_imports_without_the_data_stack():
+  names = [
+    f"dgia_jax.{module}" for module in sources() if module in CORE or room(module) == "models"
+  ]
+  assert len(names) > len(CORE)
+  run_python(BLOCK + f"import importlib\nfor name in {names!r}: importlib.import_module(name)")
+
+
+def test_the_block_blocks():
+  with pytest.raises(AssertionError, match="blocked: ml_collections"):
+    run_python(BLOCK + "import dgia_jax.config")
+
+
+def test_training_imports_no_tensorflow(tmp_path):
+  """With a TensorFlow in reach that tells when it is imported; looking for one is allowed."""
+  (tmp_path / "tensorflow").mkdir()
+  (tmp_path / "tensorflow" / "__init__.py").write_text('print("TensorFlow was imported")\n')
+  assert "was imported" in run_python("import tensorflow", tmp_path)
+  program = "import dgia_jax.train, dgia_jax.evaluate, dgia_jax.main\nprint('ready')"
+  assert run_python(program, tmp_path).split() == ["ready"]
