@@ -64,9 +64,21 @@ def two_views(key, batch, config, mask_id):
   return jnp.stack(pixels, axis=1), jnp.stack(tokens, axis=1)
 
 
-def encode_views(encode, params, pixels_BxVxHxWx3, tokens_BxVxL):
-  """One pass of each tower over all views: a list of V pairs ((B, D) image, (B, D) text)."""
+def encode_views(encode, params, pixels_BxVxHxWx3, tokens_BxVxL, needed=None):
+  """Features of all views: a list of V pairs ((B, D) image, (B, D) text).
+
+  Args:
+    encode: see `train_step`.
+    params: parameters.
+    pixels_BxVxHxWx3, tokens_BxVxL: from `two_views`.
+    needed: None, or a traced bool: whether anyone will look at the distorted view. One pass of each
+      tower over both views is cheapest; when the view is not needed yet, not encoding it is.
+  """
   size, num_views = tokens_BxVxL.shape[:2]
+  view = lambda v: encode(params, pixels_BxVxHxWx3[:, v], tokens_BxVxL[:, v])
+  if num_views == 2 and needed is not None:
+    clean = view(0)
+    return [clean, jax.lax.cond(needed, lambda: view(1), lambda: clean)]
   flat = lambda x: x.reshape(size * num_views, *x.shape[2:])
   image, text = encode(params, flat(pixels_BxVxHxWx3), flat(tokens_BxVxL))
   apart = lambda x: x.reshape(size, num_views, -1)
@@ -171,7 +183,9 @@ def train_step(
     return jnp.where(global_started, loss, 0.0)
 
   def total_loss(params):
-    clean, *distorted = encode_views(encode, params, pixels, tokens)
+    waits = config.local_association.start_epoch > 1
+    needed = local_started if waits else None
+    clean, *distorted = encode_views(encode, params, pixels, tokens, needed)
     relations = mine_local(*clean, batch, config)
     neighbours = association.no_neighbours(mask.shape[0], config.global_association.k)
     if weights["global"]:

@@ -32,7 +32,7 @@ class Settings:
   # --- difficulty ---
   # How many attributes a caption names (uniform between both ends). Fewer: captions say less, and
   # the captions of one person complete each other more.
-  attributes_per_caption: tuple[int, int] = (5, 8)
+  attributes_per_caption: tuple[int, int] = (4, 7)
   vague: float = 0.1  # probability that an attribute gets a broader word: "dark" for navy
   wrong: float = 0.05  # probability that an attribute is misnamed
   # Strength of pose, scale, background, light, colour cast, blur and noise: 0 none, 0.3 mild, 1 as
