@@ -1,4 +1,4 @@
-"""The command line: mistakes end in one line, and whatever stops a run, the same command goes on."""
+"""The command line: a mistake ends in one line; whatever stops a run, its command goes on with it."""
 
 import json
 import os
@@ -136,9 +136,7 @@ def test_killed_again_and_again(environment, uninterrupted, tmp_path):
 def test_evaluate_gives_the_scores_of_the_end_of_training(environment, uninterrupted):
   before = results(uninterrupted)
   (uninterrupted / "results.json").unlink()
-  code, _, error = finish(
-    environment, *TINY, f"--workdir={uninterrupted}", "--mode=evaluate"
-  )
+  code, _, error = finish(environment, *TINY, f"--workdir={uninterrupted}", "--mode=evaluate")
   assert code == 0, error
   after = results(uninterrupted)
   for name in ("last", "best", "digest", "best_by_split", "queries", "gallery"):

@@ -1,6 +1,6 @@
 import pytest
-import tiny_run
 
+import tiny_run
 from dgia_jax import run_folder
 from dgia_jax.errors import UserError
 

@@ -8,8 +8,8 @@ import logging
 import jax
 import numpy as np
 import pytest
-import tiny_run
 
+import tiny_run
 from dgia_jax import build, checkpoint, sharding, train, train_step
 from dgia_jax.console import Console
 from dgia_jax.errors import UserError
@@ -18,9 +18,7 @@ from dgia_jax.errors import UserError
 def run(workdir, splits=None, **fields):
   """Trains; returns results.json and the lines of metrics.jsonl."""
   console = Console(file=io.StringIO())
-  results = train.train(
-    tiny_run.config(**fields), workdir, console, splits or tiny_run.splits()
-  )
+  results = train.train(tiny_run.config(**fields), workdir, console, splits or tiny_run.splits())
   return results, tiny_run.metrics(workdir)
 
 
@@ -207,3 +205,17 @@ def test_padded_rows_change_nothing(no_tokenizer_folder):
   np.testing.assert_array_equal(state_8.bank.group, state_4.bank.group)
   written = np.flatnonzero(np.asarray(state_8.bank.group) >= 0)
   np.testing.assert_array_equal(written, np.sort(batch["index"][:4]))
+
+
+def test_a_view_that_is_not_needed_yet_is_not_missed(no_tokenizer_folder, monkeypatch):
+  """Skipping the distorted view before its losses start gives the steps that encoding it gives."""
+  fields = {"local_association__start_epoch": 2}
+  skipped, skipped_state = _steps((1, 1, 1), 8, **fields)
+  together = train_step.encode_views
+  monkeypatch.setattr(train_step, "encode_views", lambda *args: together(*args[:4]))
+  encoded, encoded_state = _steps((1, 1, 1), 8, **fields)
+  for ours, theirs in zip(skipped, encoded, strict=True):
+    for name, value in theirs.metrics.items():
+      np.testing.assert_allclose(ours.metrics[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+  assert skipped[4].metrics["loss_consistency"] == 0 < skipped[5].metrics["loss_consistency"]
+  np.testing.assert_allclose(skipped_state.bank.image, encoded_state.bank.image, atol=1e-3)
