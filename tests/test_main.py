@@ -1,4 +1,4 @@
-"""The command line: a mistake ends in one line; whatever stops a run, its command goes on with it."""
+"""The command line: mistakes end in one line, and the same command resumes a stopped run."""
 
 import json
 import os
