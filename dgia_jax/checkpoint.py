@@ -8,6 +8,7 @@ is complete: whatever kills the process, the newest complete one is found again.
 """
 
 import hashlib
+import logging
 import pathlib
 
 import jax
@@ -25,8 +26,18 @@ FOLDER = "checkpoints"
 class Checkpoints:
   """The checkpoints of one run: the `keep` newest, and the best by its selection score."""
 
-  def __init__(self, workdir, keep=2):
-    """Opens `workdir`/checkpoints, creating it; leftovers of an interrupted save are removed."""
+  def __init__(self, workdir, keep=2, read_only=False):
+    """Opens `workdir`/checkpoints.
+
+    Args:
+      workdir: folder of the run.
+      keep: newest checkpoints to keep, besides the best.
+      read_only: nothing is written or deleted, so the run may be training at the moment. Otherwise
+        the folder is made when absent, and leftovers of an interrupted save are removed.
+
+    Raises:
+      UserError: a checkpoint's score cannot be read.
+    """
     policy = checkpoint_managers.AnyPreservationPolicy(
       [
         checkpoint_managers.LatestN(keep),
@@ -38,16 +49,25 @@ class Checkpoints:
       ]
     )
     self._folder = pathlib.Path(workdir).absolute() / FOLDER
-    self._manager = ocp.CheckpointManager(
-      self._folder,
-      item_names=("state", "record"),
-      options=ocp.CheckpointManagerOptions(
-        preservation_policy=policy,
-        best_fn=lambda metrics: metrics["score"],
-        cleanup_tmp_directories=True,
-        enable_async_checkpointing=True,
-      ),
-    )
+    logging.getLogger("absl").addFilter(_is_news)
+    try:
+      self._manager = ocp.CheckpointManager(
+        self._folder,
+        item_names=("state", "record"),
+        options=ocp.CheckpointManagerOptions(
+          preservation_policy=None if read_only else policy,
+          best_fn=lambda metrics: metrics["score"],
+          cleanup_tmp_directories=not read_only,
+          create=not read_only,
+          enable_async_checkpointing=True,
+          read_only=read_only,
+        ),
+      )
+    except (ValueError, KeyError, OSError) as error:
+      reason = " ".join(str(error).split())[:300]
+      raise UserError(
+        f"{self._folder}: a checkpoint in it is damaged ({reason}); delete that one"
+      ) from error
 
   def latest(self):
     """Step of the newest complete checkpoint, or None."""
@@ -114,6 +134,11 @@ class Checkpoints:
   def close(self):
     """Finishes what is being written and stops the background threads."""
     self._manager.close()
+
+
+def _is_news(log_record):
+  """False for Orbax's warning that a checkpoint has no score: most are saved unevaluated."""
+  return "tracked_metric" not in log_record.getMessage()
 
 
 def steps_saved(workdir):

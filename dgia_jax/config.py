@@ -5,6 +5,9 @@ few fields that differ; the command line changes single fields: `--config.batch_
 config is locked: an unknown field stops the run.
 """
 
+import functools
+import math
+
 from ml_collections import ConfigDict
 
 from dgia_jax.errors import UserError
@@ -159,13 +162,22 @@ def from_scratch(config):
   return config
 
 
+def _get(config, field):
+  return functools.reduce(lambda group, name: group[name], field.split("."), config)
+
+
 def _positive(config, fields):
   for field in fields:
-    value = config
-    for part in field.split("."):
-      value = value[part]
-    if value <= 0:
-      raise UserError(f"config.{field}={value}: must be positive")
+    if _get(config, field) <= 0:
+      raise UserError(f"config.{field}={_get(config, field)}: must be positive")
+
+
+def _within(config, field, low, high):
+  """Checks a number, or a tuple of two in ascending order."""
+  value = _get(config, field)
+  values = value if isinstance(value, tuple) else (value,)
+  if not all(low <= number <= high for number in values):
+    raise UserError(f"config.{field}={value}: must lie in [{low}, {high}]")
 
 
 def _one_of(config, field, choices):
@@ -207,8 +219,16 @@ def check(config):
       f"config.global_association.start_epoch={config.global_association.start_epoch}: "
       "the bank is filled during epoch 1, so the global loss can start in epoch 2 at the earliest"
     )
-  if not 0 <= config.bank.momentum <= 1:
-    raise UserError(f"config.bank.momentum={config.bank.momentum}: must lie in [0, 1]")
+  for field in ("bank.momentum", "augment.flip", "augment.erase", "augment.mask_ratio",
+                "augment.erase_area", "optimizer.betas"):  # fmt: skip
+    _within(config, field, 0, 1)
+  for field in ("seed", "dataset.workers", "augment.padding", "augment.erase_aspect",
+                "checkpoint.every_steps", "optimizer.warmup_epochs", "optimizer.weight_decay",
+                "optimizer.epsilon", "loss.epsilon"):  # fmt: skip
+    _within(config, field, 0, math.inf)
+  for field in ("augment.erase_area", "augment.erase_aspect", "optimizer.betas"):
+    if len(_get(config, field)) != 2:
+      raise UserError(f"config.{field}={_get(config, field)}: give two numbers")
 
 
 def differences(config, other):

@@ -137,7 +137,8 @@ def _evaluate(run, evaluator, state, record, step, writer, console):
   best = dict(record["best"])
   for split in scores:
     value = scores[split]["t2i"]["R1"]
-    if split not in best or value > best[split]["R1"]:
+    # Of equal scores the later counts, as it does for the checkpoint that is kept as the best.
+    if split not in best or value >= best[split]["R1"]:
       best[split] = {"epoch": epoch, "step": step, "R1": value, "scores": scores}
   return scores[selected_on]["t2i"]["R1"], record | {"best": best, "last": scores}
 
@@ -192,12 +193,15 @@ class _ReportReader:
       return
     (step, report), self._pending = self._pending, None
     report = jax.device_get(report)
-    loss = float(report.metrics["loss"])
-    if not math.isfinite(loss):
-      raise UserError(
-        f"the loss is {loss} at step {step:,}: training stopped, the last good checkpoint is kept; "
-        "lower config.optimizer.learning_rate or raise config.loss.temperature, in a new --workdir"
-      )
+    # The gradient too: it makes the parameters worthless one step before the loss tells.
+    for name in ("loss", "gradient_norm"):
+      value = float(report.metrics[name])
+      if not math.isfinite(value):
+        raise UserError(
+          f"the {name} is {value} at step {step:,}: training stopped, the last good checkpoint is "
+          "kept; lower config.optimizer.learning_rate or raise config.loss.temperature, in a new "
+          "--workdir"
+        )
     self._precision.add(report)
     self._window.append(report.metrics)
     self._progress.advance(step)
