@@ -173,7 +173,7 @@ def _positive(config, fields):
 
 
 def _within(config, field, low, high):
-  """Checks a number, or a tuple of two in ascending order."""
+  """Checks a number, or every number of a tuple."""
   value = _get(config, field)
   values = value if isinstance(value, tuple) else (value,)
   if not all(low <= number <= high for number in values):
@@ -226,9 +226,11 @@ def check(config):
                 "checkpoint.every_steps", "optimizer.warmup_epochs", "optimizer.weight_decay",
                 "optimizer.epsilon", "loss.epsilon"):  # fmt: skip
     _within(config, field, 0, math.inf)
-  for field in ("augment.erase_area", "augment.erase_aspect", "optimizer.betas"):
-    if len(_get(config, field)) != 2:
-      raise UserError(f"config.{field}={_get(config, field)}: give two numbers")
+  for field in ("augment.erase_area", "augment.erase_aspect"):
+    if len(_get(config, field)) != 2 or _get(config, field)[0] > _get(config, field)[1]:
+      raise UserError(f"config.{field}={_get(config, field)}: give the smallest and the largest")
+  if len(config.optimizer.betas) != 2:
+    raise UserError(f"config.optimizer.betas={config.optimizer.betas}: give two numbers")
 
 
 def differences(config, other):

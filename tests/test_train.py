@@ -185,7 +185,7 @@ def test_padded_rows_change_nothing(no_tokenizer_folder):
   wide = build.build(tiny_run.config(**fields), "/nonexistent", tiny_run.splits())
   narrow = build.build(tiny_run.config(batch_size=4, **fields), "/nonexistent", tiny_run.splits())
   batches = train._batches_on_device(wide, 4, None)
-  batch = jax.device_get(next(batches))
+  batch = jax.tree.map(np.array, jax.device_get(next(batches)))
   batches.close()
   assert batch["mask"].sum() == 4
   junk = np.random.default_rng(0)

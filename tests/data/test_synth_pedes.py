@@ -35,7 +35,7 @@ def same(a, b):
 def test_names_follow_from_what_differs():
   changed = [
     dict(seed=1), dict(vague=0.3), dict(wrong=0.3), dict(attributes_per_caption=(1, 2)),
-    dict(train_people=100), dict(height=128, width=64), dict(camera=0.25), dict(variety=0.5),
+    dict(train_people=100), dict(height=128, width=64), dict(camera=0.75), dict(variety=0.5),
   ]  # fmt: skip
   names = [Settings(**change).name for change in changed]
   assert len(set(names)) == len(names) and "default" not in names
