@@ -185,13 +185,18 @@ def global_neighbours(
   return jax.vmap(of_anchor)(scores_BxC, rows_BxC, groups[0], own_row_B, groups[1])
 
 
+def _beside(own_Bx1, mined_BxK):
+  """A pair and what was mined for it, next to each other: (B, 1, ...), (B, K, ...)."""
+  return jnp.concatenate([own_Bx1, mined_BxK], axis=1)
+
+
 def extended_labels(neighbours, soft_scale=1.0, batch_relations=None):
   """Label matrix Y of the batch extended by its mined rows (section 3.3).
 
-  Extended row b < B is pair b; extended row B + b K + s is slot s of anchor b. Labels are 1 inside
-  a group (a pair and everything mined for it) and 0 elsewhere; in the batch rows the entries of
-  the group's mined members are the anchor's confidence weights. Empty slots have label 0
-  everywhere but on the diagonal.
+  Extended row b (1 + K) is pair b, and row b (1 + K) + s is slot s of its anchor: a group lies
+  together, and so on one device. Labels are 1 inside a group (a pair and everything mined for it)
+  and 0 elsewhere; in the batch rows the entries of the group's mined members are the anchor's
+  confidence weights. Empty slots have label 0 everywhere but on the diagonal.
 
   Args:
     neighbours: Neighbours (B, K).
@@ -206,16 +211,17 @@ def extended_labels(neighbours, soft_scale=1.0, batch_relations=None):
   weights_BxK = jax.vmap(functools.partial(confidence_weights_of_anchor, soft_scale=soft_scale))(
     neighbours.scores, neighbours.valid
   )
-  group_E = jnp.concatenate([jnp.arange(size), jnp.repeat(jnp.arange(size), k)])
-  real_E = jnp.concatenate([jnp.ones(size, bool), neighbours.valid.reshape(-1)])
+  of_group = lambda own, mined_BxK: _beside(jnp.full((size, 1), own), mined_BxK).reshape(-1)
+  group_E, slot_E = jnp.divmod(jnp.arange(size * (1 + k)), 1 + k)
+  real_E = of_group(True, neighbours.valid)
   same_ExE = group_E[:, None] == group_E[None, :]
-  label_E = jnp.concatenate([jnp.ones(size), weights_BxK.reshape(-1)])
-  in_batch_E = jnp.arange(size * (1 + k)) < size
-  labels_ExE = jnp.where(in_batch_E[:, None], label_E[None, :], 1.0)
+  labels_ExE = jnp.where(slot_E[:, None] == 0, of_group(1.0, weights_BxK)[None, :], 1.0)
   labels_ExE = jnp.where(same_ExE & real_E[None, :] & real_E[:, None], labels_ExE, 0.0)
   labels_ExE = jnp.maximum(labels_ExE, jnp.eye(size * (1 + k)))  # an empty slot is its own group
   if batch_relations is not None:
-    labels_ExE = labels_ExE.at[:size, :size].max(batch_relations.astype(jnp.float32))
+    related_ExE = jnp.repeat(jnp.repeat(batch_relations, 1 + k, axis=0), 1 + k, axis=1)
+    related_ExE &= (slot_E[:, None] == 0) & (slot_E[None, :] == 0)
+    labels_ExE = jnp.maximum(labels_ExE, related_ExE.astype(jnp.float32))
   return labels_ExE
 
 
@@ -260,10 +266,10 @@ def global_association_loss(
   neighbours, neighbour_images, neighbour_texts = jax.lax.stop_gradient(
     (neighbours, neighbour_images, neighbour_texts)
   )
-  extend = lambda batch_BxD, mined_BxKxD: jnp.concatenate(
-    [batch_BxD.astype(jnp.float32), mined_BxKxD.reshape(size * k, -1).astype(jnp.float32)]
-  )
-  exists_E = jnp.concatenate([row_mask, neighbours.valid.reshape(-1)])
+  extend = lambda batch_BxD, mined_BxKxD: _beside(
+    batch_BxD.astype(jnp.float32)[:, None], mined_BxKxD.astype(jnp.float32)
+  ).reshape(size * (1 + k), -1)
+  exists_E = _beside(row_mask[:, None], neighbours.valid).reshape(-1)
   return losses.similarity_distribution_matching(
     extend(image_features, neighbour_images),
     extend(text_features, neighbour_texts),
@@ -271,7 +277,7 @@ def global_association_loss(
     temperature,
     epsilon,
     row_mask=exists_E,
-    loss_mask=None if rows == "all" else jnp.arange(size * (1 + k)) < size,
+    loss_mask=None if rows == "all" else jnp.arange(size * (1 + k)) % (1 + k) == 0,
   )
 
 

@@ -23,6 +23,7 @@ def base():
   config = ConfigDict()
   config.seed = 0  # of initial weights, order of pairs and distorted views
   config.batch_size = 64  # pairs in the global batch; divisible by mesh.data x mesh.fsdp
+  config.gradient_accumulation = 1  # parts of a batch encoded one after another; saves memory
   config.num_epochs = 40  # passes over the training pairs
   config.eval_every_epochs = 1  # the last epoch is always evaluated
   config.log_every_steps = 50  # steps between lines of the training log
@@ -86,7 +87,7 @@ def base():
   config.bank = ConfigDict()
   config.bank.momentum = 0.9  # alpha, weight of the NEW feature in a row, from the second epoch on
   config.bank.gated = False  # scale alpha by the cosine of the pair's image and text
-  config.bank.block_rows = 16384  # rows of a shard scored at once; bounds memory
+  config.bank.block_rows = 0  # rows of a shard scored at once, bounds memory; 0 = by platform
 
   config.augment = ConfigDict()  # of the distorted view
   config.augment.flip = 0.5  # probability of mirroring
@@ -197,8 +198,8 @@ def check(config):
   """
   _positive(
     config,
-    ("batch_size", "num_epochs", "eval_every_epochs", "log_every_steps", "loss.temperature",
-     "global_association.k", "bank.block_rows", "eval.batch_size", "checkpoint.keep",
+    ("batch_size", "gradient_accumulation", "num_epochs", "eval_every_epochs", "log_every_steps",
+     "loss.temperature", "global_association.k", "eval.batch_size", "checkpoint.keep",
      "tokenizer.context_length", "optimizer.learning_rate"),
   )  # fmt: skip
   _one_of(config, "model.dtype", ("bfloat16", "float32"))
@@ -223,8 +224,8 @@ def check(config):
                 "augment.erase_area", "optimizer.betas"):  # fmt: skip
     _within(config, field, 0, 1)
   for field in ("seed", "dataset.workers", "augment.padding", "augment.erase_aspect",
-                "checkpoint.every_steps", "optimizer.warmup_epochs", "optimizer.weight_decay",
-                "optimizer.epsilon", "loss.epsilon"):  # fmt: skip
+                "checkpoint.every_steps", "bank.block_rows", "optimizer.warmup_epochs",
+                "optimizer.weight_decay", "optimizer.epsilon", "loss.epsilon"):  # fmt: skip
     _within(config, field, 0, math.inf)
   for field in ("augment.erase_area", "augment.erase_aspect"):
     if len(_get(config, field)) != 2 or _get(config, field)[0] > _get(config, field)[1]:

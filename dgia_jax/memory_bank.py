@@ -1,14 +1,20 @@
 """The anchor memory bank: one image and one text feature per training pair, over all devices.
 
-Paper section 3.3. Rows are split over every device of the mesh and never leave their owner: a
-search scans each shard in blocks for its best rows, merges scores and row numbers, and only the
-winning rows travel. Features are stored unnormalised with their inverse norms beside them, so a
-search is one matrix product. A row that was never written has inverse norm 0 and cannot be chosen.
+Paper section 3.3. Rows are split over every device of the mesh and never leave their owner. A
+search shows every query to every shard; each shard scans its rows in blocks and sends each query's
+best scores and row numbers to the one device that merges them for that query; then only the
+winning rows travel, to that device. So the work and the traffic of a device fall with the number
+of devices, and nothing of the size of the bank or of queries x rows ever exists.
 
-Shape letters: N bank rows (padded), n rows of one shard, B batch, D feature, C candidates.
+Features are stored unnormalised with their inverse norms beside them, so a search is one matrix
+product. A row that was never written has inverse norm 0 and cannot be chosen.
+
+Shape letters: N bank rows (padded), n rows of one shard, S shards, B queries, b queries that one
+device merges, D feature, C candidates, R rows of a block.
 """
 
 import functools
+import math
 
 import flax.struct
 import jax
@@ -21,8 +27,13 @@ from dgia_jax.sharding import BANK_AXES
 # Row counts are padded to a multiple of this, so that the padded shape, and with it a checkpoint,
 # is the same on every mesh of up to 1,024 devices (or three quarters of a power of two).
 ROW_MULTIPLE = 3072
-# Rows scored at once on one shard: bounds the memory of a search by B x BLOCK_ROWS.
-BLOCK_ROWS = 16384
+# Scores held at once on one device, B x R, by platform: what fits into the cache of a CPU core
+# (a block eight times larger takes 1.6 times as long), and 128 MB on an accelerator, which wants
+# few and large steps.
+BLOCK_SCORES = {"cpu": 2**17}
+BLOCK_SCORES_ELSEWHERE = 2**25
+# Rows of which only the best is looked at before the best rows are chosen, see `_top`.
+SEGMENT = 128
 ANCHORS = ("image", "text", "both")
 
 
@@ -53,6 +64,33 @@ def create(num_rows, dim):
   )
 
 
+def block_rows_for(num_queries, platform):
+  """Rows of a shard to score at once: as many as `BLOCK_SCORES` allows, a multiple of 128."""
+  scores = BLOCK_SCORES.get(platform, BLOCK_SCORES_ELSEWHERE)
+  return max(scores // num_queries // SEGMENT, 1) * SEGMENT
+
+
+def _top(scores_BxR, count):
+  """The `count` best columns of every row, best first, ties to the lowest column.
+
+  Looks at the best of every `SEGMENT` columns first. A column among the `count` best lies in one of
+  the `count` segments with the best maxima: otherwise the maxima of `count` other segments would
+  all rank before it. So the exact selection runs over few columns.
+  """
+  size, columns = scores_BxR.shape
+  if columns <= 2 * count * SEGMENT:
+    return jax.lax.top_k(scores_BxR, count)
+  missing = -columns % SEGMENT
+  scores_BxR = jnp.pad(scores_BxR, ((0, 0), (0, missing)), constant_values=-jnp.inf)
+  scores_BxGxS = scores_BxR.reshape(size, -1, SEGMENT)
+  _, segment_BxC = jax.lax.top_k(jnp.max(scores_BxGxS, axis=2), count)
+  segment_BxC = jnp.sort(segment_BxC, axis=1)  # in the order of columns, for the sake of ties
+  near_BxCxS = jnp.take_along_axis(scores_BxGxS, segment_BxC[:, :, None], axis=1)
+  best_BxC, place_BxC = jax.lax.top_k(near_BxCxS.reshape(size, -1), count)
+  segment_BxC = jnp.take_along_axis(segment_BxC, place_BxC // SEGMENT, axis=1)
+  return best_BxC, segment_BxC * SEGMENT + place_BxC % SEGMENT
+
+
 def _merge(scores_BxC, rows_BxC, count):
   """The `count` best of each row, ties to the earlier column."""
   best_BxC, order_BxC = jax.lax.top_k(scores_BxC, count)
@@ -73,7 +111,10 @@ def _scan_shard(queries, shards, count, first_row, block_rows):
     (B, count) scores in descending order (-inf where there is none) and (B, count) int32 rows.
   """
   size, (num_rows,) = queries[0].shape[0], shards[0][1].shape
-  block_rows = min(block_rows, num_rows)
+  # Blocks of equal size, so that little of the shard is scored twice.
+  num_blocks = -(-num_rows // block_rows)
+  step = math.gcd(block_rows, SEGMENT)
+  block_rows = min(-(-num_rows // (num_blocks * step)) * step, num_rows)
 
   def visit(best, block):
     # The last block is moved back to end with the shard; rows it repeats are masked.
@@ -88,7 +129,7 @@ def _scan_shard(queries, shards, count, first_row, block_rows):
     row_R = start + jnp.arange(block_rows)
     usable_R = seen_R & (row_R >= block * block_rows)
     score_BxR = jnp.where(usable_R[None, :], score_BxR, -jnp.inf)
-    score_BxC, column_BxC = jax.lax.top_k(score_BxR, min(count, block_rows))
+    score_BxC, column_BxC = _top(score_BxR, min(count, block_rows))
     row_BxC = (first_row + start + column_BxC).astype(jnp.int32)
     # What was found earlier has lower row numbers and stands first: ties go to the lowest row.
     merged = [
@@ -97,7 +138,7 @@ def _scan_shard(queries, shards, count, first_row, block_rows):
     return _merge(*merged, count), None
 
   nothing = (jnp.full((size, count), -jnp.inf), jnp.full((size, count), -1, jnp.int32))
-  best, _ = jax.lax.scan(visit, nothing, jnp.arange(-(-num_rows // block_rows)))
+  best, _ = jax.lax.scan(visit, nothing, jnp.arange(num_blocks))
   return best
 
 
@@ -109,7 +150,19 @@ def _shard_index(mesh):
   return index
 
 
-def search(bank, queries, count, *, mesh, anchor="image", block_rows=BLOCK_ROWS):
+def _to_mergers(found_BxC):
+  """Sends each query's candidates to the device that merges it: (B, C) -> (b, S C), by shard."""
+  exchange = functools.partial(jax.lax.all_to_all, axis_name=BANK_AXES, tiled=True)
+  return exchange(found_BxC, split_axis=0, concat_axis=1)
+
+
+def _pad_rows(array, multiple):
+  """Appends rows of zeros up to a multiple."""
+  missing = -array.shape[0] % multiple
+  return jnp.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1))
+
+
+def search(bank, queries, count, *, mesh, anchor="image", block_rows=0):
   """Exact `count` most similar bank rows of every query, best first, ties to the lowest row.
 
   Args:
@@ -119,11 +172,11 @@ def search(bank, queries, count, *, mesh, anchor="image", block_rows=BLOCK_ROWS)
     mesh: the mesh the bank lies on.
     anchor: what is compared: "image" features (the paper), "text" features, or "both": the mean
       of the two cosines (Table 6).
-    block_rows: rows of a shard scored at once.
+    block_rows: rows of a shard scored at once; 0 chooses by `block_rows_for`.
 
   Returns:
-    (B, count) float32 cosines, -inf where fewer rows were ever written; (B, count) int32 rows,
-    on every device.
+    (B, count) float32 cosines, -inf where fewer rows were ever written; (B, count) int32 rows;
+    the queries split over all devices (where B divides, as the bank's rows are).
 
   Raises:
     ValueError: for an unknown anchor.
@@ -135,20 +188,25 @@ def search(bank, queries, count, *, mesh, anchor="image", block_rows=BLOCK_ROWS)
     (queries[1], bank.text, bank.text_inverse_norm),
   ]
   modalities = {"image": modalities[:1], "text": modalities[1:], "both": modalities}[anchor]
-  queries = tuple(normalize(query) for query, _, _ in modalities)
+  size, platform = queries[0].shape[0], mesh.devices.flat[0].platform
+  block_rows = block_rows or block_rows_for(size, platform)
+  queries = tuple(_pad_rows(normalize(query), mesh.size) for query, _, _ in modalities)
   shards = tuple((features, norm) for _, features, norm in modalities)
 
   @functools.partial(
-    jax.shard_map, mesh=mesh, in_specs=(P(), P(BANK_AXES)), out_specs=P(), check_vma=False
+    jax.shard_map,
+    mesh=mesh,
+    in_specs=(P(), P(BANK_AXES)),
+    out_specs=P(BANK_AXES),
+    check_vma=False,
   )
   def search_shards(queries, shards):
     first_row = _shard_index(mesh) * shards[0][1].shape[0]
     scores_BxC, rows_BxC = _scan_shard(queries, shards, count, first_row, block_rows)
-    # Shards come in row order, so the stable merge keeps ties at the lowest row.
-    gather = functools.partial(jax.lax.all_gather, axis_name=BANK_AXES, axis=1, tiled=True)
-    return _merge(gather(scores_BxC), gather(rows_BxC), count)
+    # Shards arrive in row order, so the stable merge keeps ties at the lowest row.
+    return _merge(_to_mergers(scores_BxC), _to_mergers(rows_BxC), count)
 
-  return search_shards(queries, shards)
+  return jax.tree.map(lambda found: found[:size], search_shards(queries, shards))
 
 
 def gather(fields, rows, *, mesh):
@@ -160,11 +218,16 @@ def gather(fields, rows, *, mesh):
     mesh: the mesh the bank lies on.
 
   Returns:
-    The same fields with leading shape (...), on every device.
+    The same fields with leading shape (...), their first dimension split over all devices.
   """
+  wanted = _pad_rows(jnp.ravel(rows), mesh.size)
 
   @functools.partial(
-    jax.shard_map, mesh=mesh, in_specs=(P(), P(BANK_AXES)), out_specs=P(), check_vma=False
+    jax.shard_map,
+    mesh=mesh,
+    in_specs=(P(), P(BANK_AXES)),
+    out_specs=P(BANK_AXES),
+    check_vma=False,
   )
   def gather_shards(rows, shards):
     num_rows = jax.tree.leaves(shards)[0].shape[0]
@@ -173,12 +236,15 @@ def gather(fields, rows, *, mesh):
 
     def fetch(field):
       taken = jnp.take(field, jnp.clip(local, 0, num_rows - 1), axis=0)
-      mask = jnp.expand_dims(owned, tuple(range(owned.ndim, taken.ndim)))
-      return jax.lax.psum(jnp.where(mask, taken, 0), BANK_AXES)
+      mask = jnp.expand_dims(owned, tuple(range(1, taken.ndim)))
+      # Every row has one owner, all others add zeros.
+      return jax.lax.psum_scatter(jnp.where(mask, taken, 0), BANK_AXES, tiled=True)
 
     return jax.tree.map(fetch, shards)
 
-  return gather_shards(rows, fields)
+  shape = jnp.shape(rows)
+  restore = lambda found: found[: math.prod(shape)].reshape(*shape, *found.shape[1:])
+  return jax.tree.map(restore, gather_shards(wanted, fields))
 
 
 def update(bank, index, group, image_features, text_features, new_weight, *, mesh, row_mask=None):

@@ -53,9 +53,11 @@ def test_global_association_equals_reference(number, case):
   )
   np.testing.assert_allclose(weights, case["w"], rtol=1e-5, atol=1e-6)
 
-  # Our slots have a static shape; the reference packs the filled ones.
-  exists = np.concatenate([np.ones(len(selected), bool), (selected >= 0).reshape(-1)])
-  labels = np.asarray(association.extended_labels(neighbours, scale))[exists][:, exists]
+  # Ours lie group by group with slots of a static shape; the reference has the whole batch first,
+  # then the filled slots.
+  row_BxG = np.arange(selected.size // 3 * 4).reshape(-1, 4)
+  order = np.concatenate([row_BxG[:, 0], row_BxG[:, 1:][selected >= 0]])
+  labels = np.asarray(association.extended_labels(neighbours, scale))[order][:, order]
   np.testing.assert_allclose(labels, case["labels"], rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(association.targets_of_labels(labels), case["q"], rtol=1e-5, atol=1e-6)
 
@@ -77,14 +79,12 @@ def test_reference_covers_every_number_of_neighbours():
 def test_rows_batch_is_the_mean_over_batch_rows(rng):
   image, text = rng.normal(size=(2, 4, 3)).astype(np.float32)
   bank = rng.normal(size=(2, 20, 3)).astype(np.float32)
-  # By hand: every row of the extended problem, then the mean over the first four.
+  # By hand: every row of the extended problem, then the mean over those of the pairs.
   neighbours = _neighbours({"i": image, "im": bank[0]}, 0.5)
-  exists = np.concatenate([np.ones(4, bool), np.asarray(neighbours.valid).reshape(-1)])
-  rows = np.asarray(neighbours.rows).reshape(-1)
-  v, t = (
-    np.concatenate([image, bank[0][rows]])[exists],
-    np.concatenate([text, bank[1][rows]])[exists],
-  )
+  beside = lambda own, mined: np.concatenate([own[:, None], mined], axis=1).reshape(4 * 4, -1)
+  exists = beside(np.ones(4, bool), neighbours.valid)[:, 0]
+  rows = np.asarray(neighbours.rows)
+  v, t = beside(image, bank[0][rows])[exists], beside(text, bank[1][rows])[exists]
   labels = np.asarray(association.extended_labels(neighbours))[exists][:, exists]
   q = np.asarray(association.targets_of_labels(labels))
   assert len(v) > 6
@@ -92,7 +92,8 @@ def test_rows_batch_is_the_mean_over_batch_rows(rng):
   for logits in (losses.cosine(v, t) / 0.02, losses.cosine(t, v) / 0.02):
     log_p = np.asarray(jax.nn.log_softmax(logits, axis=1))
     per_row = per_row + (np.exp(log_p) * (log_p - np.log(q + 1e-6))).sum(1)
-  for mode, expected in (("batch", per_row[:4].mean()), ("all", per_row.mean())):
+  of_pair = (np.arange(4 * 4) % 4 == 0)[exists]
+  for mode, expected in (("batch", per_row[of_pair].mean()), ("all", per_row.mean())):
     value = association.global_loss(image, text, *bank, threshold=0.5, rows=mode)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
   with pytest.raises(ValueError, match="columns"):
@@ -143,7 +144,8 @@ def test_consulted_batch_pairs_become_positives():
   neighbours = association.no_neighbours(3, 2)
   related = jnp.array([[1, 1, 0], [1, 1, 0], [0, 0, 1]], bool)
   labels = association.extended_labels(neighbours, batch_relations=related)
-  np.testing.assert_array_equal(labels[:3, :3], related)
+  np.testing.assert_array_equal(labels[::3, ::3], related)
+  assert labels.sum() == related.sum() + 3 * 2  # empty slots: themselves alone
   np.testing.assert_array_equal(association.extended_labels(neighbours), np.eye(9))
 
 

@@ -47,7 +47,7 @@ def test_unknown_field_is_an_error():
 
 MUST_BE_POSITIVE = (
   "batch_size", "num_epochs", "eval_every_epochs", "log_every_steps", "loss.temperature",
-  "global_association.k", "bank.block_rows", "eval.batch_size", "checkpoint.keep",
+  "global_association.k", "eval.batch_size", "checkpoint.keep",
   "tokenizer.context_length", "optimizer.learning_rate",
 )  # fmt: skip
 CHOICES = {

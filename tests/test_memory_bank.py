@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -137,14 +139,42 @@ def test_the_bank_stays_split_and_is_updated_in_place(rng):
   assert bank.image.is_deleted() and not after.image.is_deleted()
 
 
-def test_no_collective_of_a_search_is_as_large_as_the_bank(rng):
+def test_a_search_and_its_rows_travel_as_candidates_only(rng):
+  """Two collectives of candidates (scores and rows) and one of winning rows, none of the bank."""
   mesh = _mesh((2, 2, 2))
-  search = jax.jit(lambda b, q: memory_bank.search(b, (q, q), 4, mesh=mesh))
+
+  def mine(bank, queries):
+    _, rows = memory_bank.search(bank, (queries, queries), 4, mesh=mesh)
+    return memory_bank.gather(bank.image, rows[:, 1:], mesh=mesh)
+
   image = rng.normal(size=(96, 8)).astype(np.float32)
   bank = _bank(mesh, image, image, np.arange(96, dtype=np.int32))
-  program = search.lower(bank, image[:2]).compile().as_text()
-  gathers = [line for line in program.splitlines() if "all-gather(" in line]
-  assert gathers and all("[2,32]" in line.split("all-gather(")[0] for line in gathers), gathers
+  program = jax.jit(mine).lower(bank, image[:16]).compile().as_text()
+  kinds = "all-gather|all-to-all|all-reduce|reduce-scatter|collective-permute"
+  found = re.findall(rf"= \(?(\w+\[[\d,]*\]).* ({kinds})(?:-start)?\(", program)
+  assert sorted(kind for _, kind in found) == [
+    "all-gather", "all-to-all", "all-to-all", "reduce-scatter",
+  ], found  # fmt: skip
+  elements = [np.prod([int(n) for n in shape[4:-1].split(",") if n]) for shape, _ in found]
+  assert max(elements) <= 16 * 3 * 8, found
+
+
+@pytest.mark.parametrize("columns", [300, 1024, 2560, 3001])
+def test_the_best_by_segments_are_the_best(columns, rng):
+  # Few distinct values: ties everywhere, within segments and across them.
+  scores = rng.integers(0, 30, (7, columns)).astype(np.float32)
+  scores[:, rng.permutation(columns)[: columns // 3]] = -np.inf
+  scores[0] = -np.inf
+  best, column = memory_bank._top(jnp.asarray(scores), 4)
+  expected = np.argsort(-scores, axis=1, kind="stable")[:, :4]
+  np.testing.assert_array_equal(column, expected)
+  np.testing.assert_array_equal(best, np.take_along_axis(scores, expected, 1))
+
+
+def test_block_rows_hold_the_memory_of_a_search():
+  assert memory_bank.block_rows_for(64, "cpu") == 2048
+  for platform in ("cpu", "gpu", "tpu"):
+    assert memory_bank.block_rows_for(16384, platform) * 16384 <= 2**25
 
 
 def test_gate_scales_the_weight_by_agreement():
