@@ -170,6 +170,6 @@ def write_folder(
     (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
   tensors = make_tensors(params, image_size=image_size, temperature=temperature)
   # transformers refuses files that do not say for which framework they are.
-  safetensors.numpy.save_file(
-    tensors, folder / checkpoint_files.WEIGHTS_FILE, metadata={"format": "pt"}
-  )
+  content = safetensors.numpy.save(tensors, metadata={"format": "pt"})
+  # Written by us: the library's own writer makes files that only their owner may read.
+  (folder / checkpoint_files.WEIGHTS_FILE).write_bytes(content)

@@ -1,6 +1,7 @@
 """synth_pedes: pure in (seed, person), captions true to what is seen, stored and read back."""
 
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -251,9 +252,11 @@ def test_every_value_has_words():
 # --- storage --------------------------------------------------------------------------------------
 
 
-def test_build_and_read_back(tmp_path):
-  from dgia_jax.data.synth_pedes.builder import make_builder
+def test_build_and_read_back(tmp_path, monkeypatch):
+  from dgia_jax.data.synth_pedes import builder as module
 
+  make_builder = module.make_builder
+  monkeypatch.setattr(module, "_SHARD_IMAGES", 8)  # two people each: 2 + 2 + 1
   change = dict(
     train_people=5, val_people=2, test_people=2, captions_per_image=2, height=32, width=16
   )
@@ -262,6 +265,8 @@ def test_build_and_read_back(tmp_path):
   drawn = {r["image_path"]: r for r in generate(Settings(**change), "train")}
   source = builder.as_data_source("train")
   assert len(source) == 20 and len(builder.as_data_source("test")) == 8
+  assert len(list(pathlib.Path(builder.data_dir).glob("*-train.array_record-*"))) == 3
+  assert [example["image_path"].decode() for example in source] == list(drawn)
   for example in source:
     record = drawn.pop(example["image_path"].decode())
     assert np.array_equal(example["image"], record["image"])  # PNG keeps every pixel
@@ -279,8 +284,8 @@ def test_build_and_read_back(tmp_path):
 def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
   from dgia_jax.data.synth_pedes import builder as module
 
-  def broken(settings, split, workers):
-    yield from list(generate(settings, split, workers))[:3]
+  def broken(settings, split, workers, people):
+    yield from list(generate(settings, split, workers, people))[:3]
     raise KeyboardInterrupt
 
   small = dict(train_people=3, val_people=0, test_people=1)

@@ -1,15 +1,19 @@
 """The TFDS builder of synth_pedes: the records of `generate`, stored once as ArrayRecord."""
 
 import dataclasses
+import functools
 import io
 
 import numpy as np
 import tensorflow_datasets as tfds
+import tqdm
 from PIL import Image
 
 from dgia_jax.data.synth_pedes.generate import generate
 from dgia_jax.data.synth_pedes.settings import PRESETS, Settings
 from dgia_jax.errors import UserError
+
+_SHARD_IMAGES = 4096
 
 
 @dataclasses.dataclass(eq=False)
@@ -27,12 +31,16 @@ def _config(settings):
   )
 
 
-class SynthPedes(tfds.core.GeneratorBasedBuilder):
-  """Drawn pedestrians with captions; one example per image. Splits share no person."""
+class SynthPedes(tfds.core.ShardBasedBuilder):
+  """Drawn pedestrians with captions; one example per image, person by person.
+
+  Splits share no person. Shard-based, because TFDS's shuffling writer needs TensorFlow as soon as a
+  split is larger than its memory buffer; the input pipeline shuffles anyway.
+  """
 
   name = "synth_pedes"
-  VERSION = tfds.core.Version("1.0.0")
-  RELEASE_NOTES = {"1.0.0": "First release."}
+  VERSION = tfds.core.Version("1.1.0")
+  RELEASE_NOTES = {"1.0.0": "First release.", "1.1.0": "Images are stored person by person."}
   BUILDER_CONFIGS = [_config(settings) for settings in PRESETS.values()]
 
   # Nothing is downloaded. Saying so also spares TFDS the search for a list of checksums, for which
@@ -57,12 +65,29 @@ class SynthPedes(tfds.core.GeneratorBasedBuilder):
       description="Procedurally drawn pedestrians for text-to-person retrieval.",
     )
 
-  def _split_generators(self, dl_manager):
+  def _shard_iterators_per_split(self, dl_manager):
     del dl_manager  # nothing to download
-    return {split: self._generate_examples(split) for split in self.builder_config.settings.splits}
+    settings = self.builder_config.settings
+    step = max(_SHARD_IMAGES // settings.images_per_person, 1)
+    shards = {}
+    for split in settings.splits:
+      people = settings.people(split)
+      parts = [people[start : start + step] for start in range(0, len(people), step)]
+      shards[split] = [functools.partial(self._examples, split, part) for part in parts]
+    return shards
 
-  def _generate_examples(self, split):
-    for record in generate(self.builder_config.settings, split, self.workers):
+  def _examples(self, split, people):
+    """Yields the examples of one shard, with a progress bar on a terminal."""
+    settings = self.builder_config.settings
+    records = tqdm.tqdm(
+      generate(settings, split, self.workers, people),
+      desc=f"drawing {split} people {people.start} to {people.stop - 1}",
+      total=len(people) * settings.images_per_person,
+      unit=" images",
+      disable=None,
+      delay=1.0,
+    )
+    for record in records:
       # PNG bytes, because TFDS encodes arrays with TensorFlow.
       yield record["image_path"], {**record, "image": _png(record["image"])}
 

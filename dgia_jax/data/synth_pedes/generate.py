@@ -19,14 +19,15 @@ _CHUNK = 25  # people that a worker draws at a time: a fifth of a second of work
 _WORKERS_FROM = 500  # images; below this, starting processes costs more than it saves
 
 
-def generate(settings, split, workers=None):
-  """Draws a split.
+def generate(settings, split, workers=None, people=None):
+  """Draws a split, or some of its people.
 
   Args:
     settings: `Settings`.
     split: "train", "val" or "test".
     workers: processes to draw with; 0 draws in this one. None: one per core (at most 8) where the
       split is large enough to gain from it.
+    people: numbers of the people to draw, a range; None: all of the split.
 
   Returns:
     An iterator over one record per image, ordered by person: {"image": uint8 (H, W, 3), "captions":
@@ -35,7 +36,7 @@ def generate(settings, split, workers=None):
   Raises:
     UserError: for an unknown split.
   """
-  numbers = settings.people(split)
+  numbers = settings.people(split) if people is None else people
   if workers is None:
     few = len(numbers) * settings.images_per_person < _WORKERS_FROM
     workers = 0 if few else min(8, _cores())
