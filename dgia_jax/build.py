@@ -92,12 +92,19 @@ def build(config, workdir, splits=None):
 
 
 def check_batch(config, mesh):
-  """Raises UserError unless the global batch divides over the mesh and over the processes."""
+  """Raises UserError unless the batch divides over mesh, processes and accumulation's parts."""
   shards = sharding.batch_shards(mesh)
   if config.batch_size % shards or config.batch_size % jax.process_count():
     raise UserError(
       f"config.batch_size={config.batch_size} cannot be divided over mesh.data x mesh.fsdp ="
       f" {shards} device(s) of {jax.process_count()} process(es); choose a multiple"
+    )
+  rows, parts = config.batch_size // shards, config.gradient_accumulation
+  if rows % parts:
+    raise UserError(
+      f"config.gradient_accumulation={parts} does not divide the {rows} pair(s) of"
+      f" config.batch_size={config.batch_size} on each of mesh.data x mesh.fsdp = {shards}"
+      " device(s); choose a divisor"
     )
 
 

@@ -14,7 +14,8 @@ from dgia_jax.errors import UserError
 
 # Fields that may change between two starts of one run: where and how it runs, not what it computes.
 RUNTIME_FIELDS = (
-  "mesh", "log_every_steps", "dataset.data_dir", "dataset.source", "dataset.workers", "checkpoint",
+  "mesh", "gradient_accumulation", "log_every_steps", "dataset.data_dir", "dataset.source",
+  "dataset.workers", "checkpoint",
 )  # fmt: skip
 
 
@@ -230,6 +231,8 @@ def check(config):
   for field in ("augment.erase_area", "augment.erase_aspect"):
     if len(_get(config, field)) != 2 or _get(config, field)[0] > _get(config, field)[1]:
       raise UserError(f"config.{field}={_get(config, field)}: give the smallest and the largest")
+    if _get(config, field)[0] <= 0:  # sizes are drawn by their logarithms
+      raise UserError(f"config.{field}={_get(config, field)}: the smallest must be above 0")
   if len(config.optimizer.betas) != 2:
     raise UserError(f"config.optimizer.betas={config.optimizer.betas}: give two numbers")
 

@@ -79,6 +79,11 @@ def batch(mesh):
   return NamedSharding(mesh, P(BATCH_AXES))
 
 
+def batch_parts(mesh):
+  """Layout of a batch cut into parts, (parts, rows, ...): each part lies as the batch does."""
+  return NamedSharding(mesh, P(None, BATCH_AXES))
+
+
 def bank_rows(mesh):
   """Layout of the memory bank: rows over every device of the mesh."""
   return NamedSharding(mesh, P(BANK_AXES))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dgia_jax import association, losses, memory_bank, sharding, train_state, views
+from dgia_jax import association, gradients, losses, memory_bank, sharding, train_state, views
 
 
 class Report(NamedTuple):
@@ -182,10 +182,12 @@ def train_step(
     )
     return jnp.where(global_started, loss, 0.0)
 
-  def total_loss(params):
+  def features_of(params, views):
     waits = config.local_association.start_epoch > 1
-    needed = local_started if waits else None
-    clean, *distorted = encode_views(encode, params, pixels, tokens, needed)
+    return encode_views(encode, params, *views, local_started if waits else None)
+
+  def total_loss(features):
+    clean, *distorted = features
     relations = mine_local(*clean, batch, config)
     neighbours = association.no_neighbours(mask.shape[0], config.global_association.k)
     if weights["global"]:
@@ -202,10 +204,15 @@ def train_step(
     total = sum(weights[name] * value for name, value in values.items())
     return total, (values, clean, relations, neighbours)
 
-  gradients, (values, clean, relations, neighbours) = jax.grad(total_loss, has_aux=True)(
-    state.params
+  gradient, (values, clean, relations, neighbours) = gradients.of_features_loss(
+    total_loss,
+    features_of,
+    state.params,
+    (pixels, tokens),
+    parts=config.gradient_accumulation,
+    mesh=mesh,
   )
-  updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+  updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
   momentum = memory_bank.agreement_weight(*clean, config.bank.momentum, config.bank.gated)
   bank = memory_bank.update(
     state.bank,
@@ -226,7 +233,7 @@ def train_step(
   neighbours = neighbours._replace(valid=neighbours.valid & mask[:, None] & global_started)
   metrics = {f"loss_{name}": value for name, value in values.items()}
   metrics["loss"] = sum(weights[name] * value for name, value in values.items())
-  metrics["gradient_norm"] = optax.global_norm(gradients)
+  metrics["gradient_norm"] = optax.global_norm(gradient)
   metrics["local_relations"] = jnp.sum(relations) / jnp.maximum(jnp.sum(mask), 1)
   metrics["global_relations"] = jnp.sum(neighbours.valid) / jnp.maximum(jnp.sum(mask), 1)
   return next_state, Report(metrics, batch["index"], jnp.packbits(relations, axis=1), neighbours)

@@ -76,6 +76,13 @@ def test_check_batch(batch_size, fits):
       build.check_batch(config, mesh)
 
 
+def test_check_batch_divides_the_rows_of_a_device_by_accumulation():
+  mesh = sharding.create_mesh(data=4, fsdp=2)
+  build.check_batch(tiny_run.config(batch_size=32, gradient_accumulation=4), mesh)
+  with pytest.raises(UserError, match=r"gradient_accumulation=8 .* the 4 pair.* = 8 device"):
+    build.check_batch(tiny_run.config(batch_size=32, gradient_accumulation=8), mesh)
+
+
 def test_check_batch_counts_no_tensor_devices_but_processes(monkeypatch):
   mesh = sharding.create_mesh(data=2, fsdp=1, tensor=4)
   build.check_batch(tiny_run.config(batch_size=6), mesh)

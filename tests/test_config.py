@@ -46,8 +46,8 @@ def test_unknown_field_is_an_error():
 
 
 MUST_BE_POSITIVE = (
-  "batch_size", "num_epochs", "eval_every_epochs", "log_every_steps", "loss.temperature",
-  "global_association.k", "eval.batch_size", "checkpoint.keep",
+  "batch_size", "gradient_accumulation", "num_epochs", "eval_every_epochs", "log_every_steps",
+  "loss.temperature", "global_association.k", "eval.batch_size", "checkpoint.keep",
   "tokenizer.context_length", "optimizer.learning_rate",
 )  # fmt: skip
 CHOICES = {
@@ -85,6 +85,8 @@ WRONG = [
   ("augment.erase_area", (0.5, 0.1)),
   ("augment.erase_area", (0.1, 2.0)),
   ("augment.erase_aspect", (0.3,)),
+  ("augment.erase_aspect", (0.0, 3.3)),
+  ("augment.erase_area", (0.0, 0.4)),
   ("bank.momentum", 1.1),
   ("bank.momentum", -0.1),
 ]
@@ -145,14 +147,15 @@ def test_differences_of_a_config_read_back_from_json():
 def test_differences_ignore_where_and_how_a_run_runs():
   moved = changed(
     mesh__fsdp=4, mesh__data=2, log_every_steps=1, dataset__data_dir="/x", dataset__source="/y",
-    dataset__workers=0, checkpoint__keep=9, checkpoint__every_steps=3,
+    dataset__workers=0, gradient_accumulation=2, checkpoint__keep=9, checkpoint__every_steps=3,
   )  # fmt: skip
   assert config_lib.differences(config_lib.base(), moved) == []
   # Every other field is a difference.
   base, names = config_lib.base().to_dict(), list(leaves(config_lib.base()))
   ignored = {name for name in names if not config_lib.differences(base, _without(base, name))}
   runtime = {name for name in names if name.split(".")[0] in ("mesh", "checkpoint")}
-  runtime |= {"log_every_steps", "dataset.data_dir", "dataset.source", "dataset.workers"}
+  runtime |= {"log_every_steps", "gradient_accumulation"}
+  runtime |= {"dataset.data_dir", "dataset.source", "dataset.workers"}
   # An empty group holds nothing to differ in.
   assert ignored == runtime | {"dataset.options"}
 

@@ -14,8 +14,9 @@ PACKAGE = ROOT / "dgia_jax"
 # A module imports only what stands before it. `data` and `models` are rooms of several modules.
 ORDER = (
   "errors", "config", "sharding", "metrics", "losses", "association", "memory_bank", "views",
-  "optimizer", "data", "models", "flops", "train_state", "gradients", "train_step", "checkpoint", "logs",
-  "run_folder", "console", "contact_sheet", "relation_precision", "retriever", "search_index", "search", "build", "evaluate", "train", "convert", "main",
+  "optimizer", "data", "models", "flops", "train_state", "gradients", "train_step", "checkpoint",
+  "logs", "run_folder", "console", "contact_sheet", "relation_precision", "retriever",
+  "search_index", "search", "build", "evaluate", "train", "convert", "main",
 )  # fmt: skip
 # They turn settings into arguments; everybody else is given arrays and numbers.
 SEE_THE_CONFIG = {
@@ -23,8 +24,8 @@ SEE_THE_CONFIG = {
   "convert",
 }  # fmt: skip
 CORE = (
-  "association", "flops", "gradients", "losses", "memory_bank", "metrics", "models.dual_encoder", "optimizer",
-  "sharding", "train_state", "train_step", "views",
+  "association", "flops", "gradients", "losses", "memory_bank", "metrics", "models.dual_encoder",
+  "optimizer", "sharding", "train_state", "train_step", "views",
 )  # fmt: skip
 DATA_STACK = (
   "grain", "tensorflow_datasets", "ml_collections", "clu", "transformers", "tokenizers", "torch",
