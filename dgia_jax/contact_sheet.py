@@ -21,7 +21,7 @@ def contact_sheet(queries, images, correct, path, scores=None):
   Args:
     queries: captions.
     images: per caption a list of uint8 (H, W, 3) arrays, best first; rows may differ in length.
-    correct: per caption a list of bools, one per image.
+    correct: per caption a list of bools, one per image; None where nobody knows.
     path: of the PNG; its folder must exist.
     scores: per caption a list of similarities to print under the images, or None.
 
@@ -65,16 +65,22 @@ def draw(queries, images, correct, scores=None):
     for rank, cell in enumerate(cells):
       x = left + rank * (cell_width + GAP) + (cell_width - cell.width) // 2
       y = top + FRAME
-      is_right = bool(correct[r][rank])
+      is_right = correct is not None and bool(correct[r][rank])
       frame = FRAME if is_right else 1
       box = (x - frame, y - frame, x + cell.width + frame - 1, y + cell.height + frame - 1)
-      pen.rectangle(box, fill=RIGHT if is_right else WRONG)
+      pen.rectangle(box, fill=_frame_color(correct, is_right))
       sheet.paste(cell, (x, y))
       if scores is not None:
         below = (x + cell.width / 2, y + cell.height + FRAME + label_height / 2)
         color = RIGHT if is_right else FAINT
         pen.text(below, f"{float(scores[r][rank]):.3f}", color, label, anchor="mm")
   return sheet
+
+
+def _frame_color(correct, is_right):
+  if correct is None:
+    return FAINT
+  return RIGHT if is_right else WRONG
 
 
 def _check(queries, images, correct, scores):

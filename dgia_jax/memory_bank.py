@@ -162,36 +162,25 @@ def _pad_rows(array, multiple):
   return jnp.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1))
 
 
-def search(bank, queries, count, *, mesh, anchor="image", block_rows=0):
-  """Exact `count` most similar bank rows of every query, best first, ties to the lowest row.
+def nearest(queries, rows, count, *, mesh, block_rows=0):
+  """Exact `count` most similar rows of every query, best first, ties to the lowest row.
 
   Args:
-    bank: the Bank, rows laid out over the whole mesh.
-    queries: (image_features_BxD, text_features_BxD), unnormalised.
+    queries: tuple of (B, D), unnormalised, one per compared modality; scores are the mean of the
+      modalities' cosines.
+    rows: tuple of ((N, D) features, (N,) inverse norms), one per modality, laid out over the whole
+      mesh. A row with inverse norm 0 is never found.
     count: candidates per query.
-    mesh: the mesh the bank lies on.
-    anchor: what is compared: "image" features (the paper), "text" features, or "both": the mean
-      of the two cosines (Table 6).
+    mesh: the mesh the rows lie on.
     block_rows: rows of a shard scored at once; 0 chooses by `block_rows_for`.
 
   Returns:
-    (B, count) float32 cosines, -inf where fewer rows were ever written; (B, count) int32 rows;
-    the queries split over all devices (where B divides, as the bank's rows are).
-
-  Raises:
-    ValueError: for an unknown anchor.
+    (B, count) float32 cosines, -inf where there are fewer rows; (B, count) int32 rows; the
+    queries split over all devices (where B divides, as the rows are).
   """
-  if anchor not in ANCHORS:
-    raise ValueError(f"anchor must be one of {ANCHORS}, not {anchor!r}")
-  modalities = [
-    (queries[0], bank.image, bank.image_inverse_norm),
-    (queries[1], bank.text, bank.text_inverse_norm),
-  ]
-  modalities = {"image": modalities[:1], "text": modalities[1:], "both": modalities}[anchor]
   size, platform = queries[0].shape[0], mesh.devices.flat[0].platform
   block_rows = block_rows or block_rows_for(size, platform)
-  queries = tuple(_pad_rows(normalize(query), mesh.size) for query, _, _ in modalities)
-  shards = tuple((features, norm) for _, features, norm in modalities)
+  queries = tuple(_pad_rows(normalize(query), mesh.size) for query in queries)
 
   @functools.partial(
     jax.shard_map,
@@ -206,7 +195,37 @@ def search(bank, queries, count, *, mesh, anchor="image", block_rows=0):
     # Shards arrive in row order, so the stable merge keeps ties at the lowest row.
     return _merge(_to_mergers(scores_BxC), _to_mergers(rows_BxC), count)
 
-  return jax.tree.map(lambda found: found[:size], search_shards(queries, shards))
+  return jax.tree.map(lambda found: found[:size], search_shards(queries, rows))
+
+
+def search(bank, queries, count, *, mesh, anchor="image", block_rows=0):
+  """Exact `count` most similar bank rows of every query, best first, ties to the lowest row.
+
+  Args:
+    bank: the Bank, rows laid out over the whole mesh.
+    queries: (image_features_BxD, text_features_BxD), unnormalised.
+    count: candidates per query.
+    mesh: the mesh the bank lies on.
+    anchor: what is compared: "image" features (the paper), "text" features, or "both": the mean
+      of the two cosines (Table 6).
+    block_rows: rows of a shard scored at once; 0 chooses by `block_rows_for`.
+
+  Returns:
+    As `nearest`.
+
+  Raises:
+    ValueError: for an unknown anchor.
+  """
+  if anchor not in ANCHORS:
+    raise ValueError(f"anchor must be one of {ANCHORS}, not {anchor!r}")
+  modalities = [
+    (queries[0], bank.image, bank.image_inverse_norm),
+    (queries[1], bank.text, bank.text_inverse_norm),
+  ]
+  modalities = {"image": modalities[:1], "text": modalities[1:], "both": modalities}[anchor]
+  queries = tuple(query for query, _, _ in modalities)
+  rows = tuple((features, norm) for _, features, norm in modalities)
+  return nearest(queries, rows, count, mesh=mesh, block_rows=block_rows)
 
 
 def gather(fields, rows, *, mesh):

@@ -27,3 +27,19 @@ def pytest_sessionstart(session):
 def rng():
   """A generator that starts the same in every test."""
   return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def known_run(tmp_path_factory):
+  """Folder of a run with two checkpoints of known weights, see `known_run.write_run`."""
+  import known_run as known_run_lib
+
+  return known_run_lib.write_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture
+def image_folder(tmp_path, rng):
+  """Folder of images, see `known_run.write_images`."""
+  import known_run as known_run_lib
+
+  return known_run_lib.write_images(tmp_path / "images", rng)

@@ -72,6 +72,7 @@ def own_imports(tree):
 def downward(found):
   """Imports that break the order, as text."""
   rank = {name: number for number, name in enumerate(ORDER)}
+  rank[""] = len(ORDER)  # the package itself, which hands out its front door on use
   for module, tree in found.items():
     for other in own_imports(tree):
       same_room = room(module) == room(other) and room(module) in ("data", "models")

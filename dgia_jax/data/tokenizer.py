@@ -86,6 +86,22 @@ def load_tokenizer(folder) -> Tokenizer:
   return Tokenizer(backend)
 
 
+def folder_tokenizer(folder, context_length: int) -> Tokenizer:
+  """The tokenizer of a Hugging Face CLIP folder: CLIP's own files, or what `Tokenizer.save` wrote.
+
+  Raises:
+    UserError: the folder holds neither.
+  """
+  path = pathlib.Path(folder) / _FILE
+  try:
+    post_processor = json.loads(path.read_text(encoding="utf-8")).get("post_processor") or {}
+  except (OSError, ValueError):
+    post_processor = {}  # `clip_tokenizer` looks for other files, and says what is wrong
+  if "<start>" in post_processor.get("special_tokens", {}):
+    return load_tokenizer(folder)
+  return clip_tokenizer(str(folder), context_length)
+
+
 def train_tokenizer(captions: Sequence[str], context_length: int, vocab_size: int) -> Tokenizer:
   """Learns a small vocabulary from the training captions; the same captions give the same ids.
 

@@ -16,7 +16,8 @@ import pathlib
 import numpy as np
 
 from dgia_jax import views
-from dgia_jax.models import checkpoint_files, mapping, names, positions
+from dgia_jax.errors import UserError
+from dgia_jax.models import checkpoint_files, dual_encoder, mapping, names, positions
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 # A field of ours in vision_config, (height, width) in pixels; image_size is the longer side.
@@ -33,6 +34,48 @@ def trained_grid(config: dict) -> tuple[int, int] | None:
   height, width = vision.get(_TRAINED_SIZE, (side, side))
   patch = vision.get("patch_size", 32)
   return height // patch, width // patch
+
+
+def read_sizes(folder) -> tuple[dual_encoder.Size, tuple[int, int], int, int]:
+  """What model a folder holds.
+
+  Args:
+    folder: holds config.json.
+
+  Returns:
+    Its size, (height, width) of its images in pixels, context length in tokens, vocabulary size.
+
+  Raises:
+    UserError: there is no readable config.json of a CLIP model.
+  """
+  path = pathlib.Path(folder) / checkpoint_files.CONFIG_FILE
+  try:
+    config = json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:
+    raise UserError(f"{path}: cannot be read ({error}); give a Hugging Face CLIP folder") from error
+  if config.get("model_type") != "clip":
+    raise UserError(f"{path}: model_type is {config.get('model_type')!r}, not 'clip'")
+  vision, text = config.get("vision_config", {}), config.get("text_config", {})
+
+  def tower(said: dict, width: int, heads: int) -> dual_encoder.TowerSize:
+    return dual_encoder.TowerSize(
+      width=said.get("hidden_size", width),
+      depth=said.get("num_hidden_layers", 12),
+      heads=said.get("num_attention_heads", heads),
+    )
+
+  # Fields that a config.json leaves out have transformers' defaults.
+  size = dual_encoder.Size(
+    image=tower(vision, 768, 12),
+    text=tower(text, 512, 8),
+    feature_width=config.get("projection_dim", 512),
+    patch_size=vision.get("patch_size", 32),
+  )
+  side = vision.get("image_size", 224)
+  image_size = tuple(vision.get(_TRAINED_SIZE, (side, side)))
+  return (
+    size, image_size, text.get("max_position_embeddings", 77), text.get("vocab_size", 49408),
+  )  # fmt: skip
 
 
 def config_problems(config: dict, template: dict) -> list[str]:
