@@ -7,6 +7,7 @@ setup(
   version="0.1.0",
   description="Weakly supervised text-to-person image retrieval in JAX and Flax",
   packages=find_packages(include=["dgia_jax", "dgia_jax.*"]),
+  package_data={"dgia_jax": ["*.md"]},
   python_requires=">=3.11",
   install_requires=[
     "absl-py>=2.1",

@@ -2,7 +2,8 @@
 
   python -m dgia_jax.convert --run runs/demo --out FOLDER
 
-The folder holds config.json, model.safetensors, preprocessor_config.json and the tokenizer:
+The folder holds config.json, model.safetensors, preprocessor_config.json, the tokenizer's files and
+a model card, README.md:
 
   model = transformers.CLIPModel.from_pretrained(FOLDER)
   images = transformers.CLIPImageProcessor.from_pretrained(FOLDER)(pictures, return_tensors="pt")
@@ -20,13 +21,15 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+import jax
 import tokenizers
 
-from dgia_jax import checkpoint, run_folder
+from dgia_jax import checkpoint, model_card, run_folder
 from dgia_jax.data import tokenizer as tokenizer_lib
 from dgia_jax.errors import UserError
 from dgia_jax.models import hugging_face
 
+CARD = "README.md"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -53,12 +56,28 @@ def convert(run, out, choice="best") -> str:
       out, params, image_size=image_size, temperature=config["loss"]["temperature"]
     )
     said = _write_tokenizer(run, config["tokenizer"], out)
+    (out / CARD).write_text(_card(run, config, step, params), encoding="utf-8")
   except OSError as error:
     raise UserError(f"--out={out}: cannot be written ({error}); choose another") from error
   lines = [f"wrote step {step:,} of {run} to {out}", said]
   if image_size[0] != image_size[1]:
     lines.append("its images are oblong: pass interpolate_pos_encoding=True to get_image_features")
   return "\n".join(lines)
+
+
+def _card(run: pathlib.Path, config: dict, step: int, params: dict) -> str:
+  """The model card, with the run's scores when it has been evaluated."""
+  path = run / run_folder.RESULTS
+  results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+  return model_card.make_card(
+    f"{config['model']['name']} on {config['dataset']['name']}",
+    config,
+    step,
+    parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
+    feature_width=params["image"]["projection"].shape[1],
+    context_length=params["text"]["position_embedding"].shape[0],
+    results=results,
+  )
 
 
 def _write_tokenizer(run: pathlib.Path, settings: dict, out: pathlib.Path) -> str:

@@ -74,7 +74,7 @@ def test_without_a_vocabulary_the_weights_are_still_written(
   assert convert_run(known_run, tmp_path) == 0
   assert "without a tokenizer" in capsys.readouterr().out
   assert sorted(path.name for path in tmp_path.iterdir()) == [
-    "config.json", "model.safetensors", "preprocessor_config.json",
+    "README.md", "config.json", "model.safetensors", "preprocessor_config.json",
   ]  # fmt: skip
 
 

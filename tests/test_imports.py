@@ -15,13 +15,13 @@ PACKAGE = ROOT / "dgia_jax"
 ORDER = (
   "errors", "config", "sharding", "metrics", "losses", "association", "memory_bank", "views",
   "optimizer", "data", "models", "flops", "train_state", "gradients", "train_step", "checkpoint",
-  "logs", "run_folder", "console", "contact_sheet", "relation_precision", "retriever",
+  "logs", "run_folder", "console", "contact_sheet", "relation_precision", "model_card", "retriever",
   "search_index", "search", "build", "evaluate", "train", "convert", "main",
 )  # fmt: skip
 # They turn settings into arguments; everybody else is given arrays and numbers.
 SEE_THE_CONFIG = {
   "config", "build", "evaluate", "train", "train_step", "checkpoint", "run_folder", "main",
-  "convert",
+  "convert", "model_card",
 }  # fmt: skip
 CORE = (
   "association", "flops", "gradients", "losses", "memory_bank", "metrics", "models.dual_encoder",
