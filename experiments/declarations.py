@@ -1,0 +1,237 @@
+"""Every table and figure of the paper as data: which config fields each setting changes.
+
+A setting is a label and the fields that differ from the dataset's config; `{}` is the whole
+method. Nothing here says how runs are made or reported: `run` trains what a declaration asks for,
+and settings that come to the same config are one run, whichever tables they stand in.
+"""
+
+import dataclasses
+
+# Fields of every run: no picture and no spare checkpoint for each of dozens of runs.
+COMMON = {"eval.contact_sheet": False, "checkpoint.keep": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """Where a dataset's runs start from.
+
+  Attributes:
+    name: as in the config.
+    title: as the paper prints it; the paper's numbers are found by it.
+    config: name of the file in configs/.
+    protocol: which epoch's test scores are tabulated unless told otherwise.
+    schedules: named fields that replace the config's own schedule; the first is the default.
+  """
+
+  name: str
+  title: str
+  config: str
+  protocol: str = "val"
+  schedules: dict = dataclasses.field(default_factory=dict)
+
+
+# A whole schedule for a CPU core: the nine settings of Tables 4-6 with three seeds (27 runs) are
+# meant to take 90 minutes on two cores. At 690 pairs/s an epoch of 16,000 pairs takes 23 s with one
+# view and 48 s with two, which the runs with the consistency loss have from its start on.
+SHORT = {
+  "num_epochs": 12,
+  "local_association.start_epoch": 9,
+  "global_association.start_epoch": 9,
+}
+
+DATASETS = {
+  dataset.name: dataset
+  for dataset in (
+    Dataset("cuhk_pedes", "CUHK-PEDES", "cuhk_pedes", protocol="test_best"),
+    Dataset("icfg_pedes", "ICFG-PEDES", "icfg_pedes", protocol="test_best"),
+    Dataset("rstp_reid", "RSTPReid", "rstp_reid", protocol="test_best"),
+    Dataset("synth_pedes", "synth_pedes", "synth_pedes", schedules={"short": SHORT}),
+    Dataset("custom", "custom", "custom"),
+  )
+}
+BENCHMARKS = ("cuhk_pedes", "icfg_pedes", "rstp_reid")
+
+# Which epoch's test scores a table shows.
+PROTOCOLS = {
+  "last": "the last epoch",
+  "val": "the epoch that was best on val",
+  "test_best": "the epoch that was best on test itself, as the paper's numbers are made",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """A row of a table, or a point of a figure.
+
+  Attributes:
+    label: as the paper prints it.
+    fields: {config field: value}; {} is the whole method.
+    plugged: "" or the oracle of `experiments.oracle` that the run is trained with.
+    about: what it is, where the label does not tell.
+  """
+
+  label: str
+  fields: dict
+  plugged: str = ""
+  about: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """A table or figure.
+
+  Attributes:
+    name: on the command line.
+    title: what it shows.
+    source: where the paper has it; "" for what the paper does not have.
+    form: the function of `experiments.sections` that reports it.
+    settings: in the paper's order.
+    paper_table: key of `paper.ablation`, "" where the form knows where to look.
+    measure: "" when a run's own results suffice, else a module of `experiments.measures`.
+    datasets: it exists for these only; () = for all.
+  """
+
+  name: str
+  title: str
+  source: str
+  form: str
+  settings: tuple
+  paper_table: str = ""
+  measure: str = ""
+  datasets: tuple = ()
+
+
+def _only(*losses, **fields):
+  """Fields that switch off the losses not named; the contrastive one stays."""
+  off = {
+    f"loss.weights.{name}": 0.0
+    for name in ("local", "global", "consistency")
+    if name not in losses
+  }
+  return off | {name.replace("__", "."): value for name, value in fields.items()}
+
+
+BASELINE = _only()
+LOCAL = _only("local")
+LOCAL_AND_GLOBAL = _only("local", "global")
+WHOLE = Setting("DGIA", {})
+
+EXPERIMENTS = {
+  experiment.name: experiment
+  for experiment in (
+    Experiment(
+      name="main",
+      title="DGIA beside published methods",
+      source="Tables 1-3",
+      form="main",
+      settings=(WHOLE,),
+    ),
+    Experiment(
+      name="modules",
+      title="What each module adds",
+      source="Table 4",
+      form="ablation",
+      settings=(
+        Setting("B", BASELINE, about="contrastive loss alone"),
+        Setting("B+LRC", LOCAL, about="with local association"),
+        Setting("B+GSRC-FR", _only("global"), about="with global association"),
+        Setting("B+LRC+GSRC-FR", LOCAL_AND_GLOBAL, about="with both"),
+        Setting("B+LRC+GSRC-FR+IASC-CL", {}, about="with consistency too: DGIA"),
+      ),
+      paper_table="table4_modules_R1",
+    ),
+    Experiment(
+      name="local",
+      title="Which similarity local relations are mined by",
+      source="Table 5",
+      form="ablation",
+      settings=(
+        Setting("B", BASELINE, about="contrastive loss alone"),
+        Setting(
+          "B+LRC-I", _only("local", local_association__modality="image"), about="images alone"
+        ),
+        Setting("B+LRC-T", _only("local", local_association__modality="text"), about="texts alone"),
+        Setting("B+LRC", LOCAL, about="both must agree"),
+      ),
+      paper_table="table5_local_R1",
+    ),
+    Experiment(
+      name="global",
+      title="Which similarity anchors are searched by",
+      source="Table 6",
+      form="ablation",
+      settings=(
+        Setting("BFE", LOCAL, about="B+LRC of Table 4"),
+        Setting(
+          "BFE+GSRC-T",
+          _only("local", "global", global_association__anchor="text"),
+          about="text anchors",
+        ),
+        Setting(
+          "BFE+GSRC-IT",
+          _only("local", "global", global_association__anchor="both"),
+          about="mean of both",
+        ),
+        Setting("BFE+GSRC-FR", LOCAL_AND_GLOBAL, about="image anchors"),
+      ),
+      paper_table="table6_global_R1",
+    ),
+    Experiment(
+      name="mask_ratio",
+      title="R@1 over the share of masked words in training",
+      source="Figure 3",
+      form="mask_ratio",
+      settings=tuple(
+        Setting(str(ratio), {"augment.mask_ratio": ratio})
+        for ratio in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+      ),
+    ),
+    Experiment(
+      name="relation_accuracy",
+      title="Precision of mined relations over training",
+      source="Figure 4",
+      form="relation_accuracy",
+      settings=(WHOLE,),
+    ),
+    Experiment(
+      name="cross_dataset",
+      title="Trained on one dataset, tested on another",
+      source="Supplement, Table 1",
+      form="cross_dataset",
+      settings=(WHOLE,),
+      measure="cross_dataset",
+    ),
+    Experiment(
+      name="masked_queries",
+      title="Queries with masked words",
+      source="Supplement, Table 2",
+      form="masked_queries",
+      settings=(WHOLE,),
+      measure="masked_queries",
+    ),
+    Experiment(
+      name="complexity",
+      title="Parameters, arithmetic and time",
+      source="Supplement, Table 3",
+      form="complexity",
+      settings=(WHOLE,),
+      measure="complexity",
+    ),
+    Experiment(
+      name="tsne",
+      title="Features of test people",
+      source="Supplement, Figure 1",
+      form="tsne",
+      settings=(Setting("B", BASELINE), WHOLE),
+      measure="tsne",
+    ),
+    Experiment(
+      name="attention",
+      title="Words and the image regions that speak for them",
+      source="Figure 2",
+      form="attention",
+      settings=(WHOLE,),
+      measure="attention",
+    ),
+  )
+}
