@@ -61,17 +61,20 @@ class Evaluator:
     Returns:
       (M, D) float32 of its images and (N, D) float32 of its captions.
     """
-    share = dict(process_index=jax.process_index(), process_count=jax.process_count())
+    tokens_NxL = self._run.tokenizer.encode(pairs.captions)
+    return self.embed_images(params, pairs), self.embed_tokens(params, tokens_NxL)
+
+  def embed_images(self, params, pairs):
+    """(M, D) float32 features of a split's images, on the host."""
     images = pipeline.image_batches(
-      pairs, batch_size=self._batch_size, workers=self._run.config.dataset.workers, **share
+      pairs, batch_size=self._batch_size, workers=self._run.config.dataset.workers, **_share()
     )
-    tokens = pipeline.token_batches(
-      self._run.tokenizer.encode(pairs.captions), batch_size=self._batch_size, **share
-    )
-    return (
-      self._collect(self._embed_images, params, images, "image", pairs.num_images),
-      self._collect(self._embed_texts, params, tokens, "tokens", pairs.num_pairs),
-    )
+    return self._collect(self._embed_images, params, images, "image", pairs.num_images)
+
+  def embed_tokens(self, params, tokens_NxL):
+    """(N, D) float32 features of encoded captions, on the host."""
+    batches = pipeline.token_batches(tokens_NxL, batch_size=self._batch_size, **_share())
+    return self._collect(self._embed_texts, params, batches, "tokens", len(tokens_NxL))
 
   def _collect(self, embed, params, batches, field, count):
     # Batches come in order and only the last is padded, so cutting to `count` undoes the padding.
@@ -95,6 +98,11 @@ class Evaluator:
       "i2t": ranked(images_MxD, texts_NxD, image_ids, text_ids),
     }
     return scores, (images_MxD, texts_NxD)
+
+
+def _share():
+  """This process's part of every batch."""
+  return dict(process_index=jax.process_index(), process_count=jax.process_count())
 
 
 def evaluate(config, workdir, console, splits=None):

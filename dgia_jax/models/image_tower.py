@@ -61,13 +61,14 @@ class ImageTower(nnx.Module):
 
   def __call__(self, pixels_BxHxWx3: jax.Array) -> jax.Array:
     """Normalised pixels, float (B, H, W, 3), to float32 features (B, D), not normalised."""
-    x_BxPxC = self._embed(pixels_BxHxWx3)
+    x_BxPxC = self.embed_patches(pixels_BxHxWx3)
     x_BxPxC = layers.run_blocks(self.blocks, self.norm_pre(x_BxPxC), remat=self.remat)
     # Only the class token is projected; the other tokens are nobody's feature.
     pooled_BxC = self.norm_post(x_BxPxC[:, 0])
     return pooled_BxC @ self.projection[...]
 
-  def _embed(self, pixels_BxHxWx3: jax.Array) -> jax.Array:
+  def embed_patches(self, pixels_BxHxWx3: jax.Array) -> jax.Array:
+    """Normalised pixels to what enters the first norm: class token and patches with positions."""
     batch, height, width, _ = pixels_BxHxWx3.shape
     kernel = self.patch_embedding[...].astype(self.dtype)
     side = kernel.shape[0]

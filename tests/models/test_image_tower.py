@@ -18,7 +18,7 @@ def test_embedding_equals_a_strided_convolution():
     dimension_numbers=("NHWC", "HWIO", "NHWC"),
   )
   expected = patches.reshape(2, 15, 128) + tower.position_embedding[1:][None]
-  tokens = tower._embed(pixels)
+  tokens = tower.embed_patches(pixels)
   np.testing.assert_allclose(tokens[:, 1:], expected, atol=1e-5)
   np.testing.assert_allclose(
     tokens[1, 0], tower.class_embedding[...] + tower.position_embedding[0], atol=1e-6
