@@ -17,9 +17,9 @@ def get_config(variant=""):
   config.dataset.name = "synth_pedes"
   config.dataset.image_size = (64, 32)
   config.batch_size = 64
-  config.num_epochs = 10
-  config.local_association.start_epoch = 9
-  config.global_association.start_epoch = 9
+  config.num_epochs = 14
+  config.local_association.start_epoch = 6
+  config.global_association.start_epoch = 6
   if variant == "small":
     config.dataset.options = dict(train_people=600, val_people=60, test_people=60)
     config.num_epochs = 3

@@ -20,7 +20,7 @@ class Settings:
   """Everything that decides the pictures and captions. Validated on construction (`UserError`)."""
 
   # --- size ---
-  train_people: int = 4000  # identities per split; 0 leaves the split out (train needs 1)
+  train_people: int = 2700  # identities per split; 0 leaves the split out (train needs 1)
   val_people: int = 200
   test_people: int = 200
   images_per_person: int = 4  # each under another camera
