@@ -35,6 +35,7 @@ setup(
     "test": ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.9"],
     "gpu": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
+    "serve": ["gradio>=5,<7"],  # the web page of `dgia_jax.search serve`
     "torch": ["torch>=2.6"],  # for live parity tests with PyTorch models
   },
 )

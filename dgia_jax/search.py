@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 import tqdm
 
-from dgia_jax import contact_sheet, search_index
+from dgia_jax import contact_sheet, search_index, serve
 from dgia_jax.data import images as images_lib
 from dgia_jax.errors import UserError
 from dgia_jax.retriever import Retriever
@@ -68,6 +68,13 @@ def query(options) -> None:
     _print_answers(asked, answers)
   if options.sheet:
     draw_sheet(asked, answers, options.sheet)
+
+
+def serve_page(options) -> None:
+  """Serves the web page until interrupted."""
+  retriever, opened = open_index(options.index, options.run)
+  searcher = serve.Searcher(retriever, opened)
+  serve.serve(searcher, len(opened), options.host, options.port, options.top)
 
 
 def open_index(folder, model=None):
@@ -155,6 +162,15 @@ def parse(argv: Sequence[str] | None):
   asking.add_argument("--json", action="store_true", help="a JSON object a query")
   asking.add_argument("--run", help="folder of the model, when it has moved since")
   asking.set_defaults(run_command=query)
+  showing = commands.add_parser("serve", help="a web page to search with")
+  showing.add_argument("--index", required=True, help="folder of the index")
+  showing.add_argument("--run", help="folder of the model, when it has moved since")
+  showing.add_argument(
+    "--host", default="127.0.0.1", help="who may connect (default: this machine)"
+  )
+  showing.add_argument("--port", type=int, default=7860)
+  showing.add_argument("--top", type=int, default=20, help="images shown at first")
+  showing.set_defaults(run_command=serve_page)
   return parser.parse_args(argv)
 
 
