@@ -215,6 +215,19 @@ def test_unknown_variant_is_one_line_that_names_the_known(file):
     assert f":{variant}" in str(caught.value)
 
 
+def test_pod_takes_the_batch_as_its_variant_and_scales_the_rate():
+  from configs import pod
+
+  for variant, batch_size in (("", 4096), ("16384", 16384)):
+    config = pod.get_config(variant)
+    config_lib.check(config)
+    assert config.batch_size == batch_size
+    assert config.optimizer.learning_rate == pytest.approx(1e-5 * batch_size / 64)
+  for variant in ("0", "-64", "64.5"):
+    with pytest.raises(UserError, match="configs/pod.py"):
+      pod.get_config(variant)
+
+
 def test_paper_equations_and_released_defaults():
   base = config_lib.base()
   assert (base.loss.itc_reduction, base.global_association.rows) == ("mean", "all")

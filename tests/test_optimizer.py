@@ -151,6 +151,7 @@ def test_half_second_moment_follows_the_released_precision(number):
   tx = chain(facts, second_moment="float16")
   tree = lambda prefix: {name: case[f"{prefix}_{name}"] for name in facts["names"]}
   state = tx.init(tree("p0"))
+  assert {leaf.dtype for leaf in adam_state(state).nu.values()} == {np.dtype(np.float16)}
   for step in range(STEPS):
     _, state = jax.jit(tx.update)(tree(f"g{step}"), state, tree(f"p{step}"))
   moments, vanished = adam_state(state), 0
@@ -164,6 +165,35 @@ def test_half_second_moment_follows_the_released_precision(number):
     assert same >= 0.75, name
     vanished += np.sum((np.asarray(moments.nu[name]) == 0) & (expected == 0))
   assert vanished > 10
+
+
+def test_scaled_learning_rate():
+  assert optimizer.scaled_learning_rate(1e-5, 64) == pytest.approx(1e-5)
+  assert optimizer.scaled_learning_rate(1e-5, 4096) == pytest.approx(64e-5)
+  assert optimizer.scaled_learning_rate(1e-5, 4096, rule="sqrt") == pytest.approx(8e-5)
+  assert optimizer.scaled_learning_rate(1e-5, 32, reference_batch=128) == pytest.approx(0.25e-5)
+  with pytest.raises(ValueError, match="'log'"):
+    optimizer.scaled_learning_rate(1e-5, 128, rule="log")
+
+
+def test_linear_rule_keeps_what_an_epoch_moves_while_epsilon_is_large():
+  """Four small batches at the base rate against one batch of all at four times the rate."""
+  gradient = {"kernel": jnp.array([3e-6, -2e-5])}
+  params = jax.tree.map(jnp.zeros_like, gradient)
+  settings = dict(num_epochs=10**9, steps_per_epoch=1, warmup_epochs=0, weight_decay=0.0)
+
+  def moved(steps, rate, epsilon):
+    tx = optimizer.create(base=rate, epsilon=epsilon, **settings)
+    state, total = tx.init(params), params
+    for _ in range(steps):
+      updates, state = tx.update(gradient, state, params)
+      total = jax.tree.map(jnp.add, total, updates)
+    return total["kernel"]
+
+  rate = optimizer.scaled_learning_rate(1.0, 4, reference_batch=1)
+  np.testing.assert_allclose(moved(1, rate, 1e-3), moved(4, 1.0, 1e-3), rtol=1e-5)
+  # One epsilon-free step has the length of its rate, whatever the gradient.
+  np.testing.assert_allclose(np.abs(moved(1, rate, 0.0)), 4.0, rtol=1e-5)
 
 
 def test_half_second_moment_vanishes_for_small_gradients():

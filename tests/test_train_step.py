@@ -9,7 +9,8 @@ from dgia_jax.models import mapping, names
 from golden_data import arrays, assert_loss, description
 
 LOSSES = {"itc": "itc_loss", "local": "sdm_loss", "global": "mem_loss", "consistency": "cons_loss"}
-MESHES = [(1, 1, 1), (2, 2, 2)]
+# (mesh, parts of the batch that are encoded one after another)
+WAYS = [((1, 1, 1), 1), ((1, 1, 1), 4), ((2, 2, 2), 1), ((2, 2, 2), 2)]
 
 
 @pytest.fixture
@@ -23,12 +24,13 @@ def given_views(monkeypatch):
 class Reference:
   """The reference's tiny model and training set, in our step."""
 
-  def __init__(self, name, mesh_shape, tx, **weights):
+  def __init__(self, name, mesh_shape, tx, accumulation=1, **weights):
     self.data = arrays(name)
     self.mesh = sharding.create_mesh(*mesh_shape, devices=jax.devices()[: int(np.prod(mesh_shape))])
     graphdef, params = model_b.reference_model()
     self.config = config.base()
     self.config.loss.weights.update(weights)
+    self.config.gradient_accumulation = accumulation
     init = train_state.initializer(lambda: params, tx, num_pairs=24, feature_dim=512)
     self.state = train_state.create(self.mesh, init)
     self._tx, self._graphdef, self._compiled = tx, graphdef, None
@@ -69,11 +71,11 @@ def _selected(neighbours):
   return np.where(neighbours.valid, neighbours.rows, -1)
 
 
-@pytest.mark.parametrize("mesh_shape", MESHES, ids=str)
-def test_nine_steps_equal_the_reference_trajectory(given_views, mesh_shape):
+@pytest.mark.parametrize("mesh_shape, accumulation", WAYS, ids=str)
+def test_nine_steps_equal_the_reference_trajectory(given_views, mesh_shape, accumulation):
   facts = description("p11_traj_B")
   tx = optimizer.create(num_epochs=facts["num_epoch_arg"], steps_per_epoch=3, base=facts["lr"])
-  reference = Reference("p11_traj_B", mesh_shape, tx)
+  reference = Reference("p11_traj_B", mesh_shape, tx, accumulation)
   data = reference.data
   for step in range(9):
     report = reference.step(data["perms"][step // 3][8 * (step % 3) :][:8])
@@ -93,10 +95,10 @@ def test_nine_steps_equal_the_reference_trajectory(given_views, mesh_shape):
     np.testing.assert_allclose(actual, norm, rtol=1e-6, err_msg=name)
 
 
-def _gradient_reference(**weights):
+def _gradient_reference(accumulation=1, **weights):
   """A reference whose parameters stand still and whose optimiser state is the last gradient."""
   tx = optax.chain(optax.trace(decay=0.0), optax.scale(0.0))
-  return Reference("p11_e2e_B", (1, 1, 1), tx, **weights)
+  return Reference("p11_e2e_B", (1, 1, 1), tx, accumulation, **weights)
 
 
 def _gradients(reference):
@@ -114,8 +116,9 @@ def _assert_gradients(reference, key):
     np.testing.assert_allclose(actual, wave, atol=3e-5 * norm, err_msg=name)
 
 
-def test_whole_step_equals_the_reference_with_every_gradient(given_views):
-  reference, facts = _gradient_reference(), description("p11_e2e_B")
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_whole_step_equals_the_reference_with_every_gradient(given_views, accumulation):
+  reference, facts = _gradient_reference(accumulation), description("p11_e2e_B")
   perm = reference.data["epoch1_perm"]
   for number in range(3):
     report = reference.step(perm[8 * number :][:8])
@@ -161,8 +164,10 @@ def test_a_loss_of_weight_zero_leaves_the_gradient(given_views, name):
     np.testing.assert_allclose(actual, norm, rtol=3e-5, atol=1e-6, err_msg=parameter)
 
 
-def test_start_epochs_hold_relations_back(given_views):
-  reference = _gradient_reference()
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_start_epochs_hold_relations_back(given_views, accumulation):
+  """The distorted view is left out before its epoch; with accumulation in both encodings."""
+  reference = _gradient_reference(accumulation)
   reference.config.local_association.threshold = -2.0  # everything would be related
   reference.config.local_association.start_epoch = 2
   reference.config.global_association.start_epoch = 3
