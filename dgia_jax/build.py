@@ -92,12 +92,12 @@ def build(config, workdir, splits=None):
 
 
 def check_batch(config, mesh):
-  """Raises UserError unless the batch divides over mesh, processes and accumulation's parts."""
+  """Raises UserError unless the batch divides over the mesh and over accumulation's parts."""
   shards = sharding.batch_shards(mesh)
-  if config.batch_size % shards or config.batch_size % jax.process_count():
+  if config.batch_size % shards:
     raise UserError(
       f"config.batch_size={config.batch_size} cannot be divided over mesh.data x mesh.fsdp ="
-      f" {shards} device(s) of {jax.process_count()} process(es); choose a multiple"
+      f" {shards} device(s); choose a multiple"
     )
   rows, parts = config.batch_size // shards, config.gradient_accumulation
   if rows % parts:
@@ -206,7 +206,7 @@ def load_pretrained(run, params):
   found = weights.load_pretrained(
     run.config.pretrained, params, image_size=tuple(run.config.dataset.image_size)
   )
-  return jax.device_put(found.params, sharding.parameters(run.mesh, params)), found.dropped
+  return sharding.place(found.params, sharding.parameters(run.mesh, params)), found.dropped
 
 
 def create_step(run, **searches):

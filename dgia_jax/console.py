@@ -193,6 +193,8 @@ def value_words(values, seconds_left=None):
     words.append(f"precision {' '.join(precision)}")
   if "pairs_per_second" in known:
     words.append(f"{known['pairs_per_second']:,.0f} pairs/s")
+  if known.get("input_wait", 0) >= 0.005:
+    words.append(f"input wait {known['input_wait']:.0%}")
   if seconds_left is not None:
     words.append(f"{clock(seconds_left)} left")
   return words

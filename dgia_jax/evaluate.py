@@ -14,6 +14,7 @@ from dgia_jax import (
   logs,
   losses,
   metrics,
+  processes,
   run_folder,
   sharding,
   views,
@@ -67,18 +68,23 @@ class Evaluator:
   def embed_images(self, params, pairs):
     """(M, D) float32 features of a split's images, on the host."""
     images = pipeline.image_batches(
-      pairs, batch_size=self._batch_size, workers=self._run.config.dataset.workers, **_share()
+      pairs,
+      batch_size=self._batch_size,
+      workers=self._run.config.dataset.workers,
+      rows=sharding.batch_rows(self._run.mesh, self._batch_size),
     )
     return self._collect(self._embed_images, params, images, "image", pairs.num_images)
 
   def embed_tokens(self, params, tokens_NxL):
     """(N, D) float32 features of encoded captions, on the host."""
-    batches = pipeline.token_batches(tokens_NxL, batch_size=self._batch_size, **_share())
+    rows = sharding.batch_rows(self._run.mesh, self._batch_size)
+    batches = pipeline.token_batches(tokens_NxL, batch_size=self._batch_size, rows=rows)
     return self._collect(self._embed_texts, params, batches, "tokens", len(tokens_NxL))
 
   def _collect(self, embed, params, batches, field, count):
     # Batches come in order and only the last is padded, so cutting to `count` undoes the padding.
-    place = lambda batch: sharding.global_batch(self._run.mesh, {field: batch[field]})[field]
+    mesh, size = self._run.mesh, self._batch_size
+    place = lambda batch: sharding.global_batch(mesh, batch[field], size)
     features = [embed(params, place(batch)) for batch in batches]
     return np.concatenate(jax.device_get(features))[:count]
 
@@ -91,18 +97,16 @@ class Evaluator:
     pairs = self._run.splits[split]
     images_MxD, texts_NxD = self.embed(params, pairs)
     image_ids, text_ids = pairs.person_of_image_M, pairs.person_of_pair_N
-    layouts = (sharding.batch(self._run.mesh), sharding.replicated(self._run.mesh))
+    mesh = self._run.mesh
+    if processes.several():  # every process has all features: it ranks on its own devices
+      mesh = sharding.create_mesh(devices=jax.local_devices())
+    layouts = (sharding.batch(mesh), sharding.replicated(mesh))
     ranked = functools.partial(metrics.retrieval_metrics_from_features, layouts=layouts)
     scores = {
       "t2i": ranked(texts_NxD, images_MxD, text_ids, image_ids),
       "i2t": ranked(images_MxD, texts_NxD, image_ids, text_ids),
     }
     return scores, (images_MxD, texts_NxD)
-
-
-def _share():
-  """This process's part of every batch."""
-  return dict(process_index=jax.process_index(), process_count=jax.process_count())
 
 
 def evaluate(config, workdir, console, splits=None):

@@ -10,6 +10,7 @@ import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
+from dgia_jax import processes
 from dgia_jax.errors import UserError
 
 MODES = ("train", "evaluate")
@@ -17,6 +18,10 @@ MODES = ("train", "evaluate")
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Experiment: FILE.py[:variant].", lock_config=True)
 flags.DEFINE_string("workdir", None, "Folder of the run; training resumes when it holds one.")
+flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, one of several processes.")
+flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+flags.DEFINE_bool("detect_processes", True, "Join the Cloud TPU slice or SLURM step this is in.")
 flags.DEFINE_enum("mode", "train", MODES, "train, or evaluate a run that has checkpoints.")
 
 
@@ -28,6 +33,7 @@ def main(arguments):
     if not getattr(FLAGS, name):
       raise UserError(f"--{name} is missing")
   logging.getLogger("absl").setLevel(logging.WARNING)
+  processes.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.detect_processes)
   # Imported here: the processes that decode images import this module again, and need none of it.
   from dgia_jax import evaluate, train
   from dgia_jax.console import Console
@@ -55,11 +61,8 @@ def parse(arguments):
 
 def run():
   """Entry point."""
-  try:
+  with processes.failing_together():
     main(parse(sys.argv))
-  except UserError as error:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(2)
 
 
 if __name__ == "__main__":

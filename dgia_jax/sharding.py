@@ -119,12 +119,35 @@ def parameters(mesh, tree):
   )
 
 
-def global_batch(mesh, local_batch):
+def batch_rows(mesh, size):
+  """Rows of a global batch that the devices of this process hold.
+
+  Processes whose devices differ only along `tensor` hold the same rows.
+
+  Args:
+    mesh: the mesh.
+    size: rows of the global batch.
+
+  Returns:
+    (n,) int, ascending.
+  """
+  parts = batch(mesh).addressable_devices_indices_map((size,)).values()
+  return np.unique(np.concatenate([np.arange(size)[part] for part in parts]))
+
+
+def place(tree, layouts):
+  """Puts host arrays that every process holds whole onto the devices, each its own part."""
+  put = lambda x, layout: jax.make_array_from_callback(np.shape(x), layout, lambda part: x[part])
+  return jax.tree.map(put, tree, layouts)
+
+
+def global_batch(mesh, local_batch, size):
   """Joins every process's rows into global arrays laid out over the batch axes.
 
   Args:
     mesh: the mesh.
-    local_batch: dict of numpy arrays, this process's rows of the global batch.
+    local_batch: dict of numpy arrays, the rows `batch_rows` of the global batch.
+    size: rows of the global batch.
 
   Returns:
     The same dict of global `jax.Array`s.
@@ -132,6 +155,14 @@ def global_batch(mesh, local_batch):
   layout = batch(mesh)
   if jax.process_count() == 1:
     return jax.device_put(local_batch, layout)
-  return jax.tree.map(
-    lambda x: jax.make_array_from_process_local_data(layout, np.asarray(x)), local_batch
-  )
+  rows = batch_rows(mesh, size)
+
+  def join(local):
+    def part(index):
+      start, stop, _ = index[0].indices(size)
+      first = np.searchsorted(rows, start)
+      return local[first : first + stop - start]
+
+    return jax.make_array_from_callback((size, *local.shape[1:]), layout, part)
+
+  return jax.tree.map(join, local_batch)

@@ -4,14 +4,22 @@ import collections
 import contextlib
 import math
 import shlex
-import signal
 import time
 
 import jax
 import numpy as np
 
 from dgia_jax import build as build_lib
-from dgia_jax import checkpoint, evaluate, logs, run_folder, sharding, train_state, train_step
+from dgia_jax import (
+  checkpoint,
+  evaluate,
+  logs,
+  processes,
+  run_folder,
+  sharding,
+  train_state,
+  train_step,
+)
 from dgia_jax.data import pipeline
 from dgia_jax.errors import UserError
 from dgia_jax.relation_precision import RelationPrecision
@@ -41,7 +49,7 @@ def train(config, workdir, console, splits=None, transform_batch=None, **searche
   run_folder.claim(workdir, config)
   console.dataset_summary(config.dataset.name, run.splits, config.dataset.image_size)
   checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint.keep)
-  with contextlib.closing(checkpoints), _termination() as asked_to_stop:
+  with contextlib.closing(checkpoints), processes.termination() as asked_to_stop:
     state, record = _start(run, checkpoints, console)
     console.parameter_overview(state.params)
     state, record = _loop(
@@ -100,7 +108,7 @@ def _loop(run, checkpoints, console, state, record, asked_to_stop, transform_bat
         state, report = step_function(state, batch)
       reader.push(step, report)
       ends_epoch = step % run.steps_per_epoch == 0
-      last = step == run.total_steps or asked_to_stop()
+      last = asked_to_stop(step) or step == run.total_steps
       saves = config.checkpoint.every_steps and step % config.checkpoint.every_steps == 0
       if ends_epoch or last or saves:
         reader.flush()
@@ -117,7 +125,8 @@ def _loop(run, checkpoints, console, state, record, asked_to_stop, transform_bat
         reader.restart_clock(step)
       if last:
         break
-      batch = next(batches)
+      with reader.waiting_for_input():
+        batch = next(batches)
   return state, record
 
 
@@ -154,15 +163,14 @@ def _batches_on_device(run, first_step, transform_batch):
     num_epochs=config.num_epochs,
     start_step=first_step,
     workers=config.dataset.workers,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+    rows=sharding.batch_rows(run.mesh, config.batch_size),
   )
   waiting = collections.deque()
   with contextlib.closing(batches):
     for step, batch in enumerate(batches, start=first_step):
       if transform_batch is not None:
         batch = transform_batch(batch, step)
-      waiting.append(sharding.global_batch(run.mesh, batch))
+      waiting.append(sharding.global_batch(run.mesh, batch, config.batch_size))
       if len(waiting) > PREFETCH:
         yield waiting.popleft()
     yield from waiting
@@ -176,7 +184,8 @@ class _ReportReader:
     self._precision = RelationPrecision(run.train_pairs.person_of_pair_N)
     self._meter = logs.SpeedMeter(run.config.batch_size, run.total_steps)
     self._pending, self._window = None, []
-    self._clock = time.time()
+    self._clock = self._window_start = time.time()
+    self._input_seconds = 0.0
     self._first_step = first_step
 
   def push(self, step, report):
@@ -186,6 +195,13 @@ class _ReportReader:
     if step == self._first_step + 1:
       jax.block_until_ready(report)
       self._meter.start(step, time.time())
+
+  @contextlib.contextmanager
+  def waiting_for_input(self):
+    """Counts the time inside as time in which the loop had no batch to go on with."""
+    start = time.time()
+    yield
+    self._input_seconds += time.time() - start
 
   def flush(self):
     """Reads what is pending."""
@@ -215,6 +231,9 @@ class _ReportReader:
     }
     self._window = []
     values |= self._precision.read()
+    now = time.time()
+    values["input_wait"] = self._input_seconds / max(now - self._window_start, 1e-9)
+    self._input_seconds, self._window_start = 0.0, now
     values["pairs_per_second"], seconds_left = self._meter.read(step, time.time())
     epoch = (step - 1) // self._run.steps_per_epoch + 1
     self._writer.write(step, epoch, "train", values)
@@ -226,19 +245,9 @@ class _ReportReader:
 
   def restart_clock(self, step):
     """Begins a new interval, so that evaluations do not count as training."""
-    self._clock = time.time()
+    self._clock = self._window_start = time.time()
+    self._input_seconds = 0.0
     self._meter.start(step, self._clock)
-
-
-@contextlib.contextmanager
-def _termination():
-  """Turns SIGTERM into a question the loop asks; yields the function that answers it."""
-  asked = []
-  previous = signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
-  try:
-    yield lambda: bool(asked)
-  finally:
-    signal.signal(signal.SIGTERM, previous)
 
 
 def _say_what_next(run, console):

@@ -13,8 +13,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "dgia_jax"
 # A module imports only what stands before it. `data` and `models` are rooms of several modules.
 ORDER = (
-  "errors", "config", "sharding", "metrics", "losses", "association", "memory_bank", "views",
-  "optimizer", "data", "models", "flops", "train_state", "gradients", "train_step", "checkpoint",
+  "errors", "processes", "config", "sharding", "metrics", "losses", "association", "memory_bank",
+  "views", "optimizer", "data", "models", "flops", "train_state", "gradients", "train_step", "checkpoint",
   "logs", "run_folder", "console", "contact_sheet", "relation_precision", "model_card", "retriever",
   "search_index", "serve", "search", "build", "evaluate", "train", "convert", "main",
 )  # fmt: skip

@@ -160,7 +160,7 @@ def test_optimizer_state_follows_the_parameters(vit_b_16, second_moment):
 def test_batch_is_split_over_data_and_fsdp_and_copied_over_tensor(rng):
   mesh = sharding.create_mesh(2, 2, 2)
   local = {"image": rng.normal(size=(8, 3, 2)).astype(np.float32), "index": np.arange(8)}
-  placed = sharding.global_batch(mesh, local)
+  placed = sharding.global_batch(mesh, local, 8)
   assert placed.keys() == local.keys()
   for name, value in local.items():
     np.testing.assert_array_equal(placed[name], value)

@@ -54,7 +54,7 @@ class Reference:
     }
 
   def step(self, index, images=None):
-    batch = sharding.global_batch(self.mesh, self.batch(index, images))
+    batch = sharding.global_batch(self.mesh, self.batch(index, images), len(index))
     if self._compiled is None:
       self._compiled = train_step.compile_step(
         lambda state, batch: train_step.train_step(

@@ -45,27 +45,25 @@ def train_batches(
   num_epochs: int,
   start_step: int = 0,
   workers: int = 0,
-  process_index: int = 0,
-  process_count: int = 1,
+  rows: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
   """This process's share of every global batch of a run, from `start_step` on.
 
-  Each epoch is one permutation of all pairs, cut into global batches of `batch_size` rows; process
-  p of P yields rows [p B/P, (p+1) B/P) of each, so the global batch does not depend on P.
+  Each epoch is one permutation of all pairs, cut into global batches of `batch_size` rows; a
+  process yields its `rows` of each, so the global batch does not depend on who reads it.
 
   Args:
     pairs: N pairs; their captions and identities are not read.
     tokens_NxL: int32 (N, L), the encoded captions.
-    batch_size: B, global; divisible by process_count.
+    batch_size: B, global.
     seed: not negative; runs with different seeds share no epoch's order.
     num_epochs: the run ends after num_epochs * steps_per_epoch(N, B) steps.
     start_step: number of steps already taken, 0 for a new run.
     workers: processes that decode images; 0 decodes in threads of this process.
-    process_index: p.
-    process_count: P.
+    rows: rows of every global batch to yield, ascending; None: all.
 
   Returns:
-    An iterator over dicts with b = B/P rows:
+    An iterator over dicts with b = len(rows) rows:
       "image" uint8 (b, H, W, 3), "tokens" int32 (b, L), "index" int32 (b,) pair number,
       "image_index" int32 (b,), "mask" bool (b,).
     Rows with mask False hold zeros, padding and index -1. It has a `close()` that ends the workers;
@@ -86,7 +84,7 @@ def train_batches(
     image_shape=pairs.images[0].shape,
     batch_size=batch_size,
     seed=seed,
-    rows=_local_rows(batch_size, process_index, process_count),
+    rows=_checked_rows(batch_size, rows),
   )
   return _iterate(load, range(start_step, num_epochs * epoch_steps), workers)
 
@@ -96,10 +94,9 @@ def image_batches(
   *,
   batch_size: int,
   workers: int = 0,
-  process_index: int = 0,
-  process_count: int = 1,
+  rows: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
-  """All M images once, in order, in padded batches of b = batch_size / process_count rows.
+  """All M images once, in order, in padded batches of b = len(rows) rows.
 
   Returns:
     An iterator like that of `train_batches` over dicts of
@@ -109,20 +106,20 @@ def image_batches(
     images=pairs.images,
     image_shape=pairs.images[0].shape,
     batch_size=batch_size,
-    rows=_local_rows(batch_size, process_index, process_count),
+    rows=_checked_rows(batch_size, rows),
   )
   return _iterate(load, range(steps_per_epoch(pairs.num_images, batch_size)), workers)
 
 
 def token_batches(
-  tokens_NxL: np.ndarray, *, batch_size: int, process_index: int = 0, process_count: int = 1
+  tokens_NxL: np.ndarray, *, batch_size: int, rows: Sequence[int] | None = None
 ) -> Iterator[Batch]:
-  """All N encoded captions once, in order, in padded batches of b = batch_size / process_count.
+  """All N encoded captions once, in order, in padded batches of b = len(rows).
 
   Yields:
     dicts of "tokens" int32 (b, L), "index" int32 (b,) pair number or -1, "mask" bool (b,).
   """
-  rows = _local_rows(batch_size, process_index, process_count)
+  rows = _checked_rows(batch_size, rows)
   for step in range(steps_per_epoch(len(tokens_NxL), batch_size)):
     positions = _positions(step, batch_size, rows, len(tokens_NxL))
     yield {
@@ -139,7 +136,7 @@ class _ImageBatch:
   images: Sequence[np.ndarray]
   image_shape: tuple[int, int, int]
   batch_size: int
-  rows: range
+  rows: np.ndarray
 
   def __call__(self, step: int) -> Batch:
     index = np.asarray(_positions(step, self.batch_size, self.rows, len(self.images)), np.int32)
@@ -163,7 +160,7 @@ class _TrainBatch:
   image_shape: tuple[int, int, int]
   batch_size: int
   seed: int
-  rows: range
+  rows: np.ndarray
 
   def __call__(self, step: int) -> Batch:
     num_pairs = len(self.tokens_NxL)
@@ -192,20 +189,18 @@ def _epoch_order(num_pairs: int, seed: int, epoch: int) -> np.ndarray:
   return np.argsort(bits_N, kind="stable").astype(np.int32)
 
 
-def _local_rows(batch_size: int, process_index: int, process_count: int) -> range:
+def _checked_rows(batch_size: int, rows: Sequence[int] | None) -> np.ndarray:
   """Rows of the global batch that this process yields."""
-  if batch_size < 1 or batch_size % process_count:
-    raise ValueError(f"batch_size={batch_size} can't be split over {process_count} processes")
-  if not 0 <= process_index < process_count:
-    raise ValueError(f"process_index={process_index} is not in [0, {process_count})")
-  local = batch_size // process_count
-  return range(process_index * local, (process_index + 1) * local)
+  rows = np.arange(batch_size) if rows is None else np.asarray(rows)
+  if not len(rows) or rows[0] < 0 or rows[-1] >= batch_size or (np.diff(rows) < 1).any():
+    raise ValueError(f"rows={rows} are not ascending numbers in [0, {batch_size})")
+  return rows
 
 
-def _positions(step: int, batch_size: int, rows: range, total: int) -> range:
+def _positions(step: int, batch_size: int, rows: np.ndarray, total: int) -> np.ndarray:
   """Positions in [0, total) of the real ones among `rows` of global batch `step`."""
-  start = step * batch_size
-  return range(min(start + rows.start, total), min(start + rows.stop, total))
+  positions = step * batch_size + rows
+  return positions[positions < total]
 
 
 def _read_images(images, index, shape: tuple[int, int, int, int]) -> np.ndarray:
