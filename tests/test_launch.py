@@ -1,0 +1,52 @@
+"""The launch recipes are valid bash, and the one for this machine starts a run."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from test_main import ROOT, TINY, compile_once
+
+SCRIPTS = sorted((ROOT / "launch").iterdir())
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_bash(script):
+  assert script.read_text().startswith("#!/usr/bin/env bash\n") and os.access(script, os.X_OK)
+  subprocess.run(["bash", "-n", script], check=True)
+
+
+def test_a_slice_is_told_the_whole_command(tmp_path):
+  """gcloud gets flags quoted for the shell at the other end."""
+  (tmp_path / "gcloud").write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
+  (tmp_path / "gcloud").chmod(0o755)
+  done = subprocess.run(
+    [ROOT / "launch" / "tpu_slice.sh", "me", "zone-a", "/mnt/run", "--config", "a b.py"],
+    env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    capture_output=True, text=True, check=True,
+  )  # fmt: skip
+  assert "--worker=all" in done.stdout.split()
+  assert "dgia_jax.main --workdir=/mnt/run --config a\\ b.py" in done.stdout
+  assert subprocess.run([ROOT / "launch" / "tpu_slice.sh"], capture_output=True).returncode == 2
+
+
+@pytest.mark.slow
+def test_two_processes_on_this_machine(tmp_path):
+  workdir = tmp_path / "run"
+  environment = {
+    **os.environ,
+    "PROCESSES": "2", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "",
+    "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}",
+    "TFDS_DATA_DIR": str(tmp_path), **compile_once(tmp_path),
+  }  # fmt: skip
+  script = ROOT / "launch" / "one_machine.sh"
+  start = lambda *flags: (
+    subprocess.run(
+      [script, *TINY, f"--workdir={workdir}", *flags], cwd=ROOT, env=environment, timeout=600
+    ).returncode
+  )
+  assert start() == 0
+  assert json.loads((workdir / "results.json").read_text())["device"].startswith("2 x")
+  assert start("--config.batch_size=7") == 2
