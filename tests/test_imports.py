@@ -15,8 +15,9 @@ PACKAGE = ROOT / "dgia_jax"
 ORDER = (
   "errors", "processes", "config", "sharding", "metrics", "losses", "association", "memory_bank",
   "views", "optimizer", "data", "models", "flops", "train_state", "gradients", "train_step",
-  "checkpoint", "logs", "run_folder", "console", "contact_sheet", "relation_precision", "model_card",
-  "retriever", "search_index", "serve", "search", "build", "evaluate", "train", "convert", "main",
+  "checkpoint", "logs", "run_folder", "console", "contact_sheet", "relation_precision",
+  "model_card", "retriever", "search_index", "serve", "search", "build", "evaluate", "train",
+  "convert", "main",
 )  # fmt: skip
 # They turn settings into arguments; everybody else is given arrays and numbers.
 SEE_THE_CONFIG = {
