@@ -104,9 +104,7 @@ class Experiment:
 def _only(*losses, **fields):
   """Fields that switch off the losses not named; the contrastive one stays."""
   off = {
-    f"loss.weights.{name}": 0.0
-    for name in ("local", "global", "consistency")
-    if name not in losses
+    f"loss.weights.{name}": 0.0 for name in ("local", "global", "consistency") if name not in losses
   }
   return off | {name.replace("__", "."): value for name, value in fields.items()}
 

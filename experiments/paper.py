@@ -68,9 +68,7 @@ def complexity(title):
   content = numbers()["supp_table3_complexity_CUHK"]
   methods = {name: row for name, row in content.items() if isinstance(row, list)}
   methods.pop("columns")
-  return {
-    name: dict(zip(content["columns"], row, strict=True)) for name, row in methods.items()
-  }
+  return {name: dict(zip(content["columns"], row, strict=True)) for name, row in methods.items()}
 
 
 def not_in_the_paper(title):

@@ -149,7 +149,10 @@ def make_run(options, setting, seed):
 def _name(options, key, label):
   """The label by which a config is first declared, as part of a folder's name."""
   first = _first_labels(
-    options.dataset.name, options.variant, options.schedule, tuple(sorted(options.overrides.items()))
+    options.dataset.name,
+    options.variant,
+    options.schedule,
+    tuple(sorted(options.overrides.items())),
   )
   return re.sub(r"[^A-Za-z0-9.+-]+", "_", first.get(key, label))
 

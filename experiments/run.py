@@ -1,0 +1,189 @@
+"""Reproduces the paper's tables and figures, each by one command:
+
+  python -m experiments.run modules --dataset synth_pedes --seeds 0,1,2 --jobs 2
+  python -m experiments.run all --dataset cuhk_pedes --source cuhk_pedes=FOLDER --dry_run
+
+Trains what is missing (finished runs are reused, whichever table they were made for; killed ones
+resume), measures finished runs where a table needs more than their scores, and writes Markdown, CSV
+and PNG to WORKDIR/report/DATASET. `--dry_run` prints the commands of the missing runs instead, one
+a line, for a job array or `xargs -P N -I CMD sh -c CMD`.
+"""
+
+import argparse
+import logging
+import pathlib
+import sys
+
+from dgia_jax.errors import UserError
+from experiments import declarations, evidence, launch, report, runs, sections
+
+ALL = "all"
+
+
+def main(argv=None):
+  """Runs a command line and returns its exit code."""
+  arguments = sys.argv[1:] if argv is None else list(argv)
+  logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of its own file layout
+  try:
+    return _run(_parse(arguments), report.command_of(arguments))
+  except UserError as error:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print("stopped: the same command goes on from there", file=sys.stderr)
+    return 130
+
+
+def _run(flags, command):
+  """Plan, train, measure, report; returns the exit code."""
+  options, sources = _options(flags)
+  experiments = _chosen(flags.experiment, options.dataset.name)
+  plans = {experiment.name: evidence.plan(experiment, options) for experiment in experiments}
+  wanted = _wanted(plans, flags.only, flags.shard)
+  problems = {}
+  if flags.dry_run:
+    for run in launch.missing(wanted):
+      print(launch.command_line(run))
+    return 0
+  if not flags.report_only:
+    problems = launch.train(launch.missing(wanted), flags.jobs, _say)
+  for experiment in experiments:
+    found = evidence.collect(
+      experiment, options, plans[experiment.name], sources, not flags.report_only, _say
+    )
+    path = report.write(sections.section_of(found), found, command)
+    _say(f"{experiment.name}: {path}")
+    problems |= {f"{experiment.name}: {text}": "" for text in found.problems}
+  if problems:
+    lines = [f"{what}: {why}" if why else what for what, why in problems.items()]
+    raise UserError(f"{len(lines)} not done: " + "; ".join(lines))
+  return 0
+
+
+def _say(text):
+  print(text, flush=True)
+
+
+def _parse(arguments):
+  parser = argparse.ArgumentParser(
+    prog="python -m experiments.run",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument("experiment", help=f"{', '.join(declarations.EXPERIMENTS)}, or {ALL}")
+  parser.add_argument("--dataset", default="synth_pedes", help=", ".join(declarations.DATASETS))
+  parser.add_argument("--seeds", default="0", help="comma-separated")
+  parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/paper"))
+  parser.add_argument("--variant", default="", help="of the config file, such as paper or tiny")
+  parser.add_argument(
+    "--schedule", help="a declared schedule, or `config` for the config file's own"
+  )
+  parser.add_argument("--protocol", help=f"whose scores count: {', '.join(declarations.PROTOCOLS)}")
+  parser.add_argument(
+    "--set", action="append", default=[], metavar="FIELD=VALUE", help="a config field of all runs"
+  )
+  parser.add_argument(
+    "--source", action="append", default=[], metavar="DATASET=FOLDER", help="a dataset's files"
+  )
+  parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+  parser.add_argument("--only", default="", help="train these settings only, comma-separated")
+  parser.add_argument("--shard", default="", help="i/n: train every n-th run from the i-th on")
+  parser.add_argument("--dry_run", action="store_true", help="print the commands of missing runs")
+  parser.add_argument("--report_only", action="store_true", help="neither train nor measure")
+  return parser.parse_args(arguments)
+
+
+def _options(flags):
+  """runs.Options and {dataset: folder} from the flags.
+
+  Raises:
+    UserError: a flag's value makes no sense.
+  """
+  dataset = _named(declarations.DATASETS, flags.dataset, "--dataset")
+  protocol = flags.protocol or dataset.protocol
+  _named(declarations.PROTOCOLS, protocol, "--protocol")
+  try:
+    seeds = tuple(dict.fromkeys(int(seed) for seed in flags.seeds.split(",")))
+  except ValueError as error:
+    raise UserError(f"--seeds {flags.seeds}: give numbers, such as 0,1,2") from error
+  if flags.jobs < 1:
+    raise UserError(f"--jobs {flags.jobs}: give a positive number")
+  sources = {}
+  for text in flags.source:
+    name, equals, folder = text.partition("=")
+    _named(declarations.DATASETS, name, "--source")
+    if not equals or not folder:
+      raise UserError(f"--source {text}: give DATASET=FOLDER")
+    sources[name] = folder
+  overrides = runs.parse_overrides(flags.set)
+  if dataset.name in sources:
+    overrides |= {"dataset.source": sources[dataset.name]}
+  options = runs.Options(
+    dataset=dataset,
+    workdir=flags.workdir,
+    seeds=seeds,
+    variant=flags.variant,
+    schedule=_schedule(dataset, flags),
+    overrides=overrides,
+    protocol=protocol,
+  )
+  return options, sources
+
+
+def _schedule(dataset, flags):
+  """Name of a declared schedule, "" for the config's own, which a variant brings with it."""
+  if flags.schedule in (None, "config"):
+    default = next(iter(dataset.schedules), "")
+    return default if flags.schedule is None and not flags.variant else ""
+  if flags.schedule not in dataset.schedules:
+    raise UserError(
+      f"--schedule {flags.schedule}: {dataset.name} has {', '.join((*dataset.schedules, 'config'))}"
+    )
+  return flags.schedule
+
+
+def _chosen(name, dataset):
+  """The experiments of a name that exist for the dataset."""
+  if name == ALL:
+    found = declarations.EXPERIMENTS.values()
+    return [e for e in found if not e.datasets or dataset in e.datasets]
+  experiment = _named(declarations.EXPERIMENTS, name, "experiment", ALL)
+  if experiment.datasets and dataset not in experiment.datasets:
+    raise UserError(f"{name} exists for --dataset {' or '.join(experiment.datasets)} only")
+  return [experiment]
+
+
+def _named(table, name, what, *more):
+  if name not in table:
+    raise UserError(f"{what} {name}: unknown; choose one of {', '.join((*table, *more))}")
+  return table[name]
+
+
+def _wanted(plans, only, shard):
+  """The runs to train: those of the labels in `only`, then every n-th of the different ones.
+
+  Raises:
+    UserError: no setting has such a label, or the shard is not i/n.
+  """
+  labels = set(filter(None, only.split(",")))
+  unknown = labels - {label for plan in plans.values() for label in plan}
+  if unknown:
+    known = ", ".join(dict.fromkeys(label for plan in plans.values() for label in plan))
+    raise UserError(f"--only {', '.join(sorted(unknown))}: unknown setting; choose among {known}")
+  found = {}
+  for plan in plans.values():
+    for label, made in plan.items():
+      if not labels or label in labels:
+        found |= {run.folder: run for run in made}
+  # By seed first, so that a session cut short leaves whole tables of fewer seeds.
+  ordered = sorted(found.values(), key=lambda run: run.seed)
+  if not shard:
+    return ordered
+  index, slash, count = shard.partition("/")
+  if not (slash and index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+    raise UserError(f"--shard {shard}: give i/n with i from 1 to n, such as 1/4")
+  return ordered[int(index) - 1 :: int(count)]
+
+
+if __name__ == "__main__":
+  sys.exit(main())
