@@ -36,6 +36,7 @@ setup(
     "gpu": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
     "serve": ["gradio>=5,<7"],  # the web page of `dgia_jax.search serve`
+    "experiments": ["scikit-learn>=1.5"],  # t-SNE of the paper's supplement
     "torch": ["torch>=2.6"],  # for live parity tests with PyTorch models
   },
 )

@@ -15,7 +15,7 @@ import pathlib
 import sys
 
 from dgia_jax.errors import UserError
-from experiments import declarations, evidence, launch, report, runs, sections
+from experiments import declarations, evidence, launch, report, runs
 
 ALL = "all"
 
@@ -47,6 +47,8 @@ def _run(flags, command):
     return 0
   if not flags.report_only:
     problems = launch.train(launch.missing(wanted), flags.jobs, _say)
+  from experiments import sections  # brings matplotlib and the model: not for a list of commands
+
   for experiment in experiments:
     found = evidence.collect(
       experiment, options, plans[experiment.name], sources, not flags.report_only, _say

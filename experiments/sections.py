@@ -96,13 +96,13 @@ def relation_accuracy(evidence):
       for epoch, values in kinds[kind].items()
     ]
   notes = (
-    "Correct mined relations / all mined relations of an epoch, judged with true identities outside "
-    "training. Epochs before the losses start, or without any mined relation, have no number.",
+    "Correct mined relations / all mined relations of an epoch, judged with true identities "
+    "outside training. Epochs before the losses start, or without any mined relation, have no number.",
   )
   if finals["global"] is not None:
     notes += (
-      "The paper does not say which relations its curve counts; it begins in epoch 2, as the global "
-      "ones do, and is set beside those.",
+      "The paper does not say which relations its curve counts; it begins in epoch 2, as the "
+      "global ones do, and is set beside those.",
     )
   draw = None
   if any(kinds.values()) or finals["global"] is not None:
@@ -270,7 +270,7 @@ def attention(evidence):
     "2021), for what a word adds: cosine with the caption less cosine with the word masked (the "
     "number after the word). Plain attention would be the same for every word, since the image "
     "tower never sees the caption. Captions are spread evenly over the test split, not chosen by "
-    "outcome; the words are the three that add most; red is most relevant; the first finished seed.",
+    "outcome; the words are those that add most; red is most relevant; the first finished seed.",
     data=(header, rows),
   )
 
