@@ -105,6 +105,35 @@ class Console:
         table.add_row(f"  {name}", *_percents(found[direction]))
     self._show(f"results on {split}", table)
 
+  def compile_report(self, found):
+    """What `compile_report.measure` found: memory, arithmetic and what is sent, a device."""
+    memory = found["memory_bytes"]
+    table = _table("a device holds", "GiB")
+    for name, size in memory.items():
+      if size is not None:
+        table.add_row("the chip has" if name == "has" else name, f"{size / 2**30:,.3f}")
+    mesh = " x ".join(map(str, found["mesh"]))
+    self._show(
+      f"{found['topology']}: {found['chips']} x {found['device']}, mesh {mesh} (data x fsdp x"
+      f" tensor), batch {found['batch']:,}, bank of {found['bank_rows']:,} rows",
+      table,
+    )
+    grouped = {}
+    for one in found["collectives"]:
+      key = (one["kind"], one["shapes"], one["looped"])
+      grouped[key] = grouped.get(key, (0, 0))
+      grouped[key] = (grouped[key][0] + 1, grouped[key][1] + one["bytes"])
+    table = _table("what a device has afterwards", "count", "MiB")
+    for (kind, shapes, looped), (count, size) in sorted(grouped.items(), key=lambda g: -g[1][1]):
+      shapes = shapes if len(shapes) < 40 else f"{shapes[:36]} ..."
+      place = " (in a loop)" if looped else ""
+      table.add_row(f"{kind} {shapes}{place}", str(count), f"{size / 2**20:,.3f}")
+    self._show("sent in a step", table)
+    counted = f"{found['flops_counted'] / 1e12:,.3f} TFLOP a device and step by count"
+    if "flops" in found:
+      counted += f", {found['flops'] / 1e12:,.3f} by the compiler (bodies of loops once)"
+    self.print(f"{counted}; compiled in {found['compile_seconds']} s")
+
   def outcome(self, files, next_command=None):
     """Where results lie: {path: what it holds}; and a command worth trying next."""
     width = max(len(str(path)) for path in files)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, config_flags
 from dgia_jax import processes
 from dgia_jax.errors import UserError
 
-MODES = ("train", "evaluate")
+MODES = ("train", "evaluate", "compile")
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "Experiment: FILE.py[:variant].", lock_config=True)
@@ -22,14 +22,16 @@ flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, one of several
 flags.DEFINE_integer("num_processes", None, "How many processes there are.")
 flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 flags.DEFINE_bool("detect_processes", True, "Join the Cloud TPU slice or SLURM step this is in.")
-flags.DEFINE_enum("mode", "train", MODES, "train, or evaluate a run that has checkpoints.")
+flags.DEFINE_enum("mode", "train", MODES, "train; evaluate a run; compile for --topology.")
+flags.DEFINE_string("topology", None, "Chips to compile for, such as v5e:16x16 or cpu:8.")
+flags.DEFINE_integer("num_pairs", None, "Training pairs to compile for; default: the dataset's.")
 
 
 def main(arguments):
   """Runs the chosen mode; mistakes of the user end in one line and exit code 2."""
   if len(arguments) > 1:
     raise UserError(f"unexpected argument {arguments[1]!r}: settings are --config.name=value")
-  for name in ("config", "workdir"):
+  for name in ("config", "topology" if FLAGS.mode == "compile" else "workdir"):
     if not getattr(FLAGS, name):
       raise UserError(f"--{name} is missing")
   logging.getLogger("absl").setLevel(logging.WARNING)
@@ -38,6 +40,12 @@ def main(arguments):
   from dgia_jax import evaluate, train
   from dgia_jax.console import Console
 
+  if FLAGS.mode == "compile":
+    from dgia_jax import compile_report
+
+    jax.config.update("jax_platforms", "cpu")  # the chips of the topology are not here
+    compile_report.report(FLAGS.config, FLAGS.topology, FLAGS.num_pairs, Console())
+    return
   modes = {"train": train.train, "evaluate": evaluate.evaluate}
   modes[FLAGS.mode](FLAGS.config, FLAGS.workdir, Console(active=jax.process_index() == 0))
 

@@ -1,0 +1,192 @@
+"""`--mode compile`: the real training step, compiled for chips that are not there.
+
+Says whether a config fits, what fills the memory, how much is computed and what is sent, without
+data, weights or accelerators.
+"""
+
+import dataclasses
+import re
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dgia_jax import build, collectives, flops, sharding, topology, train_state, train_step
+from dgia_jax import config as config_lib
+from dgia_jax.errors import UserError
+from dgia_jax.models import dual_encoder
+
+# Pairs of the training split.
+NUM_PAIRS = {"cuhk_pedes": 68_108, "icfg_pedes": 34_674, "rstp_reid": 37_010}
+CAPTIONS_PER_IMAGE = 2
+_EXHAUSTED = re.compile(r"Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  """What the step needs to know of a dataset and a vocabulary that are not there."""
+
+  num_pairs: int
+  vocab_size: int
+
+  @property
+  def image_of_pair_N(self):
+    """The images of the first few pairs: as many captions an image as is usual."""
+    return np.zeros(CAPTIONS_PER_IMAGE, np.int32)
+
+  @property
+  def mask_id(self):
+    """As in `data.tokenizer`."""
+    return self.vocab_size - 3
+
+
+def abstract_run(config, devices, num_pairs):
+  """The Run of a config on some devices, for a dataset of so many pairs that is not there.
+
+  Raises:
+    UserError: as `build.build`.
+  """
+  config_lib.check(config)
+  mesh = sharding.create_mesh(**config.mesh, devices=devices)
+  build.check_batch(config, mesh)
+  sizes = Sizes(num_pairs, config.tokenizer.vocab_size)
+  model = nnx.eval_shape(lambda: build.create_model(config, sizes.vocab_size))
+  return build.Run(
+    config=config,
+    workdir=None,
+    mesh=mesh,
+    splits={"train": sizes},
+    tokenizer=sizes,
+    graphdef=nnx.graphdef(model),
+    optimizer=build.create_optimizer(config, -(-num_pairs // config.batch_size)),
+  )
+
+
+def abstract_batch(config):
+  """Shapes of a global batch."""
+  size, (height, width) = config.batch_size, config.dataset.image_size
+  shape = jax.ShapeDtypeStruct
+  return {
+    "image": shape((size, height, width, 3), jnp.uint8),
+    "tokens": shape((size, config.tokenizer.context_length), jnp.int32),
+    "index": shape((size,), jnp.int32),
+    "image_index": shape((size,), jnp.int32),
+    "mask": shape((size,), jnp.bool_),
+  }
+
+
+def measure(config, name, num_pairs):
+  """Compiles the step of a config for a topology.
+
+  Args:
+    config: the resolved config.
+    name: of the topology.
+    num_pairs: training pairs, the rows of the bank.
+
+  Returns:
+    A dict of plain numbers and strings: `chips`, `mesh`, `fits`, `memory_bytes` (per device: each
+    kind, `total` and what the chip `has`), `flops` and `flops_counted` (per device and step, by
+    XLA, which counts the body of a loop once, and by hand), `collectives` (see `collectives.read`)
+    and `compile_seconds`. When the compiler itself finds no room, `memory_bytes` has its total.
+
+  Raises:
+    UserError: the topology or the config cannot work.
+  """
+  devices = topology.devices_of(name)
+  run = abstract_run(config, devices, num_pairs)
+  state, batch = jax.eval_shape(build.init_state(run)), abstract_batch(config)
+  layouts = train_state.layout(run.mesh, state)
+  memory = {
+    "parameters": _bytes(state.params, layouts.params),
+    "optimizer": _bytes(state.opt_state, layouts.opt_state),
+    "bank": _bytes(state.bank, layouts.bank),
+    "batch": _bytes(batch, {key: sharding.batch(run.mesh) for key in batch}),
+  }
+  found = {
+    "topology": name,
+    "device": devices[0].device_kind,
+    "chips": len(devices),
+    "mesh": [run.mesh.shape[axis] for axis in sharding.AXES],
+    "model": config.model.name,
+    "batch": config.batch_size,
+    "bank_rows": num_pairs,
+    "remat": config.model.remat,
+    "gradient_accumulation": config.gradient_accumulation,
+    "flops_counted": _counted_flops(config, num_pairs, len(devices)),
+    "collectives": [],
+  }
+  has, start = topology.memory_of(name), time.time()
+  try:
+    compiled = train_step.compile_step(build.create_step(run), run.mesh, state, batch)
+  except jax.errors.JaxRuntimeError as error:
+    needs = _EXHAUSTED.search(str(error))
+    if not needs:
+      raise
+    total, has = map(_read_size, needs.groups())
+  else:
+    sizes = compiled.memory_analysis()
+    arguments = sizes.argument_size_in_bytes + sizes.output_size_in_bytes
+    total = arguments - sizes.alias_size_in_bytes + sizes.temp_size_in_bytes
+    found["flops"] = compiled.cost_analysis()["flops"]
+    found["collectives"] = [dataclasses.asdict(one) for one in collectives.read(compiled.as_text())]
+  memory["activations and temporaries"] = max(total - sum(memory.values()), 0)
+  memory |= {"total": total, "has": has}
+  return found | {
+    "memory_bytes": memory,
+    "fits": has is None or total <= has,
+    "compile_seconds": round(time.time() - start, 1),
+  }
+
+
+def report(config, name, num_pairs, console):
+  """Compiles, shows what was found, and fails when it does not fit.
+
+  Args:
+    config: the resolved config.
+    name: of the topology.
+    num_pairs: training pairs; None: those of the configured dataset.
+    console: console.Console.
+
+  Returns:
+    As `measure`.
+
+  Raises:
+    UserError: it does not fit, or as `measure`.
+  """
+  num_pairs = num_pairs or NUM_PAIRS.get(config.dataset.name)
+  if not num_pairs:
+    raise UserError(f"--num_pairs is missing: the size of {config.dataset.name} is not known")
+  found = measure(config, name, num_pairs)
+  console.compile_report(found)
+  memory = found["memory_bytes"]
+  if not found["fits"]:
+    over = (memory["total"] - memory["has"]) / topology.GIB
+    raise UserError(
+      f"does not fit {name}: {memory['total'] / topology.GIB:.2f} GiB a chip, {over:.2f} GiB too"
+      " much; use more chips, config.mesh.fsdp, config.model.remat=True or"
+      " config.gradient_accumulation"
+    )
+  return found
+
+
+def _counted_flops(config, num_pairs, devices):
+  size, views = dual_encoder.SIZES[config.model.name], 2 if config.loss.weights.consistency else 1
+  pair = flops.train_pair_flops(
+    size, config.dataset.image_size, config.tokenizer.context_length, views
+  )
+  search = flops.bank_flops(config.batch_size, num_pairs, size.feature_width)
+  return (config.batch_size * pair + search) / devices
+
+
+def _bytes(tree, layouts):
+  """Bytes of a tree on one device."""
+  size = lambda leaf, layout: int(np.prod(layout.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+  return sum(jax.tree.leaves(jax.tree.map(size, tree, layouts)))
+
+
+def _read_size(text):
+  """Bytes of "15.75G"."""
+  units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+  return int(float(text.rstrip("KMGT")) * units.get(text[-1], 1))
