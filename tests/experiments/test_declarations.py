@@ -35,9 +35,10 @@ def test_mask_ratios_are_the_papers():
 def test_titles_find_the_papers_numbers():
   for name in declarations.BENCHMARKS:
     title = declarations.DATASETS[name].title
-    assert paper.scores(title)["R1"] == paper.ablation("table4_modules_R1", title)[
-      "B+LRC+GSRC-FR+IASC-CL"
-    ]
+    assert (
+      paper.scores(title)["R1"]
+      == paper.ablation("table4_modules_R1", title)["B+LRC+GSRC-FR+IASC-CL"]
+    )
     assert paper.mask_ratio(title)[0.5] == paper.scores(title)["R1"]
     assert paper.cross_dataset(title, title)["mAP"] == paper.scores(title)["mAP"]
     assert paper.masked_queries(title)[0.5]["R1"] > 20

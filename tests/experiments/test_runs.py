@@ -89,7 +89,9 @@ def test_commands_parse_to_the_declared_config(monkeypatch):
     config_flags.DEFINE_config_file("config", None, flag_values=values, lock_config=True)
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     assert run.arguments[:2] == ("-m", "dgia_jax.main")
-    values(["main", *run.arguments[2:]])
+    command = ["main", *run.arguments[2:]]
+    monkeypatch.setattr("sys.argv", command)  # config_flags looks for its overrides there
+    values(command)
     assert values.config.to_dict() == run.config.to_dict()
     assert values.workdir == str(run.folder)
 

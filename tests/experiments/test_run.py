@@ -1,0 +1,130 @@
+"""The command line of the runner."""
+
+import shlex
+
+import pytest
+
+import fabricated
+from experiments import declarations, run, runs
+
+
+def planned(capsys, *arguments):
+  """The commands a dry run prints, split as a shell would."""
+  assert run.main([*arguments, "--dry_run"]) == 0
+  return [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_dry_run_prints_one_command_for_each_missing_run(tmp_path, capsys):
+  arguments = ("modules", "--workdir", str(tmp_path / "a b"), "--seeds", "0,1")
+  commands = planned(capsys, *arguments)
+  assert len(commands) == 10
+  assert all(command[:3] == ["python", "-m", "dgia_jax.main"] for command in commands)
+  assert len({command[4] for command in commands}) == 10
+  assert all(command[4].startswith(f"--workdir={tmp_path}/a b/runs/") for command in commands)
+  seeds = [command[-1] for command in commands]
+  assert seeds == ["--config.seed=0"] * 5 + ["--config.seed=1"] * 5  # whole tables first
+
+
+def test_a_finished_run_is_not_asked_for_again(tmp_path, capsys):
+  options = runs.Options(declarations.DATASETS["synth_pedes"], tmp_path, schedule="short")
+  made = runs.make_run(options, declarations.EXPERIMENTS["main"].settings[0], 0)
+  fabricated.finish(made, last=20.0)
+  arguments = ("--workdir", str(tmp_path))
+  assert planned(capsys, "main", *arguments) == []
+  assert len(planned(capsys, "modules", *arguments)) == 4
+  assert len(planned(capsys, "mask_ratio", *arguments)) == 8
+
+
+def test_all_trains_what_tables_share_once(tmp_path, capsys):
+  commands = planned(capsys, "all", "--workdir", str(tmp_path))
+  assert len(commands) == 9 + 8  # settings of Tables 4-6 and Figure 4, and eight other mask ratios
+
+
+def test_shards_share_the_runs_out(tmp_path, capsys):
+  whole = planned(capsys, "all", "--workdir", str(tmp_path), "--seeds", "0,1,2")
+  parts = [
+    planned(capsys, "all", "--workdir", str(tmp_path), "--seeds", "0,1,2", "--shard", f"{i}/4")
+    for i in range(1, 5)
+  ]
+  assert sorted(sum(parts, [])) == sorted(whole)
+  assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_only_trains_the_named_settings(tmp_path, capsys):
+  commands = planned(capsys, "all", "--workdir", str(tmp_path), "--only", "B,BFE")
+  assert [command[4].split("/")[-1].split(".")[0] for command in commands] == ["B", "B+LRC"]
+
+
+def test_set_variant_schedule_and_source_reach_the_command(tmp_path, capsys):
+  (command,) = planned(
+    capsys, "main", "--workdir", str(tmp_path), "--variant", "small", "--set", "batch_size=32",
+    "--source", "synth_pedes=some where",
+  )  # fmt: skip
+  assert "--config=configs/synth_pedes.py:small" in command
+  assert "--config.batch_size=32" in command
+  assert "--config.dataset.source=some where" in command
+  assert not [word for word in command if "num_epochs" in word]  # a variant brings its own
+  (command,) = planned(capsys, "main", "--workdir", str(tmp_path))
+  assert f"--config.num_epochs={declarations.SHORT['num_epochs']}" in command
+  (command,) = planned(capsys, "main", "--workdir", str(tmp_path), "--schedule", "config")
+  assert not [word for word in command if "num_epochs" in word]
+
+
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
+    (["nonsense"], "experiment nonsense: unknown; choose one of main, modules"),
+    (["main", "--dataset", "flickr"], "--dataset flickr"),
+    (["main", "--seeds", "a"], "--seeds a"),
+    (["main", "--jobs", "0"], "--jobs 0"),
+    (["main", "--protocol", "best"], "--protocol best"),
+    (["main", "--schedule", "long"], "--schedule long"),
+    (["main", "--variant", "huge"], "no variant 'huge'"),
+    (["main", "--shard", "5/4"], "--shard 5/4"),
+    (["main", "--only", "C"], "--only C: unknown setting; choose among DGIA"),
+    (["main", "--source", "flickr=x"], "--source flickr"),
+    (["main", "--source", "custom"], "--source custom"),
+    (["main", "--set", "batch_size=0"], "config.batch_size=0"),
+    (["main", "--set", "no.such=1"], "--set no.such=1"),
+  ],
+)
+def test_mistakes_end_in_one_line_and_code_2(tmp_path, capsys, arguments, message):
+  assert run.main([*arguments, "--workdir", str(tmp_path), "--dry_run"]) == 2
+  error = capsys.readouterr().err
+  assert error.startswith("error: ") and message in error and error.count("\n") == 1
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_run_folder_is_one_line(tmp_path, capsys):
+  options = runs.Options(declarations.DATASETS["synth_pedes"], tmp_path, schedule="short")
+  made = runs.make_run(options, declarations.EXPERIMENTS["main"].settings[0], 0)
+  fabricated.finish(made, last=20.0)
+  (made.folder / "results.json").write_text('{"last": 3}')
+  assert run.main(["main", "--workdir", str(tmp_path), "--report_only"]) == 2
+  error = capsys.readouterr().err
+  assert str(made.folder) in error and error.count("\n") == 1
+
+
+TINY = [
+  "dataset.options.train_people=8", "dataset.options.val_people=3",
+  "dataset.options.test_people=3", "batch_size=8", "eval.batch_size=8",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_from_nothing_to_a_report_in_one_command(tmp_path, capsys, monkeypatch):
+  """The real thing at its smallest: trains two runs, measures one, and reuses both."""
+  monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+  monkeypatch.setenv("XLA_FLAGS", "")
+  sets = [word for field in TINY for word in ("--set", field)]
+  arguments = ["--variant", "small", "--workdir", str(tmp_path), "--jobs", "2", *sets]
+  assert run.main(["modules", *arguments, "--only", "B,B+LRC+GSRC-FR+IASC-CL"]) == 0
+  out = capsys.readouterr().out
+  assert out.count(": started") == out.count(": finished") == 2
+  text = (tmp_path / "report" / "synth_pedes" / "modules.md").read_text()
+  assert "| B+LRC | R@1 | no paper number | not run |" in text
+  assert "| B | R@1 | no paper number | not run |" not in text
+  for name in ("masked_queries", "relation_accuracy", "complexity", "attention", "cross_dataset"):
+    assert run.main([name, *arguments]) == 0
+    assert (tmp_path / "report" / "synth_pedes" / f"{name}.png").exists()
+  assert ": started" not in capsys.readouterr().out
