@@ -97,7 +97,7 @@ def relation_accuracy(evidence):
     ]
   notes = (
     "Correct mined relations / all mined relations of an epoch, judged with true identities "
-    "outside training. Epochs before the losses start, or without a mined relation, have no number.",
+    "outside training. Epochs before the losses start, or without a mined relation, have none.",
   )
   if finals["global"] is not None:
     notes += (
