@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dgia_jax import build, collectives, flops, sharding, topology, train_state, train_step
+from dgia_jax import build, flops, hlo, sharding, topology, train_state, train_step
 from dgia_jax import config as config_lib
 from dgia_jax.errors import UserError
 from dgia_jax.models import dual_encoder
@@ -88,8 +88,8 @@ def measure(config, name, num_pairs):
   Returns:
     A dict of plain numbers and strings: `chips`, `mesh`, `fits`, `memory_bytes` (per device: each
     kind, `total` and what the chip `has`), `flops` and `flops_counted` (per device and step, by
-    XLA, which counts the body of a loop once, and by hand), `collectives` (see `collectives.read`)
-    and `compile_seconds`. When the compiler itself finds no room, `memory_bytes` has its total.
+    XLA, which counts the body of a loop once, and by hand), `collectives` (`kind`, `shapes`, `bytes`
+    on a device, `times` a step, `looped`, `source`) and `compile_seconds`. When the compiler itself finds no room, `memory_bytes` has its total.
 
   Raises:
     UserError: the topology or the config cannot work.
@@ -130,7 +130,7 @@ def measure(config, name, num_pairs):
     arguments = sizes.argument_size_in_bytes + sizes.output_size_in_bytes
     total = arguments - sizes.alias_size_in_bytes + sizes.temp_size_in_bytes
     found["flops"] = compiled.cost_analysis()["flops"]
-    found["collectives"] = [dataclasses.asdict(one) for one in collectives.read(compiled.as_text())]
+    found["collectives"] = [_plain(one) for one in hlo.collectives(compiled.as_text())]
   memory["activations and temporaries"] = max(total - sum(memory.values()), 0)
   memory |= {"total": total, "has": has}
   return found | {
@@ -178,6 +178,17 @@ def _counted_flops(config, num_pairs, devices):
   )
   search = flops.bank_flops(config.batch_size, num_pairs, size.feature_width)
   return (config.batch_size * pair + search) / devices
+
+
+def _plain(collective):
+  return {
+    "kind": collective.kind,
+    "shapes": " ".join(f"{kind}[{','.join(map(str, dims))}]" for kind, dims in collective.shapes),
+    "bytes": collective.bytes,
+    "times": collective.times,
+    "looped": collective.in_loop,
+    "source": f"{collective.op_name} {collective.source}".strip(),
+  }
 
 
 def _bytes(tree, layouts):

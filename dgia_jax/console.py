@@ -122,13 +122,15 @@ class Console:
     for one in found["collectives"]:
       key = (one["kind"], one["shapes"], one["looped"])
       grouped[key] = grouped.get(key, (0, 0))
-      grouped[key] = (grouped[key][0] + 1, grouped[key][1] + one["bytes"])
+      times = one["times"]
+      grouped[key] = (grouped[key][0] + times, grouped[key][1] + times * one["bytes"])
     table = _table("what a device has afterwards", "count", "MiB")
     for (kind, shapes, looped), (count, size) in sorted(grouped.items(), key=lambda g: -g[1][1]):
       shapes = shapes if len(shapes) < 40 else f"{shapes[:36]} ..."
       place = " (in a loop)" if looped else ""
       table.add_row(f"{kind} {shapes}{place}", str(count), f"{size / 2**20:,.3f}")
-    self._show("sent in a step", table)
+    total = sum(size for _, size in grouped.values())
+    self._show(f"collectives of a step: {total / 2**20:,.1f} MiB on a device", table)
     counted = f"{found['flops_counted'] / 1e12:,.3f} TFLOP a device and step by count"
     if "flops" in found:
       counted += f", {found['flops'] / 1e12:,.3f} by the compiler (bodies of loops once)"

@@ -43,12 +43,12 @@ def test_memory_is_that_of_the_arrays(found):
 
 def test_no_collective_grows_with_the_bank(found):
   larger = compile_report.measure(config(), "cpu:8", 8 * PAIRS)
-  sent = lambda found: sorted((c["kind"], c["bytes"]) for c in found["collectives"])
+  sent = lambda found: sorted((c["kind"], c["bytes"], c["times"]) for c in found["collectives"])
   assert sent(larger) == sent(found) and len(found["collectives"]) > 10
   # The largest hold all features, or all winning rows of both modalities: 16 x (1 + 3) x 64 x 4.
   searching = [c for c in found["collectives"] if "shard_map" in c["source"]]
   assert searching and max(c["bytes"] for c in searching) <= 16 * 4 * 64 * 4
-  assert larger["memory_bytes"]["bank"] > 7 * found["memory_bytes"]["bank"]
+  assert larger["memory_bytes"]["bank"] > 6 * found["memory_bytes"]["bank"]
 
 
 def test_the_report_is_shown(found):

@@ -17,7 +17,7 @@ ORDER = (
   "views", "optimizer", "data", "models", "flops", "train_state", "gradients", "train_step",
   "checkpoint", "logs", "run_folder", "console", "contact_sheet", "relation_precision",
   "model_card", "retriever", "search_index", "serve", "search", "topology",
-  "collectives", "build", "compile_report", "evaluate", "train", "convert", "main",
+  "hlo", "build", "compile_report", "evaluate", "train", "convert", "main",
 )  # fmt: skip
 # They turn settings into arguments; everybody else is given arrays and numbers.
 SEE_THE_CONFIG = {

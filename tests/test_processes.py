@@ -10,7 +10,7 @@ import time
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from test_main import ROOT, STEPS, TINY, command, compile_once
+from test_main import ROOT, STEPS, TINY, command
 
 from dgia_jax import checkpoint, processes
 from dgia_jax.errors import UserError
@@ -37,7 +37,8 @@ def start(datasets, workdir, count, devices, *more):
       "JAX_PLATFORMS": "cpu",
       "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
       "TFDS_DATA_DIR": str(datasets),
-      **compile_once(datasets),
+      # Processes must run one and the same program: none may take an older one from a cache.
+      "JAX_ENABLE_COMPILATION_CACHE": "false",
     }
     log = open(workdir.with_suffix(f".{number}.log"), "w")
     started.append(
