@@ -88,8 +88,9 @@ def measure(config, name, num_pairs):
   Returns:
     A dict of plain numbers and strings: `chips`, `mesh`, `fits`, `memory_bytes` (per device: each
     kind, `total` and what the chip `has`), `flops` and `flops_counted` (per device and step, by
-    XLA, which counts the body of a loop once, and by hand), `collectives` (`kind`, `shapes`, `bytes`
-    on a device, `times` a step, `looped`, `source`) and `compile_seconds`. When the compiler itself finds no room, `memory_bytes` has its total.
+    XLA, which counts the body of a loop once, and by hand), `collectives` (`kind`, `shapes`,
+    `bytes` on a device, `times` a step, `looped`, `source`) and `compile_seconds`. When the
+    compiler itself finds no room, `memory_bytes` has its total.
 
   Raises:
     UserError: the topology or the config cannot work.
