@@ -72,7 +72,7 @@ def table(found):
   """The results as Markdown lines."""
   lines = [
     "`vit_b_16`, images of 384 x 128, 77 tokens, bfloat16, all four losses. GiB on one chip; TFLOP",
-    "of one chip and step, by count (a multiply-add is two); MiB on one chip of all collectives of a",
+    "of one chip and step, by count (a multiply-add is two); MiB on a chip of all collectives of a",
     "step, and of the largest single one. `compile s`: seconds on two CPU cores that did more.",
     "",
     "| slice | chips | mesh | batch | bank rows | remat | params | optimizer | bank | temporaries"

@@ -8,9 +8,9 @@ import signal
 import threading
 import time
 
+import fabricated
 import pytest
 
-import fabricated
 from experiments import declarations, launch, runs
 
 # Finishes a run as a training would: makes its results.json final.

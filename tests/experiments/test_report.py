@@ -3,10 +3,10 @@
 import csv
 import pathlib
 
+import fabricated
 import pytest
 from PIL import Image
 
-import fabricated
 from experiments import declarations, report, run, runs, sections
 
 

@@ -2,9 +2,9 @@
 
 import shlex
 
+import fabricated
 import pytest
 
-import fabricated
 from experiments import declarations, run, runs
 
 

@@ -3,11 +3,11 @@
 import json
 import pathlib
 
+import fabricated
 import pytest
 from absl import flags
 from ml_collections import config_flags
 
-import fabricated
 from dgia_jax import config as config_lib
 from dgia_jax.errors import UserError
 from experiments import declarations, runs
