@@ -1,0 +1,1 @@
+"""Speed of training, association, ranking and input, beside a plain PyTorch implementation."""

@@ -1,0 +1,133 @@
+"""What is timed: a config's training step on made-up arrays, the same for every contender.
+
+Data are drawn, because speed does not depend on what an image shows; only the number of mined
+relations could matter, so banks hold neighbours for every pair of the batch. No JAX here: every
+contender's process imports this.
+"""
+
+import dataclasses
+
+import ml_collections
+import numpy as np
+
+from dgia_jax.errors import UserError
+
+# What the PyTorch contender can do: the released settings.
+_RELEASED = {
+  "gradient_accumulation": 1,
+  "loss.itc_reduction": "mean",
+  "local_association.modality": "both",
+  "global_association.anchor": "image",
+  "global_association.rows": "all",
+  "global_association.exclude": "top1",
+  "global_association.exclude_same_image": False,
+  "global_association.consult_batch": False,
+  "bank.gated": False,
+  "optimizer.second_moment": "float32",
+}
+_WORDS = (20, 60)  # tokens of a caption, start and end left out
+TOLERANCE = 1e-3  # relative, within which contenders must compute the same
+PRODUCT_SIDE = 2048  # of the square matrices whose product shows what the machine can do
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """A training step to be timed; pickles, so that it can be sent to another process.
+
+  Attributes:
+    fields: a resolved config as a plain dict.
+    num_pairs: N, rows of the banks.
+    association_batch: B of the association that is timed by itself.
+  """
+
+  fields: dict
+  num_pairs: int
+  association_batch: int
+
+  @property
+  def config(self):
+    """The config."""
+    return ml_collections.ConfigDict(self.fields)
+
+  @property
+  def epoch(self):
+    """The first epoch, from 1, in which all losses run."""
+    config = self.config
+    return max(config.local_association.start_epoch, config.global_association.start_epoch)
+
+  @property
+  def mask_id(self):
+    """Id of the mask token: the last but two, as in CLIP's vocabulary."""
+    return self.config.tokenizer.vocab_size - 3
+
+  @property
+  def steps_per_epoch(self):
+    """Batches in an epoch."""
+    return -(-self.num_pairs // self.config.batch_size)
+
+
+def check(problem):
+  """Raises UserError for a config that not every contender can compute."""
+  flat = ml_collections.ConfigDict(problem.fields)
+  for field, released in _RELEASED.items():
+    value = flat
+    for name in field.split("."):
+      value = value[name]
+    if value != released:
+      raise UserError(f"config.{field}={value!r}: the benchmark compares {released!r} only; set it")
+  sizes = {"config.batch_size": flat.batch_size, "association_batch": problem.association_batch}
+  for name, size in sizes.items():
+    if size > problem.num_pairs:
+      raise UserError(f"{name}={size} is more than --num_pairs={problem.num_pairs}; lower it")
+
+
+def batch(problem, size, seed=0):
+  """One training batch of `size` pairs as the input pipeline would yield it.
+
+  Returns:
+    {"image": (B, H, W, 3) uint8, "tokens": (B, L) int32, "index": (B,) int32, "image_index": (B,)
+    int32, "mask": (B,) bool}
+  """
+  random, config = np.random.default_rng(seed), problem.config
+  index = random.choice(problem.num_pairs, size, replace=False).astype(np.int32)
+  return {
+    "image": random.integers(0, 256, (size, *config.dataset.image_size, 3), np.uint8),
+    "tokens": tokens(problem, size, random),
+    "index": index,
+    "image_index": index // 2,
+    "mask": np.ones(size, bool),
+  }
+
+
+def tokens(problem, size, random):
+  """Captions of random words between start and end token: (size, L) int32, padded with 0."""
+  length, vocabulary = problem.config.tokenizer.context_length, problem.config.tokenizer.vocab_size
+  rows = np.zeros((size, length), np.int32)
+  for row in rows:
+    words = min(int(random.integers(*_WORDS)), length - 2)
+    row[0], row[words + 1] = vocabulary - 2, vocabulary - 1
+    row[1 : words + 1] = random.integers(1, problem.mask_id, words)
+  return rows
+
+
+def features(size, dim, seed=0):
+  """Unnormalised image and text features in which some pairs of the batch are alike: 2 x (B, D)."""
+  random = np.random.default_rng(seed)
+  person = random.integers(0, max(size // 2, 1), size)
+  noisy = lambda: _around(random.normal(size=(size, dim))[person], random, 0.3)
+  return noisy(), noisy()
+
+
+def bank(features_BxD, num_pairs, seed=0):
+  """Bank rows around the batch's features, at cosines from about 0.5 to 0.95: (N, D) float32."""
+  random = np.random.default_rng(seed)
+  chosen = np.arange(num_pairs) % len(features_BxD)
+  spread = random.uniform(0.3, 1.7, (num_pairs, 1)).astype(np.float32)
+  return _around(np.asarray(features_BxD, np.float32)[chosen], random, spread)
+
+
+def _around(rows, random, spread):
+  """Rows with noise of `spread` times their length."""
+  rows = np.asarray(rows, np.float32)
+  noise = random.standard_normal(rows.shape, np.float32) / np.sqrt(rows.shape[1])
+  return rows + spread * np.linalg.norm(rows, axis=1, keepdims=True) * noise
