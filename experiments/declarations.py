@@ -231,5 +231,29 @@ EXPERIMENTS = {
       settings=(WHOLE,),
       measure="attention",
     ),
+    Experiment(
+      name="reference",
+      title="What knowing identities is worth",
+      source="",
+      form="ablation",
+      settings=(
+        Setting("baseline", BASELINE, about="contrastive loss alone"),
+        Setting(
+          "augmented",
+          _only("consistency", local_association__modality="none"),
+          about="baseline + the distorted view, matched to itself alone",
+        ),
+        Setting("method", {}, about="all four losses, relations mined without identities"),
+        Setting(
+          "oracle_relations", {}, plugged="relations", about="ORACLE: all four, true relations"
+        ),
+        Setting(
+          "oracle_captions",
+          BASELINE,
+          plugged="captions",
+          about="ORACLE: baseline, each image with a caption of its person",
+        ),
+      ),
+    ),
   )
 }

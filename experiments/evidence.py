@@ -34,6 +34,11 @@ class Evidence:
   measures: dict = dataclasses.field(default_factory=dict)
   problems: list = dataclasses.field(default_factory=list)
 
+  @property
+  def title(self):
+    """By which the paper's numbers are found; "" for scores on val, which the paper has none of."""
+    return self.options.dataset.title if self.options.split == "test" else ""
+
   def finished(self, label):
     """[(Run, results)] of a setting's finished seeds, in the order of the seeds."""
     return [
@@ -42,8 +47,7 @@ class Evidence:
 
   def scores(self, label):
     """[{"R1", ..}] of a setting's finished seeds, at the epoch the protocol takes."""
-    protocol = self.options.protocol
-    return [runs.test_scores(found, protocol, run.folder) for run, found in self.finished(label)]
+    return [runs.scores_of(found, self.options, run.folder) for run, found in self.finished(label)]
 
   def measured(self, label, target=None):
     """What was measured on a setting's runs, one for each seed that has it."""

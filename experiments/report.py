@@ -141,7 +141,8 @@ def write(section, evidence, command):
 
 def folder_of(options):
   """Where the reports of a dataset lie."""
-  return options.workdir / "report" / options.dataset.name
+  name = options.dataset.name + ("" if options.split == "test" else f"-{options.split}")
+  return options.workdir / "report" / name
 
 
 def _lines(section, evidence, command):
@@ -151,7 +152,7 @@ def _lines(section, evidence, command):
   yield f"{experiment.source} of the paper." if experiment.source else "Not in the paper."
   if section.rows:
     yield (
-      f"Percent unless said otherwise; test scores are those of "
+      f"Percent unless said otherwise; {options.split} scores are those of "
       f"{declarations.PROTOCOLS[options.protocol]}; ours: mean ± sample standard deviation over "
       f"finished seeds (asked for: {', '.join(map(str, options.seeds))})."
     )

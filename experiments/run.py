@@ -82,6 +82,9 @@ def _parse(arguments):
   )
   parser.add_argument("--protocol", help=f"whose scores count: {', '.join(declarations.PROTOCOLS)}")
   parser.add_argument(
+    "--split", default="test", choices=("test", "val"), help="val: to choose settings by"
+  )
+  parser.add_argument(
     "--set", action="append", default=[], metavar="FIELD=VALUE", help="a config field of all runs"
   )
   parser.add_argument(
@@ -102,8 +105,10 @@ def _options(flags):
     UserError: a flag's value makes no sense.
   """
   dataset = _named(declarations.DATASETS, flags.dataset, "--dataset")
-  protocol = flags.protocol or dataset.protocol
+  protocol = flags.protocol or ("last" if flags.split == "val" else dataset.protocol)
   _named(declarations.PROTOCOLS, protocol, "--protocol")
+  if flags.split == "val" and protocol != "last":
+    raise UserError("--split val: scores on val are kept of the last epoch; use --protocol last")
   try:
     seeds = tuple(dict.fromkeys(int(seed) for seed in flags.seeds.split(",")))
   except ValueError as error:
@@ -128,6 +133,7 @@ def _options(flags):
     schedule=_schedule(dataset, flags),
     overrides=overrides,
     protocol=protocol,
+    split=flags.split,
   )
   return options, sources
 

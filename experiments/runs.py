@@ -35,6 +35,7 @@ class Options:
     schedule: a name in `dataset.schedules`, or "" for the config's own.
     overrides: {config field: value} for every run; a setting's own fields come after them.
     protocol: a name in `declarations.PROTOCOLS`.
+    split: whose scores are tabulated: test, or val to choose settings by.
   """
 
   dataset: declarations.Dataset
@@ -44,6 +45,7 @@ class Options:
   schedule: str = ""
   overrides: dict = dataclasses.field(default_factory=dict)
   protocol: str = "last"
+  split: str = "test"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +183,7 @@ def _arguments(options, setting, seed, folder):
   variant = f":{options.variant}" if options.variant else ""
   module = ["dgia_jax.main"]
   if setting.plugged:
-    module = ["experiments.oracle", f"--oracle={setting.plugged}"]
+    module = ["experiments.train_oracle", f"--oracle={setting.plugged}"]
   yield from ("-m", *module)
   yield f"--config=configs/{options.dataset.config}.py{variant}"
   yield f"--workdir={folder}"
@@ -230,18 +232,21 @@ def metrics(run):
   return found
 
 
-def test_scores(found, protocol, folder):
-  """Text-to-image test scores of results.json at the epoch that the protocol takes.
+def scores_of(found, options, folder):
+  """Text-to-image scores of results.json at the epoch that the protocol takes.
 
   Args:
     found: what `results` gave.
-    protocol: a name in `declarations.PROTOCOLS`.
+    options: Options.
     folder: of the run, for the message.
 
   Raises:
     UserError: the run has no such scores.
   """
+  protocol = options.protocol
   try:
+    if options.split == "val":
+      return found["last_by_split"]["val"]["t2i"]
     if protocol == "last":
       return found["last"]["t2i"]
     return found["best_by_split"]["val" if protocol == "val" else "test"]["t2i"]

@@ -23,7 +23,7 @@ def section_of(evidence):
 
 def main(evidence):
   """Tables 1-3: all scores, with the published methods for context."""
-  title, (setting,) = evidence.options.dataset.title, evidence.experiment.settings
+  title, (setting,) = evidence.title, evidence.experiment.settings
   published = paper.scores(title)
   rows = tuple(
     dataclasses.replace(row, shown=True)
@@ -51,7 +51,7 @@ def ablation(evidence):
   experiment = evidence.experiment
   published = {}
   if experiment.paper_table:
-    published = paper.ablation(experiment.paper_table, evidence.options.dataset.title)
+    published = paper.ablation(experiment.paper_table, evidence.title)
   rows = []
   for setting in experiment.settings:
     numbers = {"R1": published[setting.label]} if published else {}
@@ -61,7 +61,7 @@ def ablation(evidence):
 
 def mask_ratio(evidence):
   """Figure 3: R@1 over the share of masked words."""
-  published = paper.mask_ratio(evidence.options.dataset.title)
+  published = paper.mask_ratio(evidence.title)
   rows, points = [], []
   for setting in evidence.experiment.settings:
     ratio = float(setting.label)
@@ -81,7 +81,7 @@ def mask_ratio(evidence):
 def relation_accuracy(evidence):
   """Figure 4: precision of mined relations over epochs, local and global apart."""
   (setting,) = evidence.experiment.settings
-  finals = {"local": None, "global": paper.relation_accuracy(evidence.options.dataset.title)}
+  finals = {"local": None, "global": paper.relation_accuracy(evidence.title)}
   kinds, rows = {}, []
   for kind, number in finals.items():
     of_seed = [
@@ -144,7 +144,7 @@ def cross_dataset(evidence):
       if name == own.name
       else [found["scores"] for found in evidence.measured(setting.label, name)]
     )
-    published = paper.cross_dataset(own.title, title)
+    published = paper.cross_dataset(evidence.title, title)
     rows += _score_rows(scores, f"{own.title} → {title}", published)
   notes = ()
   if not others:
@@ -154,7 +154,7 @@ def cross_dataset(evidence):
 
 def masked_queries(evidence):
   """Supplement Table 2: scores over the share of masked words in the queries."""
-  title, (setting,) = evidence.options.dataset.title, evidence.experiment.settings
+  title, (setting,) = evidence.title, evidence.experiment.settings
   published, irra = paper.masked_queries(title), paper.masked_queries(title, "IRRA")
   measured = evidence.measured(setting.label)
   rows, points = [], {name: [] for name in SHOWN}
@@ -184,7 +184,7 @@ def masked_queries(evidence):
 def complexity(evidence):
   """Supplement Table 3: sizes and times."""
   (setting,) = evidence.experiment.settings
-  published = paper.complexity(evidence.options.dataset.title)
+  published = paper.complexity(evidence.title)
   numbers = published.get("DGIA", {})
   measured = evidence.measured(setting.label)
   values = lambda function: tuple(function(found) for found in measured)

@@ -83,6 +83,17 @@ def test_own_data_has_no_paper_column_numbers(tmp_path):
   assert all(row["paper"] == row["difference"] == "" for row in rows.values())
 
 
+def test_scores_on_val_stand_apart_and_beside_no_paper(tmp_path):
+  prepare(tmp_path, "cuhk_pedes", "modules", {"B": {0: 60.0}})
+  assert run.main(
+    ["modules", "--dataset", "cuhk_pedes", "--workdir", str(tmp_path), "--report_only",
+     "--split", "val"]
+  ) == 0  # fmt: skip
+  text = (tmp_path / "report" / "cuhk_pedes-val" / "modules.md").read_text()
+  assert "| B | R@1 | no paper number | 50.00 |  | 1 |" in text
+  assert "val scores are those of the last epoch" in text
+
+
 def test_nothing_run_is_a_report_without_numbers_of_ours(tmp_path):
   for name in declarations.EXPERIMENTS:
     assert run.main([name, "--workdir", str(tmp_path), "--report_only"]) == 0

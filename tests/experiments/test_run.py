@@ -37,7 +37,8 @@ def test_a_finished_run_is_not_asked_for_again(tmp_path, capsys):
 
 def test_all_trains_what_tables_share_once(tmp_path, capsys):
   commands = planned(capsys, "all", "--workdir", str(tmp_path))
-  assert len(commands) == 9 + 8  # settings of Tables 4-6 and Figure 4, and eight other mask ratios
+  # Settings of Tables 4-6 and Figure 4, eight other mask ratios, three reference runs.
+  assert len(commands) == 9 + 8 + 3
 
 
 def test_shards_share_the_runs_out(tmp_path, capsys):
@@ -78,6 +79,7 @@ def test_set_variant_schedule_and_source_reach_the_command(tmp_path, capsys):
     (["main", "--seeds", "a"], "--seeds a"),
     (["main", "--jobs", "0"], "--jobs 0"),
     (["main", "--protocol", "best"], "--protocol best"),
+    (["main", "--split", "val", "--protocol", "val"], "--split val"),
     (["main", "--schedule", "long"], "--schedule long"),
     (["main", "--variant", "huge"], "no variant 'huge'"),
     (["main", "--shard", "5/4"], "--shard 5/4"),

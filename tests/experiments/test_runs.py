@@ -29,11 +29,8 @@ def folders(name, **fields):
 @pytest.mark.parametrize("dataset", declarations.DATASETS)
 def test_settings_resolve_to_checked_configs_that_differ(dataset):
   for experiment in EXPERIMENTS.values():
-    digests = [
-      runs.digest(runs.resolve(options(dataset=dataset), setting, 3))
-      for setting in experiment.settings
-    ]
-    assert len(set(digests)) == len(digests), experiment.name
+    made = [runs.make_run(options(dataset=dataset), s, 3).folder for s in experiment.settings]
+    assert len(set(made)) == len(made), experiment.name
 
 
 def test_a_setting_changes_the_fields_it_names():
@@ -51,6 +48,9 @@ def test_the_same_config_is_the_same_run_in_every_table():
   assert main[0] == modules[-1] == folders("relation_accuracy")[0] == folders("mask_ratio")[4]
   assert modules[:2] == [local[0], local[-1]]
   assert folders("global")[0] == modules[1] and folders("global")[-1] == modules[3]
+  reference = folders("reference")
+  assert (reference[0], reference[2]) == (modules[0], modules[-1])
+  assert not set(reference[3:]) & set(modules), "an oracle is no method"
   distinct = {*modules, *local, *folders("global"), *folders("relation_accuracy")}
   assert len(distinct) == 9
 
@@ -165,12 +165,13 @@ def test_a_folder_of_another_config_is_refused(run):
 def test_scores_of_each_protocol(run):
   fabricated.finish(run, last=20.0, val=21.0, test=22.0)
   found = runs.results(run)
-  assert [runs.test_scores(found, p, run.folder)["R1"] for p in declarations.PROTOCOLS] == [
-    20.0, 21.0, 22.0,
-  ]  # fmt: skip
+  scores = lambda protocol: runs.scores_of(found, options(protocol=protocol), run.folder)["R1"]
+  assert [scores(protocol) for protocol in declarations.PROTOCOLS] == [20.0, 21.0, 22.0]
   del found["best_by_split"]["val"]
   with pytest.raises(UserError, match="--protocol val"):
-    runs.test_scores(found, "val", run.folder)
+    scores("val")
+  found["last_by_split"] = {"val": {"t2i": fabricated.scores(5.0)}}
+  assert runs.scores_of(found, options(split="val"), run.folder)["R1"] == 5.0
 
 
 def test_only_the_selected_checkpoint_is_kept(run):

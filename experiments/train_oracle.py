@@ -1,0 +1,64 @@
+"""Trains one ORACLE run, with the flags of `dgia_jax.main` and the name of the oracle:
+
+  python -m experiments.train_oracle --oracle=relations --config=configs/synth_pedes.py --workdir=DIR
+
+Oracles read true identities: they say what mining could gain, and are no method. `experiments.run
+reference` makes these commands.
+"""
+
+import logging
+import sys
+
+from absl import flags
+
+from dgia_jax import main as main_lib
+from dgia_jax import processes
+from dgia_jax.errors import UserError
+
+ORACLES = ("relations", "captions")
+
+
+def train(oracle_name, config, workdir, console):
+  """Trains a run with an oracle plugged in.
+
+  Args:
+    oracle_name: one of `ORACLES`.
+    config, workdir, console: as `dgia_jax.train.train`.
+
+  Returns:
+    What results.json holds.
+
+  Raises:
+    UserError: as `dgia_jax.train.train`.
+  """
+  from dgia_jax import build
+  from dgia_jax import train as train_lib
+  from experiments import oracle
+
+  splits = build.load_splits(config)
+  pairs = splits["train"]
+  if oracle_name == "relations":
+    plugged = oracle.true_relations(pairs, config.global_association.k, config.seed)
+  else:
+    words = build.load_tokenizer(config, workdir, pairs.captions)
+    plugged = oracle.true_captions(pairs, words.encode(pairs.captions), config.seed)
+  return train_lib.train(config, workdir, console, splits, **plugged)
+
+
+def run():
+  """Entry point."""
+  flags.DEFINE_enum("oracle", None, ORACLES, "Which true knowledge the run is given.")
+  with processes.failing_together():
+    main_lib.parse(sys.argv)
+    found = flags.FLAGS
+    for name in ("oracle", "config", "workdir"):
+      if not getattr(found, name):
+        raise UserError(f"--{name} is missing")
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    from dgia_jax.console import Console
+
+    train(found.oracle, found.config, found.workdir, Console())
+
+
+if __name__ == "__main__":
+  run()
