@@ -1,4 +1,4 @@
-"""What is saved, and how it comes back on any mesh. The only module that knows Orbax.
+"""What is saved, and how it comes back on any mesh. No other module saves or restores.
 
 A checkpoint holds the TrainState (parameters, optimiser, both banks, step) and a small record: the
 run's data position and its best score so far. The order of pairs is a pure function of seed and

@@ -5,6 +5,7 @@ data, weights or accelerators.
 """
 
 import dataclasses
+import pathlib
 import re
 import time
 
@@ -13,14 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dgia_jax import build, flops, hlo, sharding, topology, train_state, train_step
+from dgia_jax import build, flops, hlo, memory_bank, sharding, topology, train_state, train_step
 from dgia_jax import config as config_lib
+from dgia_jax.data import layouts
+from dgia_jax.data.synth_pedes.settings import Settings
 from dgia_jax.errors import UserError
 from dgia_jax.models import dual_encoder
 
-# Pairs of the training split.
-NUM_PAIRS = {"cuhk_pedes": 68_108, "icfg_pedes": 34_674, "rstp_reid": 37_010}
 CAPTIONS_PER_IMAGE = 2
+BANK_FILE = pathlib.Path(memory_bank.__file__).name
 _EXHAUSTED = re.compile(r"Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm")
 
 
@@ -89,7 +91,8 @@ def measure(config, name, num_pairs):
     A dict of plain numbers and strings: `chips`, `mesh`, `fits`, `memory_bytes` (per device: each
     kind, `total` and what the chip `has`), `flops` and `flops_counted` (per device and step, by
     XLA, which counts the body of a loop once, and by hand), `collectives` (`kind`, `shapes`,
-    `bytes` on a device, `times` a step, `looped`, `source`) and `compile_seconds`. When the
+    `bytes` on a device, `times` a step, `looped`, `of_bank`: whether it serves the search, gather
+    or update of the bank, `source`) and `compile_seconds`. When the
     compiler itself finds no room, `memory_bytes` has its total.
 
   Raises:
@@ -156,9 +159,9 @@ def report(config, name, num_pairs, console):
   Raises:
     UserError: it does not fit, or as `measure`.
   """
-  num_pairs = num_pairs or NUM_PAIRS.get(config.dataset.name)
-  if not num_pairs:
-    raise UserError(f"--num_pairs is missing: the size of {config.dataset.name} is not known")
+  num_pairs = known_pairs(config) if num_pairs is None else num_pairs
+  if num_pairs < 1:
+    raise UserError(f"--num_pairs={num_pairs}: must be at least 1")
   found = measure(config, name, num_pairs)
   console.compile_report(found)
   memory = found["memory_bytes"]
@@ -172,13 +175,38 @@ def report(config, name, num_pairs, console):
   return found
 
 
+def known_pairs(config):
+  """Training pairs of the configured dataset, as published or as it will be drawn.
+
+  Raises:
+    UserError: nothing is known of it.
+  """
+  name = config.dataset.name
+  if name == "synth_pedes":
+    drawn = Settings(**config.dataset.options)
+    return drawn.train_people * drawn.images_per_person * drawn.captions_per_image
+  for release in layouts.LAYOUTS[name].releases if name in layouts.LAYOUTS else ():
+    if "train" in release.splits:
+      return release.splits["train"].captions
+  raise UserError(
+    f"--num_pairs is missing: how many training pairs config.dataset.name={name} has is not known"
+  )
+
+
 def _counted_flops(config, num_pairs, devices):
   size, views = dual_encoder.SIZES[config.model.name], 2 if config.loss.weights.consistency else 1
   pair = flops.train_pair_flops(
     size, config.dataset.image_size, config.tokenizer.context_length, views
   )
-  search = flops.bank_flops(config.batch_size, num_pairs, size.feature_width)
-  return (config.batch_size * pair + search) / devices
+  batch, dim, settings = config.batch_size, size.feature_width, config.global_association
+  total = batch * pair
+  if config.loss.weights["global"]:
+    anchors = 2 if settings.anchor == "both" else 1
+    total += anchors * flops.bank_flops(batch, num_pairs, dim)
+    total += flops.loss_flops(batch, dim, settings.k)
+  else:
+    total += flops.loss_flops(batch, dim, k=0)
+  return total / devices
 
 
 def _plain(collective):
@@ -188,6 +216,7 @@ def _plain(collective):
     "bytes": collective.bytes,
     "times": collective.times,
     "looped": collective.in_loop,
+    "of_bank": pathlib.PurePath(collective.source.split(":")[0]).name == BANK_FILE,
     "source": f"{collective.op_name} {collective.source}".strip(),
   }
 

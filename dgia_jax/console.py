@@ -130,7 +130,12 @@ class Console:
       place = " (in a loop)" if looped else ""
       table.add_row(f"{kind} {shapes}{place}", str(count), f"{size / 2**20:,.3f}")
     total = sum(size for _, size in grouped.values())
-    self._show(f"collectives of a step: {total / 2**20:,.1f} MiB on a device", table)
+    bank = sum(one["times"] * one["bytes"] for one in found["collectives"] if one["of_bank"])
+    self._show(
+      f"collectives of a step: {total / 2**20:,.1f} MiB on a device, {bank / 2**20:,.1f} of them"
+      " for the bank",
+      table,
+    )
     counted = f"{found['flops_counted'] / 1e12:,.3f} TFLOP a device and step by count"
     if "flops" in found:
       counted += f", {found['flops'] / 1e12:,.3f} by the compiler (bodies of loops once)"

@@ -129,6 +129,7 @@ def evaluate(config, workdir, console, splits=None):
   if not checkpoint.steps_saved(workdir):
     raise UserError(f"--workdir={workdir}: no complete checkpoint to evaluate; train first")
   run = build_lib.build(config, workdir, splits)
+  processes.meet()
   checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
   try:
     return report(run, checkpoints, console)

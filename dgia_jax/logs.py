@@ -94,12 +94,13 @@ class MetricsWriter:
 
 
 class SpeedMeter:
-  """Pairs per second and time left, from the timestamps it is told. Reads no clock itself."""
+  """Speed, time left and time lost, from the times it is told. Reads no clock itself."""
 
   def __init__(self, pairs_per_step, total_steps):
     """`pairs_per_step`: the global batch size. `total_steps`: of the whole run."""
     self._pairs_per_step, self._total_steps = pairs_per_step, total_steps
     self._origin = self._last = None
+    self._waited = 0.0
 
   def start(self, step, now):
     """Begins an interval at `step` steps done and time `now` in seconds.
@@ -107,20 +108,27 @@ class SpeedMeter:
     To be called after the first step, whose compilation then counts nowhere, and after every
     evaluation or save, which then counts in the time left but not in the pairs per second.
     """
-    self._last = (step, now)
+    self._last, self._waited = (step, now), 0.0
     self._origin = self._origin or self._last
 
-  def read(self, step, now):
-    """Ends the interval and begins the next one: (pairs per second, seconds left).
+  def wait(self, seconds):
+    """Counts `seconds` of the interval as lost to waiting for the input."""
+    self._waited += seconds
 
-    Both are None when there is nothing to measure: no step, or no time, since `start`.
+  def read(self, step, now):
+    """Ends the interval and begins the next one.
+
+    Returns:
+      Pairs per second, seconds left, and the share of the interval lost to waiting, 0 to 1. All are
+      None when there is nothing to measure: no step, or no time, since `start`.
     """
     steps, seconds = step - self._last[0], now - self._last[1]
     if steps <= 0 or seconds <= 0:
-      return None, None
-    self._last = (step, now)
+      return None, None, None
+    share, self._last, self._waited = self._waited / seconds, (step, now), 0.0
     seconds_per_step = (now - self._origin[1]) / (step - self._origin[0])
-    return steps * self._pairs_per_step / seconds, seconds_per_step * (self._total_steps - step)
+    seconds_left = seconds_per_step * (self._total_steps - step)
+    return steps * self._pairs_per_step / seconds, seconds_left, share
 
 
 def _replace(path, text):

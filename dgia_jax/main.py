@@ -35,17 +35,15 @@ def main(arguments):
     if not getattr(FLAGS, name):
       raise UserError(f"--{name} is missing")
   logging.getLogger("absl").setLevel(logging.WARNING)
-  processes.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.detect_processes)
   # Imported here: the processes that decode images import this module again, and need none of it.
-  from dgia_jax import evaluate, train
+  from dgia_jax import compile_report, evaluate, train
   from dgia_jax.console import Console
 
-  if FLAGS.mode == "compile":
-    from dgia_jax import compile_report
-
+  if FLAGS.mode == "compile":  # one process, whatever slice it is started on
     jax.config.update("jax_platforms", "cpu")  # the chips of the topology are not here
     compile_report.report(FLAGS.config, FLAGS.topology, FLAGS.num_pairs, Console())
     return
+  processes.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.detect_processes)
   modes = {"train": train.train, "evaluate": evaluate.evaluate}
   modes[FLAGS.mode](FLAGS.config, FLAGS.workdir, Console(active=jax.process_index() == 0))
 

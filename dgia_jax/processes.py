@@ -9,6 +9,7 @@ commands, started again, go on from the last checkpoint.
 import contextlib
 import glob
 import importlib.util
+import itertools
 import os
 import signal
 import sys
@@ -21,6 +22,9 @@ from dgia_jax.errors import UserError
 
 HEARTBEAT_SECONDS = 30  # a process that was not heard of for so long is taken to be dead
 SHUTDOWN_SECONDS = 60  # how long a process that is done waits for the others
+MEETING_SECONDS = 24 * 3600  # how long processes wait for one that builds the dataset, say
+
+_meetings = itertools.count()
 
 
 def start(coordinator=None, num_processes=None, process_id=None, detect=True):
@@ -51,7 +55,9 @@ def start(coordinator=None, num_processes=None, process_id=None, detect=True):
       heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
       shutdown_timeout_seconds=SHUTDOWN_SECONDS,
     )
-  except (RuntimeError, ValueError) as error:
+  except (RuntimeError, ValueError, OSError) as error:
+    if isinstance(error, ValueError) and len(missing) == 3 and not _in_slurm_step():
+      return  # chips that belong to no slice
     reason = " ".join(str(error).split())[:300]
     raise UserError(
       f"the processes cannot find each other ({reason}); start all of them with the same"
@@ -62,6 +68,18 @@ def start(coordinator=None, num_processes=None, process_id=None, detect=True):
 def several():
   """Whether this process is one of several."""
   return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def meet():
+  """Returns once every process has come here, however late; fails when one of them died.
+
+  Needs no devices, whose own patience with each other may end after seconds.
+  """
+  if several():
+    from orbax.checkpoint import multihost  # here, as decoding processes import this module, too
+
+    wait = multihost.get_barrier_sync_fn()
+    wait(key=f"dgia_jax_{next(_meetings)}", timeout_ms=1000 * MEETING_SECONDS)
 
 
 @contextlib.contextmanager
@@ -106,7 +124,7 @@ def failing_together():
       f" ended or could not be reached ({reason}); start all of them again with the same commands,"
       " training goes on from the last checkpoint",
     )
-  except Exception:
+  except (Exception, KeyboardInterrupt):
     if not several():
       raise
     _leave(1, traceback.format_exc())

@@ -3,11 +3,12 @@
 import json
 import os
 import pathlib
+import time
 
 import jax
 
 from dgia_jax import config as config_lib
-from dgia_jax import logs
+from dgia_jax import logs, processes
 from dgia_jax.errors import UserError
 
 CONFIG = "config.json"
@@ -15,6 +16,7 @@ RESULTS = "results.json"
 METRICS = "metrics.jsonl"
 CONTACT_SHEET = "contact_sheet.png"
 TOKENIZER = "tokenizer"
+VISIBLE_SECONDS = 90  # in which a network disk shows what another machine has written
 
 
 def check(workdir, config):
@@ -51,12 +53,29 @@ def is_claimed(workdir):
 def claim(workdir, config):
   """Writes down whose folder this is. Called once everything of the run could be built.
 
+  Of several processes the first writes; the others make sure that they see it.
+
   Args:
     workdir: folder that `check` accepted.
     config: the resolved config.
+
+  Raises:
+    UserError: this process looks at another folder, or was started with another config, than the
+      first.
   """
   if not is_claimed(workdir) and jax.process_index() == 0:
     logs.write_json(pathlib.Path(workdir) / CONFIG, config.to_dict())
+  processes.meet()
+  end = time.time() + VISIBLE_SECONDS
+  while not is_claimed(workdir):
+    if time.time() > end:
+      raise UserError(
+        f"--workdir={workdir}: process {jax.process_index()} does not find there what process 0 has"
+        " written: give a folder that all processes share"
+      )
+    time.sleep(0.1)
+  check(workdir, config)
+  processes.meet()
 
 
 def read_config(workdir):

@@ -5,6 +5,7 @@ machine's own devices. Needs libtpu, which compiles for a TPU without having one
 """
 
 import math
+import os
 import re
 
 import jax
@@ -41,6 +42,8 @@ def devices_of(name):
     return devices[: shape[0]]
   from jax.experimental import topologies
 
+  # Nothing is asked of a chip, so others may use libtpu at the same time.
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   options = {"chip_config_name": "megacore"} if generation in _MEGACORE else {}
   if any(side % 2 for side in shape[:2]):
     options["chips_per_host_bounds"] = [1, 1, 1]

@@ -1,6 +1,6 @@
 """The story of a run, top to bottom: build, restore, compile, loop, log, evaluate, save, report."""
 
-import collections
+import concurrent.futures
 import contextlib
 import math
 import shlex
@@ -21,6 +21,7 @@ from dgia_jax import (
   train_step,
 )
 from dgia_jax.data import pipeline
+from dgia_jax.data.prefetch import Prefetcher
 from dgia_jax.errors import UserError
 from dgia_jax.relation_precision import RelationPrecision
 
@@ -101,8 +102,9 @@ def _loop(run, checkpoints, console, state, record, asked_to_stop, transform_bat
     contextlib.closing(batches),
     logs.MetricsWriter(run.workdir, resume_step=first, active=writing) as writer,
     console.training(run.steps_per_epoch, config.num_epochs, first) as progress,
+    concurrent.futures.ThreadPoolExecutor(1, "watcher") as watcher,
   ):
-    reader = _ReportReader(run, writer, progress, first)
+    reader = _ReportReader(run, writer, progress, watcher, first)
     for step in range(first + 1, run.total_steps + 1):
       with jax.transfer_guard("disallow"):
         state, report = step_function(state, batch)
@@ -153,7 +155,15 @@ def _evaluate(run, evaluator, state, record, step, writer, console):
 
 
 def _batches_on_device(run, first_step, transform_batch):
-  """Global batches from `first_step` on, `PREFETCH` of them already on their way."""
+  """Global batches from `first_step` on, `PREFETCH` of them already on their way.
+
+  A thread of its own takes them from the pipeline and sends them to the devices, so that the loop
+  can send the next step as soon as it has read the one before.
+  """
+  return Prefetcher(_placed_batches(run, first_step, transform_batch), PREFETCH)
+
+
+def _placed_batches(run, first_step, transform_batch):
   config = run.config
   batches = pipeline.train_batches(
     run.train_pairs,
@@ -165,43 +175,44 @@ def _batches_on_device(run, first_step, transform_batch):
     workers=config.dataset.workers,
     rows=sharding.batch_rows(run.mesh, config.batch_size),
   )
-  waiting = collections.deque()
   with contextlib.closing(batches):
     for step, batch in enumerate(batches, start=first_step):
       if transform_batch is not None:
         batch = transform_batch(batch, step)
-      waiting.append(sharding.global_batch(run.mesh, batch, config.batch_size))
-      if len(waiting) > PREFETCH:
-        yield waiting.popleft()
-    yield from waiting
+      yield sharding.global_batch(run.mesh, batch, config.batch_size)
 
 
 class _ReportReader:
   """Reads each step's report after the next step was sent, so the device never waits for it."""
 
-  def __init__(self, run, writer, progress, first_step):
+  def __init__(self, run, writer, progress, watcher, first_step):
     self._run, self._writer, self._progress = run, writer, progress
+    self._watcher, self._finished = watcher, None
     self._precision = RelationPrecision(run.train_pairs.person_of_pair_N)
     self._meter = logs.SpeedMeter(run.config.batch_size, run.total_steps)
     self._pending, self._window = None, []
-    self._clock = self._window_start = time.time()
-    self._input_seconds = 0.0
+    self._clock = time.time()
     self._first_step = first_step
 
   def push(self, step, report):
     """Takes the report of the step just sent and reads the one before it."""
     self.flush()
     self._pending = (step, report)
+    self._finished = self._watcher.submit(_time_when_ready, report)
     if step == self._first_step + 1:
       jax.block_until_ready(report)
       self._meter.start(step, time.time())
 
   @contextlib.contextmanager
   def waiting_for_input(self):
-    """Counts the time inside as time in which the loop had no batch to go on with."""
+    """Counts the time inside in which the device has nothing to do.
+
+    While it is busy with the step sent last, the loop may wait for a batch at no cost.
+    """
     start = time.time()
     yield
-    self._input_seconds += time.time() - start
+    if self._finished.done():
+      self._meter.wait(time.time() - max(start, self._finished.result()))
 
   def flush(self):
     """Reads what is pending."""
@@ -231,10 +242,8 @@ class _ReportReader:
     }
     self._window = []
     values |= self._precision.read()
-    now = time.time()
-    values["input_wait"] = self._input_seconds / max(now - self._window_start, 1e-9)
-    self._input_seconds, self._window_start = 0.0, now
-    values["pairs_per_second"], seconds_left = self._meter.read(step, time.time())
+    speed, seconds_left, input_wait = self._meter.read(step, time.time())
+    values |= {"pairs_per_second": speed, "input_wait": input_wait}
     epoch = (step - 1) // self._run.steps_per_epoch + 1
     self._writer.write(step, epoch, "train", values)
     self._progress.report(step, values, seconds_left)
@@ -245,9 +254,14 @@ class _ReportReader:
 
   def restart_clock(self, step):
     """Begins a new interval, so that evaluations do not count as training."""
-    self._clock = self._window_start = time.time()
-    self._input_seconds = 0.0
+    self._clock = time.time()
     self._meter.start(step, self._clock)
+
+
+def _time_when_ready(report):
+  """Seconds since the epoch at which the step behind a report ended; waits for that."""
+  jax.block_until_ready(report)
+  return time.time()
 
 
 def _say_what_next(run, console):

@@ -114,8 +114,10 @@ def resolve(options, setting, seed):
     try:
       config.update_from_flattened_dict({name: value})
     except (KeyError, AttributeError, TypeError, ValueError) as error:
-      # What ml_collections says runs over several lines; its first names the field.
-      reason = str(error.args[0] if error.args else error).strip("'\"").split("\\n")[0]
+      # ml_collections lists all fields in between: its first sentence and its guess are enough.
+      lines = str(error.args[0] if error.args else error).splitlines()
+      hint = f" ({lines[-1]})" if lines[-1].startswith("Did you mean") else ""
+      reason = lines[0].split(" Other fields present")[0] + hint
       raise UserError(f"--set {name}={value}: {reason}") from error
   config_lib.check(config)
   return config

@@ -1,6 +1,7 @@
 """Trains one ORACLE run, with the flags of `dgia_jax.main` and the name of the oracle:
 
-  python -m experiments.train_oracle --oracle=relations --config=configs/synth_pedes.py --workdir=DIR
+  python -m experiments.train_oracle --oracle=relations --config=configs/synth_pedes.py \\
+      --workdir=DIR
 
 Oracles read true identities: they say what mining could gain, and are no method. `experiments.run
 reference` makes these commands.

@@ -1,14 +1,23 @@
 """The report of a compiled step agrees with the arrays themselves, and bad input is named."""
 
 import io
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 
+import tiny_run
 from configs import cuhk_pedes, synth_pedes
-from dgia_jax import build, compile_report, console, topology, train_state
+from dgia_jax import build, compile_report, console, flops, topology, train_state
+from dgia_jax.data import pipeline
 from dgia_jax.errors import UserError
+from dgia_jax.models import dual_encoder
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 PAIRS = 10_000
 
@@ -46,8 +55,9 @@ def test_no_collective_grows_with_the_bank(found):
   sent = lambda found: sorted((c["kind"], c["bytes"], c["times"]) for c in found["collectives"])
   assert sent(larger) == sent(found) and len(found["collectives"]) > 10
   # The largest hold all features, or all winning rows of both modalities: 16 x (1 + 3) x 64 x 4.
-  searching = [c for c in found["collectives"] if "shard_map" in c["source"]]
-  assert searching and max(c["bytes"] for c in searching) <= 16 * 4 * 64 * 4
+  searching = [c for c in found["collectives"] if c["of_bank"]]
+  assert {"all-to-all", "reduce-scatter"} <= {c["kind"] for c in searching}
+  assert max(c["bytes"] for c in searching) <= 16 * 4 * 64 * 4
   assert larger["memory_bytes"]["bank"] > 6 * found["memory_bytes"]["bank"]
 
 
@@ -56,6 +66,44 @@ def test_the_report_is_shown(found):
   console.Console(file=text).compile_report(found)
   for word in ("parameters", "bank", "total", "all-to-all", "cpu:8", "10,000 rows"):
     assert word in text.getvalue(), word
+
+
+def test_the_batch_is_the_pipelines():
+  """Names, dtypes and shapes of what training would send."""
+  pairs = tiny_run.splits()["train"]
+  chosen = tiny_run.config()
+  tokens = np.zeros((pairs.num_pairs, chosen.tokenizer.context_length), np.int32)
+  real = next(
+    pipeline.train_batches(
+      pairs, tokens, batch_size=8, seed=0, num_epochs=1, start_step=0, workers=0
+    )
+  )
+  form = lambda tree: {name: (x.shape, x.dtype) for name, x in tree.items()}
+  assert form(compile_report.abstract_batch(chosen)) == form(real)
+
+
+def test_counted_arithmetic(found):
+  chosen, size = config(), dual_encoder.SIZES["tiny"]
+  towers = 16 * flops.train_pair_flops(size, (64, 32), chosen.tokenizer.context_length)
+  rest = flops.bank_flops(16, PAIRS, 64) + flops.loss_flops(16, 64, 3)
+  assert found["flops_counted"] == pytest.approx((towers + rest) / 8)
+  alone = compile_report._counted_flops(config(loss__weights__global=0.0), PAIRS, 1)
+  assert alone == pytest.approx(towers + flops.loss_flops(16, 64, k=0))
+
+
+def test_the_command_line():
+  """Without data, workdir or accelerator; what does not work ends in one line."""
+  variables = {**os.environ, "JAX_PLATFORMS": "cpu"}
+  command = [sys.executable, "-m", "dgia_jax.main", "--mode=compile", "--num_pairs=5000"]
+  command += ["--config=configs/synth_pedes.py", "--config.batch_size=16"]
+  run = lambda *more: subprocess.run(
+    [*command, *more], cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300
+  )
+  done = run("--topology=cpu:2", "--config.mesh.fsdp=2")
+  assert done.returncode == 0, done.stderr
+  assert "bank of 5,000 rows" in done.stdout and "mesh 1 x 2 x 1" in done.stdout
+  done = run()
+  assert done.returncode == 2 and done.stderr.splitlines()[-1] == "error: --topology is missing"
 
 
 def test_what_does_not_fit_says_by_how_much(monkeypatch):
@@ -80,10 +128,17 @@ def test_the_compilers_own_refusal_is_understood(monkeypatch):
 
 def test_mistakes():
   quiet = console.Console(active=False)
-  with pytest.raises(UserError, match="--num_pairs"):
-    compile_report.report(config(), "cpu:8", None, quiet)
+  with pytest.raises(UserError, match="--num_pairs is missing.*custom"):
+    compile_report.report(config(dataset__name="custom"), "cpu:8", None, quiet)
   with pytest.raises(UserError, match="config.batch_size=6"):
     compile_report.report(config(batch_size=6), "cpu:8", PAIRS, quiet)
   with pytest.raises(UserError, match="device_count=9"):
     compile_report.report(config(), "cpu:9", PAIRS, quiet)
-  assert compile_report.NUM_PAIRS[cuhk_pedes.get_config().dataset.name] == 68_108
+  with pytest.raises(UserError, match="--num_pairs=0"):
+    compile_report.report(config(), "cpu:8", 0, quiet)
+
+
+def test_sizes_of_datasets_are_known():
+  assert compile_report.known_pairs(cuhk_pedes.get_config()) == 68_108
+  drawn = synth_pedes.get_config("small")
+  assert compile_report.known_pairs(drawn) == 4 * drawn.dataset.options.train_people

@@ -147,8 +147,20 @@ def test_write_json(tmp_path):
 def test_speed_counts_neither_compiling_nor_evaluating():
   meter = logs.SpeedMeter(pairs_per_step=64, total_steps=100)
   meter.start(1, now=50.0)  # the first step compiled for 50 seconds
-  assert meter.read(11, now=60.0) == pytest.approx((64.0, 89.0))  # one second a step
+  assert meter.read(11, now=60.0) == pytest.approx((64.0, 89.0, 0.0))  # one second a step
   meter.start(11, now=70.0)  # evaluated for 10 seconds: in the time left, not in the speed
-  assert meter.read(21, now=75.0) == pytest.approx((128.0, 79 * 25 / 20))
-  assert meter.read(21, now=76.0) == (None, None)
+  assert meter.read(21, now=75.0) == pytest.approx((128.0, 79 * 25 / 20, 0.0))
+  assert meter.read(21, now=76.0) == (None, None, None)
   assert meter.read(100, now=200.0)[1] == 0.0
+
+
+def test_time_lost_to_the_input_is_a_share_of_the_interval():
+  meter = logs.SpeedMeter(pairs_per_step=64, total_steps=100)
+  meter.start(1, now=10.0)
+  meter.wait(1.0)
+  meter.wait(1.5)
+  assert meter.read(6, now=20.0)[2] == pytest.approx(0.25)
+  assert meter.read(7, now=21.0)[2] == 0.0
+  meter.wait(3.0)
+  meter.start(7, now=30.0)  # an evaluation: what came before it is told no more
+  assert meter.read(8, now=31.0)[2] == 0.0

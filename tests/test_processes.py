@@ -23,15 +23,18 @@ def datasets(tmp_path_factory):
   return tmp_path_factory.mktemp("datasets")
 
 
-def start(datasets, workdir, count, devices, *more):
-  """Starts `count` processes of `devices` CPU devices each; their output goes to files."""
+def start(datasets, workdir, count, devices, *more, last_one=()):
+  """Starts `count` processes of `devices` CPU devices each; their output goes to files.
+
+  All get the flags `more`, and the last one `last_one` as well.
+  """
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
   started = []
   for number in range(count):
     flags = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}"]
-    flags += [f"--process_id={number}"]
+    flags += [f"--process_id={number}", *(last_one if number == count - 1 else ())]
     environment = {
       **os.environ,
       "JAX_PLATFORMS": "cpu",
@@ -189,13 +192,36 @@ def test_a_checkpoint_of_four_goes_on_with_two_and_one(datasets, alone, tmp_path
   assert_same_run(workdir, alone)
 
 
-def test_a_mistake_of_one_ends_both(datasets, tmp_path):
+def test_a_mistake_in_one_ends_both(datasets, tmp_path):
+  """The other one waits for it to come along and hears that it never will."""
   workdir = tmp_path / "run"
-  (tmp_path / "file").write_text("")
-  started = start(datasets, workdir, 2, 1, "--config.batch_size=7")
-  codes = end(started, workdir)
-  assert codes == [2, 2] or 2 in codes and 0 not in codes
-  assert "error: config.batch_size=7" in output(workdir, 0) + output(workdir, 1)
+  started = start(datasets, workdir, 2, 1, last_one=["--config.batch_size=7"])
+  assert started[1].wait(timeout=LIMIT) == 2
+  ended = time.time()
+  assert end(started, workdir)[0] != 0
+  assert time.time() - ended < 2 * processes.HEARTBEAT_SECONDS
+  assert "error: config.batch_size=7" in output(workdir, 1)
+  assert "error" in output(workdir, 0).lower()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
+@pytest.mark.parametrize("lost", [0, 1])
+def test_whichever_is_lost_takes_the_other_along(datasets, tmp_path, how, lost):
+  """A frozen process keeps its connections open, as one on a machine that lost power does."""
+  workdir = tmp_path / "run"
+  started = start(datasets, workdir, 2, 1, "--config.num_epochs=2000")
+  wait_for_step(started, workdir, 3)
+  started[lost].send_signal(how)
+  since = time.time()
+  try:
+    assert started[1 - lost].wait(timeout=3 * processes.HEARTBEAT_SECONDS) != 0
+    assert time.time() - since < 2 * processes.HEARTBEAT_SECONDS
+  finally:
+    for process in started:
+      process.kill()
+      process.wait()
+  assert "error" in output(workdir, 1 - lost).lower(), output(workdir, 1 - lost)[-3000:]
 
 
 def test_flags_belong_together(monkeypatch):

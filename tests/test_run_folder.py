@@ -27,3 +27,18 @@ def test_a_folder_without_a_run_and_a_damaged_one(tmp_path):
   (tmp_path / "config.json").write_text('{"seed": ')
   with pytest.raises(UserError, match="config.json is damaged"):
     run_folder.check(tmp_path, tiny_run.config())
+
+
+def test_a_process_that_sees_another_folder_stops(tmp_path, monkeypatch):
+  monkeypatch.setattr(run_folder.jax, "process_index", lambda: 1)
+  monkeypatch.setattr(run_folder, "VISIBLE_SECONDS", 0.2)
+  with pytest.raises(UserError, match="--workdir=.*all processes share"):
+    run_folder.claim(tmp_path, tiny_run.config())
+  assert not run_folder.is_claimed(tmp_path)
+
+
+def test_a_process_with_another_config_stops(tmp_path, monkeypatch):
+  run_folder.claim(tmp_path, tiny_run.config())
+  monkeypatch.setattr(run_folder.jax, "process_index", lambda: 1)
+  with pytest.raises(UserError, match="another config.*seed"):
+    run_folder.claim(tmp_path, tiny_run.config(seed=7))

@@ -4,6 +4,8 @@ import dataclasses
 import io
 import json
 import logging
+import threading
+import time
 
 import jax
 import numpy as np
@@ -135,6 +137,22 @@ def test_a_training_batch_has_no_identity(no_tokenizer_folder):
   batches = train._batches_on_device(parts, 0, None)
   assert set(next(batches)) == {"image", "tokens", "index", "image_index", "mask"}
   batches.close()
+
+
+def test_batches_are_made_beside_the_loop_and_its_wait_is_logged(one_device, tmp_path):
+  makers = set()
+
+  def slow(batch, step):
+    makers.add(threading.current_thread())
+    time.sleep(0.3)
+    return batch
+
+  console = Console(file=io.StringIO())
+  train.train(tiny_run.config(num_epochs=1), tmp_path, console, tiny_run.splits(), slow)
+  assert threading.main_thread() not in makers and len(makers) == 1
+  waits = lambda lines: [line["input_wait"] for line in lines if line.get("input_wait") is not None]
+  assert max(waits(tiny_run.metrics(tmp_path))) > 0.2
+  assert waits(one_device[2]) and all(0 <= wait <= 1 for wait in waits(one_device[2]))
 
 
 def test_the_step_compiles_once(tmp_path, caplog):

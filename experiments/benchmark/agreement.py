@@ -56,7 +56,9 @@ def _our_step(problem):
   """What our step did, and all it started from, on the host."""
   run = jax_step.make_run(problem)
   config, state = run.config, jax_step.make_state(problem, run)
-  batch = sharding.global_batch(run.mesh, problem_lib.batch(problem, config.batch_size))
+  batch = sharding.global_batch(
+    run.mesh, problem_lib.batch(problem, config.batch_size), config.batch_size
+  )
   key = jax.random.fold_in(jax.random.key(config.seed), state.step)
   views = train_step.two_views(key, batch, config, problem.mask_id)
   before = jax.device_get((state.params, (state.bank.image, state.bank.text)))

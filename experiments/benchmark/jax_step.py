@@ -1,5 +1,6 @@
 """Our contender: the training step as it is run, and its parts, each compiled by itself."""
 
+import contextlib
 import dataclasses
 import functools
 import io
@@ -13,9 +14,10 @@ import optax
 from flax import nnx
 from PIL import Image
 
-from dgia_jax import build, memory_bank, sharding, train_state, train_step
+from dgia_jax import build, memory_bank, sharding, train, train_state, train_step
 from dgia_jax.data import pipeline
 from dgia_jax.data.pairs import PairTable
+from dgia_jax.data.prefetch import Prefetcher
 from dgia_jax.models import dual_encoder
 from experiments.benchmark import problem as problem_lib
 from experiments.benchmark import timing
@@ -88,7 +90,8 @@ def fill_bank(bank, rows, mesh):
 def make_state(problem, run):
   """A state in the first epoch with all losses, its bank filled around the batch's features."""
   state = train_state.create(run.mesh, build.init_state(run))
-  batch = sharding.global_batch(run.mesh, problem_lib.batch(problem, problem.config.batch_size))
+  size = problem.config.batch_size
+  batch = sharding.global_batch(run.mesh, problem_lib.batch(problem, size), size)
 
   @jax.jit
   def encode(params, batch):
@@ -166,36 +169,42 @@ class JaxContender:
     Returns:
       {"seconds": per step, "wait": seconds per step in which the step waited for its batch}.
     """
-    random, run = np.random.default_rng(0), self._run
+    random, run, size = np.random.default_rng(0), self._run, self._config.batch_size
     few = problem_lib.tokens(self._problem, 256, random)
     tokens_NxL = few[random.integers(0, len(few), self._problem.num_pairs)]
-    batches = pipeline.train_batches(
-      run.train_pairs,
-      tokens_NxL,
-      batch_size=self._config.batch_size,
-      seed=0,
-      num_epochs=1 + -(-steps // self._problem.steps_per_epoch),
-      workers=self._config.dataset.workers,
-    )
-    on_device = lambda: sharding.global_batch(run.mesh, next(batches))
-    step = self._functions["step"]
+
+    def on_device():
+      batches = pipeline.train_batches(
+        run.train_pairs,
+        tokens_NxL,
+        batch_size=size,
+        seed=0,
+        num_epochs=1 + -(-steps // self._problem.steps_per_epoch),
+        workers=self._config.dataset.workers,
+        rows=sharding.batch_rows(run.mesh, size),
+      )
+      with contextlib.closing(batches):
+        for batch in batches:
+          yield sharding.global_batch(run.mesh, batch, size)
+
     # As in training: the next batches are on their way while a step is computed, and the host runs
     # one step ahead of the device.
-    waiting = [on_device(), on_device()]
-    waited, report, start = 0.0, step(batch=waiting.pop(0)), time.perf_counter()
-    for _ in range(steps):
-      asked = time.perf_counter()
-      waiting.append(on_device())
-      waited += time.perf_counter() - asked
-      before, report = report, step(batch=waiting.pop(0), wait=False)
-      jax.block_until_ready(before)
-    jax.block_until_ready(report)
-    seconds = time.perf_counter() - start
-    batches.close()
+    step, waited = self._functions["step"], 0.0
+    with contextlib.closing(Prefetcher(on_device(), train.PREFETCH)) as batches:
+      report = step(batch=next(batches))
+      start = time.perf_counter()
+      for _ in range(steps):
+        asked = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - asked
+        before, report = report, step(batch=batch, wait=False)
+        jax.block_until_ready(before)
+      jax.block_until_ready(report)
+      seconds = time.perf_counter() - start
     return {"seconds": seconds / steps, "wait": waited / steps}
 
   def _batch(self, size):
-    return sharding.global_batch(self._run.mesh, problem_lib.batch(self._problem, size))
+    return sharding.global_batch(self._run.mesh, problem_lib.batch(self._problem, size), size)
 
   def _make_step(self, _):
     run, batch = self._run, self._batch(self._config.batch_size)
