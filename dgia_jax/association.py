@@ -25,9 +25,35 @@ EXCLUSIONS = ("top1", "self")
 # ---------------------------------------------------------------- local, section 3.2
 
 
-def _local_relation_of_anchor(image_scores_B, text_scores_B, own, threshold, modality):
+def raised_threshold(cosine_BxB, threshold, deviations, row_mask=None):
+  """A threshold that follows the batch: at least its mean cosine and some standard deviations.
+
+  Not in the paper. Where all features are alike a fixed threshold lets everything pass; what is
+  far above the batch's own mean is still rare.
+
+  Args:
+    cosine_BxB: (B, B) cosines of the batch with itself.
+    threshold: the least it can be.
+    deviations: standard deviations above the mean; 0 gives `threshold` alone.
+    row_mask: (B,) bool, False for padded rows, which count nowhere.
+
+  Returns:
+    A float, or a float32 scalar where `deviations` is not 0.
+  """
+  if not deviations:
+    return threshold
+  size = cosine_BxB.shape[0]
+  counted_BxB = ~jnp.eye(size, dtype=bool)
+  if row_mask is not None:
+    counted_BxB &= row_mask[:, None] & row_mask[None, :]
+  mean = losses.masked_mean(cosine_BxB, counted_BxB)
+  variance = losses.masked_mean(jnp.square(cosine_BxB - mean), counted_BxB)
+  return jnp.maximum(threshold, mean + deviations * jnp.sqrt(variance))
+
+
+def _local_relation_of_anchor(image_scores_B, text_scores_B, own, thresholds, modality):
   """One anchor's row of A: which pairs of the batch show its person. (B,), (B,) -> (B,) bool."""
-  image_B, text_B = image_scores_B > threshold, text_scores_B > threshold
+  image_B, text_B = image_scores_B > thresholds[0], text_scores_B > thresholds[1]
   related_B = {
     "both": image_B & text_B,
     "image": image_B,
@@ -37,7 +63,9 @@ def _local_relation_of_anchor(image_scores_B, text_scores_B, own, threshold, mod
   return related_B | (jnp.arange(related_B.shape[0]) == own)
 
 
-def local_relations(image_features, text_features, threshold=0.7, modality="both", row_mask=None):
+def local_relations(
+  image_features, text_features, threshold=0.7, modality="both", row_mask=None, deviations=0.0
+):
   """In-batch associations A (section 3.2): A_ij = 1 when i and j are taken to be one person.
 
   Args:
@@ -46,6 +74,7 @@ def local_relations(image_features, text_features, threshold=0.7, modality="both
     modality: "both" similarities must exceed it (the paper), or the "image" or "text" one alone
       (Table 5), or "none": no pair is related to another.
     row_mask: (B,) bool, False for padded rows, which are related to nothing but themselves.
+    deviations: see `raised_threshold`; each modality has its own.
 
   Returns:
     (B, B) bool, True on the diagonal, without gradient.
@@ -57,12 +86,10 @@ def local_relations(image_features, text_features, threshold=0.7, modality="both
     raise ValueError(f"modality must be one of {MODALITIES}, not {modality!r}")
   image_features, text_features = jax.lax.stop_gradient((image_features, text_features))
   size = image_features.shape[0]
-  of_anchor = functools.partial(_local_relation_of_anchor, threshold=threshold, modality=modality)
-  related_BxB = jax.vmap(of_anchor)(
-    losses.cosine(image_features, image_features),
-    losses.cosine(text_features, text_features),
-    jnp.arange(size),
-  )
+  cosines = [losses.cosine(features, features) for features in (image_features, text_features)]
+  thresholds = [raised_threshold(each, threshold, deviations, row_mask) for each in cosines]
+  of_anchor = functools.partial(_local_relation_of_anchor, thresholds=thresholds, modality=modality)
+  related_BxB = jax.vmap(of_anchor)(*cosines, jnp.arange(size))
   if row_mask is not None:
     related_BxB &= (row_mask[:, None] & row_mask[None, :]) | jnp.eye(size, dtype=bool)
   return related_BxB
@@ -183,6 +210,39 @@ def global_neighbours(
     groups = (jnp.pad(groups[0], pad, constant_values=-1), groups[1])
   of_anchor = functools.partial(_neighbours_of_anchor, k=k, threshold=threshold, exclude=exclude)
   return jax.vmap(of_anchor)(scores_BxC, rows_BxC, groups[0], own_row_B, groups[1])
+
+
+def agreeing(neighbours, text_features, neighbour_texts, threshold):
+  """Drops neighbours whose text is not alike the anchor's. Not in the paper.
+
+  Args:
+    neighbours: Neighbours (B, K).
+    text_features: (B, D), unnormalised, of the anchors' own pairs.
+    neighbour_texts: (B, K, D), unnormalised.
+    threshold: a cosine must be strictly larger.
+
+  Returns:
+    The Neighbours, fewer of them valid.
+  """
+  cosine_of_anchor = lambda text_D, texts_KxD: losses.cosine(text_D[None], texts_KxD)[0]
+  cosine_BxK = jax.vmap(cosine_of_anchor)(text_features, neighbour_texts)
+  return neighbours._replace(valid=neighbours.valid & (cosine_BxK > threshold))
+
+
+def mutual(neighbours, own_row_B, rows_back_BxKxC):
+  """Drops neighbours that do not find the anchor back. Not in the paper.
+
+  Args:
+    neighbours: Neighbours (B, K).
+    own_row_B: (B,) int32 the bank row of each anchor's pair.
+    rows_back_BxKxC: (B, K, C) int32 the best rows of each neighbour, as `memory_bank.search` gives
+      them when the neighbour is the query.
+
+  Returns:
+    The Neighbours, fewer of them valid.
+  """
+  found_BxK = jnp.any(rows_back_BxKxC == own_row_B[:, None, None], axis=2)
+  return neighbours._replace(valid=neighbours.valid & found_BxK)
 
 
 def _beside(own_Bx1, mined_BxK):

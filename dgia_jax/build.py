@@ -15,13 +15,13 @@ import numpy as np
 import optax
 from flax import nnx
 
+from dgia_jax import checkpoint, run_folder, sharding, train_state, train_step
 from dgia_jax import config as config_lib
 from dgia_jax import optimizer as optimizer_lib
-from dgia_jax import run_folder, sharding, train_state, train_step
 from dgia_jax.data import pairs as pairs_lib
 from dgia_jax.data import pipeline, registry, tokenizer
 from dgia_jax.errors import UserError
-from dgia_jax.models import dual_encoder, weights
+from dgia_jax.models import dual_encoder, mapping, weights
 
 SPLITS = ("train", "val", "test")
 
@@ -131,14 +131,26 @@ def load_splits(config):
 
 
 def load_tokenizer(config, workdir, train_captions):
-  """CLIP's tokenizer, or a vocabulary made from the training captions and kept with the run."""
+  """CLIP's tokenizer, or a vocabulary of the run's own, kept in its folder.
+
+  The own one is that of the run whose weights this one starts from, or else is made from the
+  training captions.
+  """
   settings = config.tokenizer
   if settings.name:
     return tokenizer.clip_tokenizer(settings.name, settings.context_length)
   folder = pathlib.Path(workdir) / run_folder.TOKENIZER
   if run_folder.is_claimed(workdir):
     return tokenizer.load_tokenizer(folder)
-  words = tokenizer.train_tokenizer(train_captions, settings.context_length, settings.vocab_size)
+  if config.pretrained and run_folder.is_run(config.pretrained):
+    words = tokenizer.load_tokenizer(pathlib.Path(config.pretrained) / run_folder.TOKENIZER)
+    if words.context_length != settings.context_length:
+      raise UserError(
+        f"config.tokenizer.context_length={settings.context_length}: the run that"
+        f" config.pretrained={config.pretrained} names has {words.context_length}; give the same"
+      )
+  else:
+    words = tokenizer.train_tokenizer(train_captions, settings.context_length, settings.vocab_size)
   if jax.process_index() == 0:
     words.save(folder)
   return words
@@ -203,10 +215,30 @@ def load_pretrained(run, params):
   Raises:
     UserError: the files cannot be read or do not fit the model.
   """
-  found = weights.load_pretrained(
-    run.config.pretrained, params, image_size=tuple(run.config.dataset.image_size)
+  source = run.config.pretrained
+  if run_folder.is_run(source):
+    _, loaded = checkpoint.restore_params(source)
+    dropped = ()
+    _check_same_shapes(source, loaded, params)
+  else:
+    found = weights.load_pretrained(source, params, image_size=tuple(run.config.dataset.image_size))
+    loaded, dropped = found.params, found.dropped
+  return sharding.place(loaded, sharding.parameters(run.mesh, params)), dropped
+
+
+def _check_same_shapes(source, loaded, params):
+  """Raises UserError, naming the parameters, unless a run's parameters are those of this model."""
+  shapes = lambda tree: {name: array.shape for name, array in mapping.flatten(tree).items()}
+  theirs, ours = shapes(loaded), shapes(params)
+  differing = sorted(
+    name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name)
   )
-  return sharding.place(found.params, sharding.parameters(run.mesh, params)), found.dropped
+  if differing:
+    raise UserError(
+      f"config.pretrained={source} is a run of another model: {', '.join(differing[:4])}"
+      f"{', ...' if len(differing) > 4 else ''} differ; give the same model.name, image size and"
+      " tokenizer, or convert it (python -m dgia_jax.convert) to have its positions resized"
+    )
 
 
 def create_step(run, **searches):

@@ -28,7 +28,9 @@ def base():
   config.num_epochs = 40  # passes over the training pairs
   config.eval_every_epochs = 1  # the last epoch is always evaluated
   config.log_every_steps = 50  # steps between lines of the training log
-  config.pretrained = ""  # Hugging Face CLIP folder or hub name, OpenAI .pt, best.pth; "" = scratch
+  # Where weights start from: Hugging Face CLIP folder or hub name, OpenAI .pt, best.pth, or the
+  # folder of a run (its best checkpoint, and its vocabulary); "" = scratch.
+  config.pretrained = ""
 
   config.mesh = ConfigDict()
   config.mesh.data = -1  # devices the batch is split over; -1 = all that are left
@@ -59,6 +61,7 @@ def base():
   config.loss.temperature = 0.02  # tau, divides cosines; > 0
   config.loss.epsilon = 1e-6  # inside log(q + epsilon)
   config.loss.itc_reduction = "mean"  # of the two directions: mean (released), sum (Eq. 1-2)
+  config.loss.itc_spares_relations = False  # not the paper's: mined mates are no negatives
   config.loss.weights = ConfigDict(
     {
       "itc": 1.0,  # contrastive loss; a weight of 0 switches a loss off and saves its cost
@@ -73,6 +76,8 @@ def base():
   config.local_association.softening = 0.1  # lambda, label of a mined relation
   config.local_association.modality = "both"  # both, image, text (Table 5) or none
   config.local_association.start_epoch = 1  # from 1; first epoch with these two losses
+  # Not the paper's: a cosine must also exceed the batch's mean by so many standard deviations.
+  config.local_association.deviations = 0.0
 
   config.global_association = ConfigDict()
   config.global_association.threshold = 0.7  # theta, cosine, strict
@@ -84,6 +89,16 @@ def base():
   config.global_association.exclude_same_image = False  # drop rows that hold the anchor's own image
   config.global_association.consult_batch = False  # related pairs of the batch become positives
   config.global_association.start_epoch = 2  # from 1; first epoch with this loss
+  # Not the paper's, to mine fewer wrong neighbours: a cosine must also exceed the mean of the
+  # batch's by so many standard deviations; texts must be as alike as the threshold asks, too; and
+  # the anchor must be among the neighbour's own best.
+  config.global_association.deviations = 0.0
+  config.global_association.agreement = False
+  config.global_association.mutual = False
+
+  config.sampling = ConfigDict()  # not the paper's: which pairs share a batch
+  config.sampling.group = 1  # pairs placed together, led by the bank's neighbours; 1 = at random
+  config.sampling.start_epoch = 2  # from 2; first epoch that is led by the bank
 
   config.bank = ConfigDict()
   config.bank.momentum = 0.9  # alpha, weight of the NEW feature in a row, from the second epoch on
@@ -200,8 +215,8 @@ def check(config):
   _positive(
     config,
     ("batch_size", "gradient_accumulation", "num_epochs", "eval_every_epochs", "log_every_steps",
-     "loss.temperature", "global_association.k", "eval.batch_size", "checkpoint.keep",
-     "tokenizer.context_length", "optimizer.learning_rate"),
+     "loss.temperature", "global_association.k", "sampling.group", "eval.batch_size",
+     "checkpoint.keep", "tokenizer.context_length", "optimizer.learning_rate"),
   )  # fmt: skip
   _one_of(config, "model.dtype", ("bfloat16", "float32"))
   _one_of(config, "loss.itc_reduction", ("mean", "sum"))
@@ -221,11 +236,17 @@ def check(config):
       f"config.global_association.start_epoch={config.global_association.start_epoch}: "
       "the bank is filled during epoch 1, so the global loss can start in epoch 2 at the earliest"
     )
+  if config.sampling.start_epoch < 2 and config.sampling.group > 1:
+    raise UserError(
+      f"config.sampling.start_epoch={config.sampling.start_epoch}: the bank is filled during epoch"
+      " 1, so it can lead the sampling from epoch 2 on"
+    )
   for field in ("bank.momentum", "augment.flip", "augment.erase", "augment.mask_ratio",
                 "augment.erase_area", "optimizer.betas"):  # fmt: skip
     _within(config, field, 0, 1)
   for field in ("seed", "dataset.workers", "augment.padding", "augment.erase_aspect",
                 "checkpoint.every_steps", "bank.block_rows", "optimizer.warmup_epochs",
+                "local_association.deviations", "global_association.deviations",
                 "optimizer.weight_decay", "optimizer.epsilon", "loss.epsilon"):  # fmt: skip
     _within(config, field, 0, math.inf)
   for field in ("augment.erase_area", "augment.erase_aspect"):

@@ -44,7 +44,9 @@ def _log_softmax(logits_BxB, row_mask):
   return jax.nn.log_softmax(logits_BxB, axis=1)
 
 
-def itc(image_features, text_features, temperature=0.02, reduction="mean", row_mask=None):
+def itc(
+  image_features, text_features, temperature=0.02, reduction="mean", row_mask=None, spared=None
+):
   """Image-text contrastive loss (paper Eq. 1-2): cross-entropy on the diagonal, both directions.
 
   Args:
@@ -52,6 +54,8 @@ def itc(image_features, text_features, temperature=0.02, reduction="mean", row_m
     temperature: divides the cosine similarities.
     reduction: "mean" of the two directions (released code) or "sum" (paper).
     row_mask: (B,) bool, False for padded rows, which change neither the loss nor its gradients.
+    spared: None, or (B, B) bool, symmetric: pairs that are taken to be one person and so are no
+      negatives of each other (not in the paper). The diagonal does not matter.
 
   Returns:
     Scalar float32.
@@ -62,6 +66,9 @@ def itc(image_features, text_features, temperature=0.02, reduction="mean", row_m
   if reduction not in ("mean", "sum"):
     raise ValueError(f"reduction must be 'mean' or 'sum', not {reduction!r}")
   i2t_BxB = cosine(image_features, text_features) / temperature
+  if spared is not None:
+    spared &= ~jnp.eye(spared.shape[0], dtype=bool)
+    i2t_BxB = jnp.where(spared, jnp.finfo(jnp.float32).min / 2, i2t_BxB)
   nll = lambda logits: -jnp.diagonal(_log_softmax(logits, row_mask))
   loss = masked_mean(nll(i2t_BxB), row_mask) + masked_mean(nll(i2t_BxB.T), row_mask)
   return loss / 2 if reduction == "mean" else loss

@@ -3,6 +3,7 @@
 python -m dgia_jax.main --config configs/synth_pedes.py --workdir runs/demo
 """
 
+import keyword
 import logging
 import sys
 
@@ -51,6 +52,8 @@ def main(arguments):
 def parse(arguments):
   """absl's parser, with every mistake in flags and config files turned into one line."""
   app.define_help_flags()
+  arguments = list(map(_with_keywords_quoted, arguments))
+  sys.argv = arguments  # where config_flags looks for fields that are set
   try:
     rest = FLAGS(arguments)
     (FLAGS.config or ConfigDict()).to_dict()  # says only now that a file could not be read
@@ -63,6 +66,15 @@ def parse(arguments):
   except Exception as error:  # a config file is Python and can fail in any way
     last_line = str(error).strip().rsplit("\n", 1)[-1]
     raise UserError(f"--config: {type(error).__name__}: {last_line}") from error
+
+
+def _with_keywords_quoted(argument):
+  """--config.loss.weights.global=0, which ends in a word of Python's, as config_flags needs it."""
+  name, equals, value = argument.partition("=")
+  if not name.startswith("--config."):
+    return argument
+  quoted = (f'["{part}"]' if keyword.iskeyword(part) else f".{part}" for part in name.split("."))
+  return "".join(quoted)[1:] + equals + value
 
 
 def run():

@@ -50,6 +50,14 @@ def is_claimed(workdir):
   return (pathlib.Path(workdir) / CONFIG).exists()
 
 
+def is_run(path):
+  """Whether a path is the folder of one of our runs, not of weights in another format."""
+  try:
+    return "model" in read_config(path) and "dataset" in read_config(path)
+  except (UserError, OSError):
+    return False
+
+
 def claim(workdir, config):
   """Writes down whose folder this is. Called once everything of the run could be built.
 

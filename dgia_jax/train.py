@@ -16,6 +16,7 @@ from dgia_jax import (
   logs,
   processes,
   run_folder,
+  sampling,
   sharding,
   train_state,
   train_step,
@@ -89,8 +90,8 @@ def _loop(run, checkpoints, console, state, record, asked_to_stop, transform_bat
   config, first = run.config, record["data_position"]
   if first >= run.total_steps:
     return state, record
-  batches = _batches_on_device(run, first, transform_batch)
-  batch = next(batches)
+  batches = _Batches(run, transform_batch)
+  batch = batches.after(first, state)
   start = time.time()
   step_function = train_step.compile_step(
     build_lib.create_step(run, **searches), run.mesh, state, batch
@@ -128,7 +129,7 @@ def _loop(run, checkpoints, console, state, record, asked_to_stop, transform_bat
       if last:
         break
       with reader.waiting_for_input():
-        batch = next(batches)
+        batch = batches.after(step, state)
   return state, record
 
 
@@ -154,26 +155,56 @@ def _evaluate(run, evaluator, state, record, step, writer, console):
   return scores[selected_on]["t2i"]["R1"], record | {"best": best, "last": scores}
 
 
-def _batches_on_device(run, first_step, transform_batch):
-  """Global batches from `first_step` on, `PREFETCH` of them already on their way.
+class _Batches:
+  """Global batches one after another, `PREFETCH` of them already on their way.
 
   A thread of its own takes them from the pipeline and sends them to the devices, so that the loop
-  can send the next step as soon as it has read the one before.
+  can send the next step as soon as it has read the one before. An epoch whose order the bank leads
+  has a pipeline of its own, since its order is known only when the epoch before has ended.
   """
-  return Prefetcher(_placed_batches(run, first_step, transform_batch), PREFETCH)
+
+  def __init__(self, run, transform_batch):
+    self._run, self._transform = run, transform_batch
+    self._source, self._last = None, -1  # and the step after which the source ends
+
+  def after(self, step, state):
+    """The batch that follows `step` steps, whose outcome is `state`."""
+    if self._source is None or step >= self._last:
+      self.close()
+      order_N = sampling.order_of_epoch(self._run, state.bank, step)
+      self._last = self._end(step)
+      placed = _placed_batches(self._run, step, self._last, order_N, self._transform)
+      self._source = Prefetcher(placed, PREFETCH)
+    return next(self._source)
+
+  def _end(self, step):
+    """The step at whose end the order of pairs has to be asked for anew."""
+    config, steps = self._run.config, self._run.steps_per_epoch
+    epoch = step // steps + 1
+    if sampling.is_guided(config, epoch):
+      return epoch * steps
+    if sampling.is_guided(config, config.num_epochs):
+      return (config.sampling.start_epoch - 1) * steps
+    return self._run.total_steps
+
+  def close(self):
+    """Ends the thread and the pipeline."""
+    if self._source is not None:
+      self._source.close()
 
 
-def _placed_batches(run, first_step, transform_batch):
+def _placed_batches(run, first_step, last_step, order_N, transform_batch):
   config = run.config
   batches = pipeline.train_batches(
     run.train_pairs,
     run.tokenizer.encode(run.train_pairs.captions),
     batch_size=config.batch_size,
     seed=config.seed,
-    num_epochs=config.num_epochs,
+    num_epochs=-(-last_step // run.steps_per_epoch),
     start_step=first_step,
     workers=config.dataset.workers,
     rows=sharding.batch_rows(run.mesh, config.batch_size),
+    order_N=order_N,
   )
   with contextlib.closing(batches):
     for step, batch in enumerate(batches, start=first_step):

@@ -89,7 +89,12 @@ def mine_local(image_features, text_features, batch, config):
   """Local relations of the batch as the method mines them (section 3.2): (B, B) bool."""
   settings = config.local_association
   return association.local_relations(
-    image_features, text_features, settings.threshold, settings.modality, batch["mask"]
+    image_features,
+    text_features,
+    settings.threshold,
+    settings.modality,
+    batch["mask"],
+    settings.deviations,
   )
 
 
@@ -109,15 +114,52 @@ def mine_global(bank, image_features, text_features, batch, config, mesh, same_i
   groups = None
   if settings.exclude_same_image:
     groups = (memory_bank.gather(bank.group, rows, mesh=mesh), batch["image_index"])
-  return association.global_neighbours(
+  neighbours = association.global_neighbours(
     scores,
     rows,
     batch["index"],
     k=settings.k,
-    threshold=settings.threshold,
+    threshold=_anchor_threshold(features, batch["mask"], settings),
     exclude=settings.exclude,
     groups=groups,
   )
+  return _confirmed(neighbours, bank, features, batch, config, mesh)
+
+
+def _anchor_threshold(features, mask, settings):
+  """The threshold of what anchors are searched by; above the setting where it is to follow."""
+  if not settings.deviations:
+    return settings.threshold
+  chosen = {"image": features[:1], "text": features[1:], "both": features}[settings.anchor]
+  cosine_BxB = sum(losses.cosine(each, each) for each in chosen) / len(chosen)
+  return association.raised_threshold(cosine_BxB, settings.threshold, settings.deviations, mask)
+
+
+def _confirmed(neighbours, bank, features, batch, config, mesh):
+  """The neighbours that the other modality, and they themselves, confirm, where that is asked."""
+  settings = config.global_association
+  if not (settings.agreement or settings.mutual):
+    return neighbours
+  mined = memory_bank.gather((bank.image, bank.text), neighbours.rows, mesh=mesh)
+  if settings.agreement:
+    text_cosine_BxB = losses.cosine(features[1], features[1])
+    threshold = association.raised_threshold(
+      text_cosine_BxB, settings.threshold, settings.deviations, batch["mask"]
+    )
+    neighbours = association.agreeing(neighbours, features[1], mined[1], threshold)
+  if settings.mutual:
+    flat = lambda mined_BxKxD: mined_BxKxD.reshape(-1, mined_BxKxD.shape[-1])
+    _, rows_back = memory_bank.search(
+      bank,
+      jax.tree.map(flat, mined),
+      association.num_candidates(settings.k),
+      mesh=mesh,
+      anchor=settings.anchor,
+      block_rows=config.bank.block_rows,
+    )
+    rows_back = rows_back.reshape(*neighbours.rows.shape, -1)
+    neighbours = association.mutual(neighbours, batch["index"], rows_back)
+  return neighbours
 
 
 def train_step(
@@ -167,6 +209,9 @@ def train_step(
     loss = losses.similarity_distribution_matching(*features, targets, temperature, epsilon, mask)
     return jnp.where(local_started, loss, 0.0)
 
+  def spared(relations):
+    return relations & local_started if config.loss.itc_spares_relations else None
+
   def anchor_loss(features, neighbours, relations):
     mined = memory_bank.gather((state.bank.image, state.bank.text), neighbours.rows, mesh=mesh)
     loss = association.global_association_loss(
@@ -193,7 +238,9 @@ def train_step(
     if weights["global"]:
       neighbours = mine_global(state.bank, *clean, batch, config, mesh, same_image_rows)
     terms = {
-      "itc": lambda: losses.itc(*clean, temperature, config.loss.itc_reduction, mask),
+      "itc": lambda: losses.itc(
+        *clean, temperature, config.loss.itc_reduction, mask, spared=spared(relations)
+      ),
       "local": lambda: association_loss(clean, relations),
       "global": lambda: anchor_loss(clean, neighbours, relations),
       "consistency": lambda: association_loss(

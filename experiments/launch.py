@@ -29,6 +29,22 @@ def missing(runs):
   return [run for run in unique.values() if runs_lib.results(run) is None]
 
 
+def starts(runs):
+  """The runs that unfinished ones of `runs` start from and that are not finished themselves."""
+  return missing([run.start for run in missing(runs) if run.start is not None])
+
+
+def train_with_starts(runs, jobs, say):
+  """Trains what is not finished of the runs; those they start from first.
+
+  Args and returns: as `train`.
+  """
+  problems = train(starts(runs), jobs, say)
+  ready = [r for r in missing(runs) if r.start is None or runs_lib.results(r.start) is not None]
+  waiting = {r.title: f"waits for {r.start.title}" for r in missing(runs) if r not in ready}
+  return problems | waiting | train(ready, jobs, say)
+
+
 def command_line(run):
   """The command that trains a run, as one line for a shell."""
   return shlex.join(["python", *run.arguments])

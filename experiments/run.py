@@ -42,11 +42,15 @@ def _run(flags, command):
   wanted = _wanted(plans, flags.only, flags.shard)
   problems = {}
   if flags.dry_run:
-    for run in launch.missing(wanted):
-      print(launch.command_line(run))
+    first = launch.starts(launch.missing(wanted))
+    for title, listed in (("first these", first), ("then these", launch.missing(wanted))):
+      if first:  # a shell does nothing for such a line
+        print(f"# {title}:")
+      for run in listed:
+        print(launch.command_line(run))
     return 0
   if not flags.report_only:
-    problems = launch.train(launch.missing(wanted), flags.jobs, _say)
+    problems = launch.train_with_starts(wanted, flags.jobs, _say)
   from experiments import sections  # brings matplotlib and the model: not for a list of commands
 
   for experiment in experiments:
@@ -140,9 +144,10 @@ def _options(flags):
 
 def _schedule(dataset, flags):
   """Name of a declared schedule, "" for the config's own, which a variant brings with it."""
-  if flags.schedule in (None, "config"):
-    default = next(iter(dataset.schedules), "")
-    return default if flags.schedule is None and not flags.variant else ""
+  if flags.schedule is None:
+    return "" if flags.variant else dataset.schedule
+  if flags.schedule == "config":
+    return ""
   if flags.schedule not in dataset.schedules:
     raise UserError(
       f"--schedule {flags.schedule}: {dataset.name} has {', '.join((*dataset.schedules, 'config'))}"

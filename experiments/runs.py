@@ -21,6 +21,7 @@ from dgia_jax.errors import UserError
 from experiments import declarations
 
 LOG = "log.txt"
+START = "start"  # label of the run that others take their weights from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Run:
     folder: its work directory.
     config: resolved.
     arguments: of `python`, one string each, that train it.
+    start: the Run whose weights it starts from, to be made first; None for none.
   """
 
   name: str
@@ -65,6 +67,7 @@ class Run:
   folder: pathlib.Path
   config: ml_collections.ConfigDict
   arguments: tuple
+  start: "Run | None" = None
 
   @property
   def title(self):
@@ -96,11 +99,29 @@ def parse_overrides(texts):
   return fields
 
 
+def schedule_of(options):
+  """declarations.Schedule of the options; one without fields for the config's own."""
+  if not options.schedule:
+    return declarations.Schedule({})
+  return options.dataset.schedules[options.schedule]
+
+
 def fields_of(options, setting, seed):
   """{config field: value} that a run changes in its dataset's config file."""
-  schedule = options.dataset.schedules[options.schedule] if options.schedule else {}
-  common = declarations.COMMON | schedule | options.overrides
+  common = declarations.COMMON | schedule_of(options).fields | options.overrides
+  start = start_of(options, seed)
+  if start is not None:
+    common |= {"pretrained": str(start.folder)}
   return common | setting.fields | {"seed": seed}
+
+
+def start_of(options, seed):
+  """The Run that all others of a seed start from; None when they start as the config says."""
+  fields = schedule_of(options).start
+  if fields is None:
+    return None
+  own = dataclasses.replace(options, schedule="")  # its fields are all in `start`
+  return make_run(own, declarations.Setting(START, fields), seed)
 
 
 def resolve(options, setting, seed):
@@ -123,15 +144,21 @@ def resolve(options, setting, seed):
   return config
 
 
-def digest(config):
+def digest(config, start=None):
   """Eight hex digits that are equal for configs that compute the same, but for the seed.
 
   Taken over the fields that differ from the defaults, so that a field that is added later, with a
   default that changes nothing, leaves finished runs their folders.
+
+  Args:
+    config: resolved.
+    start: the Run it starts from, wherever that lies; None for none.
   """
   base = config_lib.base()
   names = [name for name in config_lib.differences(config, base) if name != "seed"]
   values = {name: _value(config, name) for name in names}
+  if start is not None:
+    values["pretrained"] = digest(start.config)
   return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -141,13 +168,19 @@ def make_run(options, setting, seed):
   Raises:
     UserError: as `resolve`.
   """
-  config = resolve(options, setting, seed)
-  key = digest(config) + (f"-{setting.plugged}" if setting.plugged else "")
+  config, start = resolve(options, setting, seed), start_of(options, seed)
+  key = _key(config, start, setting)
   name = _name(options, key, setting.label)
   parent = options.workdir / "runs" / options.dataset.name
   found = sorted(parent.glob(f"*.{key}.seed{seed}"))
   folder = found[0] if found else parent / f"{name}.{key}.seed{seed}"
-  return Run(name, seed, folder, config, tuple(_arguments(options, setting, seed, folder)))
+  arguments = tuple(_arguments(options, setting, seed, folder))
+  return Run(name, seed, folder, config, arguments, start)
+
+
+def _key(config, start, setting):
+  """What tells runs of different settings apart, whatever their seeds."""
+  return digest(config, start) + (f"-{setting.plugged}" if setting.plugged else "")
 
 
 def _name(options, key, label):
@@ -176,8 +209,8 @@ def _first_labels(dataset, variant, schedule, overrides):
     for setting in experiment.settings:
       if experiment.form == "mask_ratio":
         setting = dataclasses.replace(setting, label=f"mask-{setting.label}")
-      key = digest(resolve(options, setting, 0))
-      labels.setdefault(key + (f"-{setting.plugged}" if setting.plugged else ""), setting.label)
+      key = _key(resolve(options, setting, 0), start_of(options, 0), setting)
+      labels.setdefault(key, setting.label)
   return labels
 
 
@@ -284,7 +317,8 @@ def _check_config(run):
   changed = [
     name
     for name in config_lib.differences(run.config, stored)
-    if _value(stored, name, missing=_value(base, name, missing=None)) != _value(run.config, name)
+    if not (name == "pretrained" and run.start)  # the same run, by another path
+    and _value(stored, name, missing=_value(base, name, missing=None)) != _value(run.config, name)
   ]
   if changed:
     raise UserError(

@@ -116,6 +116,45 @@ def test_exclude_self_drops_the_own_row_wherever_it_ranks():
     )
 
 
+def test_a_raised_threshold_follows_the_batch(rng):
+  features = rng.normal(size=(6, 4)) + 3.0
+  features[5] = 100.0 * rng.normal(size=4)  # padding, which must not count
+  cosine = np.asarray(losses.cosine(features, features))
+  mask = np.arange(6) < 5
+  others = cosine[:5, :5][~np.eye(5, dtype=bool)]
+  raised = association.raised_threshold(cosine, 0.1, 1.5, mask)
+  np.testing.assert_allclose(raised, others.mean() + 1.5 * others.std(), rtol=1e-5)
+  assert association.raised_threshold(cosine, 0.9999, 0.1, mask) == np.float32(0.9999)
+  assert association.raised_threshold(cosine, 0.3, 0.0, mask) == 0.3
+
+
+def test_local_relations_follow_the_batch(rng):
+  image, text = rng.normal(size=(2, 8, 3)).astype(np.float32) + 2.0
+  alike = association.local_relations(image, text, threshold=0.0)
+  chosen = association.local_relations(image, text, threshold=0.0, deviations=0.3)
+  assert alike.all() and 8 < chosen.sum() < 64
+  cosines = [np.asarray(losses.cosine(each, each)) for each in (image, text)]
+  expected = np.ones((8, 8), bool)
+  for cosine in cosines:
+    others = cosine[~np.eye(8, dtype=bool)]
+    expected &= cosine > others.mean() + 0.3 * others.std()
+  np.testing.assert_array_equal(chosen, expected | np.eye(8, dtype=bool))
+
+
+def test_neighbours_must_agree_and_find_the_anchor_back():
+  neighbours = association.Neighbours(
+    jnp.array([[4, 5, 6]]), jnp.array([[0.9, 0.8, 0.75]]), jnp.array([[True, True, False]])
+  )
+  text = jnp.array([[1.0, 0.0]])
+  texts = jnp.array([[[3.0, 0.1], [0.0, 1.0], [1.0, 0.0]]])
+  agreeing = association.agreeing(neighbours, text, texts, 0.7)
+  np.testing.assert_array_equal(agreeing.valid, [[True, False, False]])
+  back = jnp.array([[[4, 9], [5, 2], [2, 6]]])
+  mutual = association.mutual(neighbours, jnp.array([2]), back)
+  np.testing.assert_array_equal(mutual.valid, [[False, True, False]])
+  np.testing.assert_array_equal(mutual.rows, neighbours.rows)
+
+
 def test_same_image_rows_leave_their_slot_to_others():
   scores = jnp.array([[0.99, 0.98, 0.9, 0.8, 0.75]])
   rows, groups = jnp.array([[7, 5, 3, 1, 0]]), jnp.array([[2, 2, 9, 4, 5]])

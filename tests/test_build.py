@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 import tiny_run
-from dgia_jax import build, run_folder, sharding
+from dgia_jax import build, checkpoint, console, run_folder, sharding, train, train_state
 from dgia_jax.data import pairs, registry
 from dgia_jax.data import tokenizer as tokenizer_lib
 from dgia_jax.errors import UserError
@@ -221,6 +221,42 @@ def test_pretrained_weights_are_laid_out_like_the_fresh_ones(run, monkeypatch):
   for leaf, layout in zip(jax.tree.leaves(params), expected, strict=True):
     assert leaf.sharding == layout and np.all(leaf == 1)
   assert any(not layout.is_fully_replicated for layout in expected)
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("finished")
+  train.train(
+    tiny_run.config(num_epochs=1), folder, console.Console(active=False), tiny_run.splits()
+  )
+  return folder
+
+
+def test_a_run_starts_from_another_ones_weights_and_vocabulary(finished_run, tmp_path):
+  config = tiny_run.config(pretrained=str(finished_run))
+  splits = tiny_run.splits()
+  splits["train"].captions[:] = ["qqqq zzzz"] * 36  # would give another vocabulary
+  parts = build.build(config, tmp_path, splits)
+  words = tokenizer_lib.load_tokenizer(finished_run / run_folder.TOKENIZER)
+  captions = tiny_run.splits()["train"].captions
+  np.testing.assert_array_equal(parts.tokenizer.encode(captions), words.encode(captions))
+  fresh = train_state.create(parts.mesh, build.init_state(parts)).params
+  loaded, dropped = build.load_pretrained(parts, fresh)
+  _, expected = checkpoint.restore_params(finished_run)
+  assert dropped == ()
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(loaded), expected)
+  assert jax.tree.map(lambda x: x.sharding, loaded) == jax.tree.map(lambda x: x.sharding, fresh)
+
+
+def test_a_run_of_another_model_is_refused(finished_run, tmp_path):
+  config = tiny_run.config(pretrained=str(finished_run), dataset__image_size=(32, 16))
+  parts = build.build(config, tmp_path, tiny_run.splits())
+  fresh = train_state.create(parts.mesh, build.init_state(parts)).params
+  with pytest.raises(UserError, match="another model.*position_embedding.*dgia_jax.convert"):
+    build.load_pretrained(parts, fresh)
+  config = tiny_run.config(pretrained=str(finished_run), tokenizer__context_length=9)
+  with pytest.raises(UserError, match="context_length=9.*has 8"):
+    build.build(config, tmp_path / "other", tiny_run.splits())
 
 
 def test_seed_decides_the_initial_weights():

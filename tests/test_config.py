@@ -69,6 +69,8 @@ WRONG = [
   ("loss.weights", {"itc": -1.0}),
   ("loss.weights", dict.fromkeys(("itc", "local", "global", "consistency"), 0.0)),
   ("global_association.start_epoch", 1),
+  ("local_association.deviations", -1.0),
+  ("global_association.deviations", -1.0),
   ("seed", -1),
   ("dataset.workers", -1),
   ("checkpoint.every_steps", -1),

@@ -17,12 +17,12 @@ ORDER = (
   "views", "optimizer", "data", "models", "flops", "train_state", "gradients", "train_step",
   "checkpoint", "logs", "run_folder", "console", "contact_sheet", "relation_precision",
   "model_card", "retriever", "search_index", "serve", "search", "topology",
-  "hlo", "build", "compile_report", "evaluate", "train", "convert", "main",
+  "hlo", "build", "sampling", "compile_report", "evaluate", "train", "convert", "main",
 )  # fmt: skip
 # They turn settings into arguments; everybody else is given arrays and numbers.
 SEE_THE_CONFIG = {
   "config", "build", "evaluate", "train", "train_step", "checkpoint", "run_folder", "main",
-  "convert", "model_card", "compile_report",
+  "convert", "model_card", "compile_report", "sampling",
 }  # fmt: skip
 CORE = (
   "association", "flops", "gradients", "losses", "memory_bank", "metrics", "models.dual_encoder",

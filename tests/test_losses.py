@@ -61,6 +61,26 @@ def test_padded_rows_change_no_loss_and_no_gradient(rng):
     assert not np.any(gradient_p[6:])
 
 
+def test_spared_pairs_are_no_negatives(rng):
+  """As if they were not in each other's rows and columns."""
+  image, text = rng.normal(size=(2, 4, 8)).astype(np.float32)
+  spared = np.eye(4, dtype=bool)
+  spared[1, 3] = spared[3, 1] = True
+  logits = np.asarray(losses.cosine(image, text)) / 0.1
+  terms = []
+  for direction in (logits, logits.T):
+    for row in range(4):
+      kept = [column for column in range(4) if column == row or not spared[row, column]]
+      terms.append(np.log(np.exp(direction[row, kept]).sum()) - direction[row, row])
+  value = losses.itc(image, text, 0.1, spared=spared)
+  np.testing.assert_allclose(value, np.mean(terms), rtol=1e-5)
+  gradient = jax.grad(lambda v: losses.itc(v, text, 0.1, spared=spared))(image)
+  assert np.isfinite(gradient).all()
+  np.testing.assert_allclose(
+    losses.itc(image, text, spared=np.eye(4, dtype=bool)), losses.itc(image, text), rtol=1e-6
+  )
+
+
 def test_rows_of_zeros_have_finite_gradients(rng):
   image, text, image_p, text_p, mask = _padded(rng, 2)
   image_p[6:], text_p[6:] = 0.0, 0.0

@@ -83,7 +83,7 @@ def _steps(mesh, count=6, splits=None, **fields):
   config.mesh.update(dict(zip(("data", "fsdp", "tensor"), mesh, strict=True)))
   parts = build.build(config, "/nonexistent", splits or tiny_run.splits())
   state = train.train_state.create(parts.mesh, build.init_state(parts))
-  batches = train._batches_on_device(parts, 0, None)
+  batches = train._placed_batches(parts, 0, parts.total_steps, None, None)
   reports, compiled = [], None
   for _, batch in zip(range(count), batches, strict=False):
     compiled = compiled or train_step.compile_step(
@@ -134,7 +134,7 @@ def test_identities_never_reach_training(one_device, tmp_path):
 
 def test_a_training_batch_has_no_identity(no_tokenizer_folder):
   parts = build.build(tiny_run.config(), "/nonexistent", tiny_run.splits())
-  batches = train._batches_on_device(parts, 0, None)
+  batches = train._placed_batches(parts, 0, parts.total_steps, None, None)
   assert set(next(batches)) == {"image", "tokens", "index", "image_index", "mask"}
   batches.close()
 
@@ -153,6 +153,63 @@ def test_batches_are_made_beside_the_loop_and_its_wait_is_logged(one_device, tmp
   waits = lambda lines: [line["input_wait"] for line in lines if line.get("input_wait") is not None]
   assert max(waits(tiny_run.metrics(tmp_path))) > 0.2
   assert waits(one_device[2]) and all(0 <= wait <= 1 for wait in waits(one_device[2]))
+
+
+GUIDED = {"sampling__group": 3, "checkpoint__every_steps": 1, "num_epochs": 4}
+
+
+class Stopped(Exception):
+  """Stands for whatever ends a process between two steps."""
+
+
+@pytest.mark.parametrize("steps", [7, 10], ids=["within an epoch", "between epochs"])
+def test_a_led_run_goes_on_as_if_it_had_never_stopped(tmp_path, steps):
+  """The order of an epoch depends on the bank at its start, which a later one no longer is."""
+  whole, _ = run(tmp_path / "whole", **GUIDED)
+
+  def stop(batch, step):
+    if step >= steps + train.PREFETCH:
+      raise Stopped
+    return batch
+
+  arguments = (tiny_run.config(**GUIDED), tmp_path / "stopped", Console(file=io.StringIO()))
+  with pytest.raises(Stopped):
+    train.train(*arguments, tiny_run.splits(), stop)
+  assert steps - 1 <= checkpoint.steps_saved(tmp_path / "stopped")[-1] <= steps + 1
+  resumed, _ = run(tmp_path / "stopped", **GUIDED)
+  assert resumed["digest"] == whole["digest"]
+  plain, _ = run(tmp_path / "plain", num_epochs=4, checkpoint__every_steps=1)
+  assert plain["digest"] != whole["digest"], "the bank leads nothing"
+
+
+def test_a_led_epoch_holds_every_pair_once(tmp_path):
+  seen = []
+
+  def note(batch, step):
+    seen.append(batch["index"][batch["mask"]])
+    return batch
+
+  console = Console(file=io.StringIO())
+  config = tiny_run.config(sampling__group=3, num_epochs=3)
+  train.train(config, tmp_path, console, tiny_run.splits(), note)
+  for epoch in range(3):
+    indices = np.concatenate(seen[5 * epoch : 5 * epoch + 5])
+    np.testing.assert_array_equal(np.sort(indices), np.arange(36))
+
+
+CONFIRMED = {
+  "global_association__mutual": True, "global_association__agreement": True,
+  "global_association__deviations": 0.5, "local_association__deviations": 0.5,
+  "loss__itc_spares_relations": True, "sampling__group": 2,
+}  # fmt: skip
+
+
+def test_what_goes_beyond_the_paper_is_the_same_on_any_mesh(tmp_path):
+  _, lines = run(tmp_path / "one", **CONFIRMED)
+  _, mesh_lines = run(tmp_path / "mesh", **CONFIRMED, mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
+  np.testing.assert_allclose(losses(mesh_lines), losses(lines), rtol=1e-3)
+  mined = [line["global_relations"] for line in lines if line["split"] == "train"]
+  assert max(mined) > 0
 
 
 def test_the_step_compiles_once(tmp_path, caplog):
@@ -202,7 +259,7 @@ def test_padded_rows_change_nothing(no_tokenizer_folder):
   fields = {"loss__weights__consistency": 0.0, "local_association__threshold": 0.9}
   wide = build.build(tiny_run.config(**fields), "/nonexistent", tiny_run.splits())
   narrow = build.build(tiny_run.config(batch_size=4, **fields), "/nonexistent", tiny_run.splits())
-  batches = train._batches_on_device(wide, 4, None)
+  batches = train._placed_batches(wide, 4, 5, None, None)
   batch = jax.tree.map(np.array, jax.device_get(next(batches)))
   batches.close()
   assert batch["mask"].sum() == 4

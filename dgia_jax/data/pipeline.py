@@ -46,6 +46,7 @@ def train_batches(
   start_step: int = 0,
   workers: int = 0,
   rows: Sequence[int] | None = None,
+  order_N: np.ndarray | None = None,
 ) -> Iterator[Batch]:
   """This process's share of every global batch of a run, from `start_step` on.
 
@@ -61,6 +62,7 @@ def train_batches(
     start_step: number of steps already taken, 0 for a new run.
     workers: processes that decode images; 0 decodes in threads of this process.
     rows: rows of every global batch to yield, ascending; None: all.
+    order_N: int32 (N,), a permutation of all pairs to take instead of the epochs' own.
 
   Returns:
     An iterator over dicts with b = len(rows) rows:
@@ -85,6 +87,7 @@ def train_batches(
     batch_size=batch_size,
     seed=seed,
     rows=_checked_rows(batch_size, rows),
+    order_N=order_N,
   )
   return _iterate(load, range(start_step, num_epochs * epoch_steps), workers)
 
@@ -161,12 +164,16 @@ class _TrainBatch:
   batch_size: int
   seed: int
   rows: np.ndarray
+  order_N: np.ndarray | None
 
   def __call__(self, step: int) -> Batch:
     num_pairs = len(self.tokens_NxL)
     epoch, step = divmod(step, steps_per_epoch(num_pairs, self.batch_size))
     positions = _positions(step, self.batch_size, self.rows, num_pairs)
-    index = _epoch_order(num_pairs, self.seed, epoch)[positions]
+    order_N = self.order_N
+    if order_N is None:
+      order_N = _epoch_order(num_pairs, self.seed, epoch)
+    index = order_N[positions]
     image_index = self.image_of_pair_N[index]
     return {
       "image": _read_images(self.images, image_index, (len(self.rows), *self.image_shape)),
