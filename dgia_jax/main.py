@@ -52,7 +52,7 @@ def main(arguments):
 def parse(arguments):
   """absl's parser, with every mistake in flags and config files turned into one line."""
   app.define_help_flags()
-  arguments = list(map(_with_keywords_quoted, arguments))
+  arguments = list(map(with_keywords_quoted, arguments))
   sys.argv = arguments  # where config_flags looks for fields that are set
   try:
     rest = FLAGS(arguments)
@@ -68,8 +68,12 @@ def parse(arguments):
     raise UserError(f"--config: {type(error).__name__}: {last_line}") from error
 
 
-def _with_keywords_quoted(argument):
-  """--config.loss.weights.global=0, which ends in a word of Python's, as config_flags needs it."""
+def with_keywords_quoted(argument):
+  """An argument as config_flags can read it.
+
+  It parses names as Python, where `global` is a word of the language:
+  --config.loss.weights.global=0 becomes --config.loss.weights["global"]=0.
+  """
   name, equals, value = argument.partition("=")
   if not name.startswith("--config."):
     return argument

@@ -60,6 +60,13 @@ BASELINE = _only()
 LOCAL = _only("local")
 LOCAL_AND_GLOBAL = _only("local", "global")
 
+# What goes beyond the paper.
+MUTUAL = {"global_association.mutual": True}
+AGREEMENT = {"global_association.agreement": True}
+DEVIATIONS = {"local_association.deviations": 2.5, "global_association.deviations": 2.5}
+GUIDED = {"sampling.group": 4}
+SPARED = {"loss.itc_spares_relations": True}
+
 # For tiny towers on a CPU core. The start is made once a seed; then the recipe's own start epochs.
 WARM = Schedule(
   fields={
@@ -277,6 +284,31 @@ EXPERIMENTS = {
           plugged="captions",
           about="ORACLE: baseline, each image with a caption of its person",
         ),
+      ),
+    ),
+    Experiment(
+      name="plus",
+      title="Beyond the paper",
+      source="",
+      form="ablation",
+      settings=(
+        WHOLE,
+        Setting("mutual", MUTUAL, about="DGIA; neighbours must find the anchor back"),
+        Setting("agreement", AGREEMENT, about="DGIA; neighbours' texts must be alike, too"),
+        Setting("mutual+agreement", MUTUAL | AGREEMENT, about="DGIA; both"),
+        Setting("deviations", DEVIATIONS, about="DGIA; thresholds follow the batch"),
+        Setting("guided", GUIDED, about="DGIA; the bank's neighbours share a batch"),
+        Setting(
+          "guided+mutual+deviations",
+          GUIDED | MUTUAL | DEVIATIONS,
+          about="DGIA; the three together",
+        ),
+        Setting(
+          "guided+mutual+deviations+spared",
+          GUIDED | MUTUAL | DEVIATIONS | SPARED,
+          about="and mined mates are no negatives",
+        ),
+        Setting("B+guided", BASELINE | GUIDED, about="contrastive loss alone, led batches"),
       ),
     ),
   )

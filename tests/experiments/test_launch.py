@@ -1,5 +1,6 @@
 """Processes that train: each run once, failures told, a held run left alone."""
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -37,6 +38,22 @@ def test_missing_runs_are_trained_once(tmp_path):
   assert launch.train(made, jobs=2, say=said.append) == {}
   assert launch.missing(made) == []
   assert sum("finished in" in line for line in said) == 3
+
+
+def test_what_others_start_from_is_trained_first_and_missed_when_it_fails(tmp_path):
+  def pair(program):
+    first, second = make_runs(tmp_path, program, seeds=(0, 1))
+    return first, dataclasses.replace(second, start=first)
+
+  first, second = pair("import sys; sys.exit('error: bad')")
+  problems = launch.train_with_starts([second], jobs=2, say=lambda text: None)
+  assert list(problems) == [first.title, second.title]
+  assert problems[second.title] == f"waits for {first.title}"
+  first, second = pair(FINISH)
+  said = []
+  assert launch.train_with_starts([second], jobs=2, say=said.append) == {}
+  started = [line.split(":")[0] for line in said if "started" in line]
+  assert started == [first.title, second.title]
 
 
 def test_a_failure_is_told_with_its_last_line_and_stops_no_other(tmp_path):

@@ -9,9 +9,10 @@ from experiments import declarations, run, runs
 
 
 def planned(capsys, *arguments):
-  """The commands a dry run prints, split as a shell would."""
+  """The commands a dry run prints, split as a shell would, but for those of the starts."""
   assert run.main([*arguments, "--dry_run"]) == 0
-  return [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+  commands = [shlex.split(line, comments=True) for line in capsys.readouterr().out.splitlines()]
+  return [command for command in commands if command and "/start." not in command[4]]
 
 
 def test_a_dry_run_prints_one_command_for_each_missing_run(tmp_path, capsys):
@@ -25,8 +26,20 @@ def test_a_dry_run_prints_one_command_for_each_missing_run(tmp_path, capsys):
   assert seeds == ["--config.seed=0"] * 5 + ["--config.seed=1"] * 5  # whole tables first
 
 
+def test_the_starts_come_first(tmp_path, capsys):
+  assert run.main(["modules", "--workdir", str(tmp_path), "--seeds", "0,1", "--dry_run"]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert [line for line in lines if line.startswith("#")] == ["# first these:", "# then these:"]
+  first = lines[1 : lines.index("# then these:")]
+  assert len(first) == 2 and all("/start." in line and "pretrained" not in line for line in first)
+  folders = [line.split("--workdir=")[1].split()[0] for line in first]
+  rest = lines[lines.index("# then these:") + 1 :]
+  for seed, folder in enumerate(folders):
+    assert sum(f"--config.pretrained={folder} " in line for line in rest) == 5, seed
+
+
 def test_a_finished_run_is_not_asked_for_again(tmp_path, capsys):
-  options = runs.Options(declarations.DATASETS["synth_pedes"], tmp_path, schedule="short")
+  options = runs.Options(declarations.DATASETS["synth_pedes"], tmp_path, schedule="warm")
   made = runs.make_run(options, declarations.EXPERIMENTS["main"].settings[0], 0)
   fabricated.finish(made, last=20.0)
   arguments = ("--workdir", str(tmp_path))
@@ -38,7 +51,7 @@ def test_a_finished_run_is_not_asked_for_again(tmp_path, capsys):
 def test_all_trains_what_tables_share_once(tmp_path, capsys):
   commands = planned(capsys, "all", "--workdir", str(tmp_path))
   # Settings of Tables 4-6 and Figure 4, eight other mask ratios, three reference runs.
-  assert len(commands) == 9 + 8 + 4
+  assert len(commands) == 9 + 8 + 3
 
 
 def test_shards_share_the_runs_out(tmp_path, capsys):
@@ -66,7 +79,7 @@ def test_set_variant_schedule_and_source_reach_the_command(tmp_path, capsys):
   assert "--config.dataset.source=some where" in command
   assert not [word for word in command if "num_epochs" in word]  # a variant brings its own
   (command,) = planned(capsys, "main", "--workdir", str(tmp_path))
-  assert f"--config.num_epochs={declarations.SHORT['num_epochs']}" in command
+  assert f"--config.num_epochs={declarations.WARM.fields['num_epochs']}" in command
   (command,) = planned(capsys, "main", "--workdir", str(tmp_path), "--schedule", "config")
   assert not [word for word in command if "num_epochs" in word]
 
@@ -98,7 +111,7 @@ def test_mistakes_end_in_one_line_and_code_2(tmp_path, capsys, arguments, messag
 
 
 def test_a_damaged_run_folder_is_one_line(tmp_path, capsys):
-  options = runs.Options(declarations.DATASETS["synth_pedes"], tmp_path, schedule="short")
+  options = runs.Options(declarations.DATASETS["synth_pedes"], tmp_path, schedule="warm")
   made = runs.make_run(options, declarations.EXPERIMENTS["main"].settings[0], 0)
   fabricated.finish(made, last=20.0)
   (made.folder / "results.json").write_text('{"last": 3}')

@@ -9,6 +9,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from dgia_jax import config as config_lib
+from dgia_jax import main
 from dgia_jax.errors import UserError
 from experiments import declarations, runs
 
@@ -18,8 +19,7 @@ EXPERIMENTS = declarations.EXPERIMENTS
 
 def options(workdir="runs", dataset="synth_pedes", **fields):
   chosen = declarations.DATASETS[dataset]
-  schedule = next(iter(chosen.schedules), "")
-  return runs.Options(chosen, pathlib.Path(workdir), **{"schedule": schedule, **fields})
+  return runs.Options(chosen, pathlib.Path(workdir), **{"schedule": chosen.schedule, **fields})
 
 
 def folders(name, **fields):
@@ -40,7 +40,7 @@ def test_a_setting_changes_the_fields_it_names():
     "itc": 1.0, "local": 0.0, "global": 1.0, "consistency": 0.0,
   }  # fmt: skip
   assert config.seed == 5
-  assert config.num_epochs == declarations.SHORT["num_epochs"]
+  assert config.num_epochs == declarations.WARM.fields["num_epochs"]
 
 
 def test_the_same_config_is_the_same_run_in_every_table():
@@ -67,6 +67,25 @@ def test_folders_tell_dataset_setting_and_seed_apart():
   assert all("DGIA." in path.name for path in found)
 
 
+def test_all_settings_of_a_seed_start_from_one_run_wherever_it_lies():
+  made = [runs.make_run(options(), s, 4) for s in EXPERIMENTS["reference"].settings]
+  (start,) = {run.start.folder for run in made}
+  assert all(run.config.pretrained == str(start) for run in made)
+  assert made[0].start.config.loss.weights["global"] == 0 and not made[0].start.config.pretrained
+  assert made[0].start.start is None
+  other = runs.make_run(options("elsewhere"), EXPERIMENTS["reference"].settings[0], 4)
+  assert other.folder.name == made[0].folder.name
+  cold = runs.make_run(options(schedule=""), EXPERIMENTS["reference"].settings[0], 4)
+  assert cold.start is None and not cold.config.pretrained
+
+
+def test_a_setting_of_all_runs_reaches_the_start():
+  chosen = options(overrides={"batch_size": 32, "num_epochs": 2})
+  made = runs.make_run(chosen, EXPERIMENTS["main"].settings[0], 0)
+  assert made.config.batch_size == made.start.config.batch_size == 32
+  assert (made.config.num_epochs, made.start.config.num_epochs) == (2, 10)
+
+
 def test_where_a_run_runs_is_no_part_of_it():
   assert folders("modules") == folders("modules", overrides={"mesh.fsdp": 2, "log_every_steps": 7})
 
@@ -85,11 +104,11 @@ def test_commands_parse_to_the_declared_config(monkeypatch):
   chosen = options(overrides={"dataset.image_size": (96, 32), "dataset.data_dir": "a b"})
   for setting in (*EXPERIMENTS["global"].settings, *EXPERIMENTS["mask_ratio"].settings[:2]):
     run = runs.make_run(chosen, setting, 4)
+    assert run.arguments[:2] == ("-m", "dgia_jax.main")
+    command = ["main", *map(main.with_keywords_quoted, run.arguments[2:])]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, flag_values=values, lock_config=True)
     flags.DEFINE_string("workdir", None, "", flag_values=values)
-    assert run.arguments[:2] == ("-m", "dgia_jax.main")
-    command = ["main", *run.arguments[2:]]
     monkeypatch.setattr("sys.argv", command)  # config_flags looks for its overrides there
     values(command)
     assert values.config.to_dict() == run.config.to_dict()

@@ -39,8 +39,12 @@ class SynthPedes(tfds.core.ShardBasedBuilder):
   """
 
   name = "synth_pedes"
-  VERSION = tfds.core.Version("1.1.0")
-  RELEASE_NOTES = {"1.0.0": "First release.", "1.1.0": "Images are stored person by person."}
+  VERSION = tfds.core.Version("1.2.0")
+  RELEASE_NOTES = {
+    "1.0.0": "First release.",
+    "1.1.0": "Images are stored person by person.",
+    "1.2.0": "1,800 people, six images each.",
+  }
   BUILDER_CONFIGS = [_config(settings) for settings in PRESETS.values()]
 
   # Nothing is downloaded. Saying so also spares TFDS the search for a list of checksums, for which

@@ -20,10 +20,10 @@ class Settings:
   """Everything that decides the pictures and captions. Validated on construction (`UserError`)."""
 
   # --- size ---
-  train_people: int = 2700  # identities per split; 0 leaves the split out (train needs 1)
+  train_people: int = 1800  # identities per split; 0 leaves the split out (train needs 1)
   val_people: int = 200
   test_people: int = 200
-  images_per_person: int = 4  # each under another camera
+  images_per_person: int = 6  # each under another camera
   captions_per_image: int = 1
   height: int = 64  # pixels
   width: int = 32  # pixels
