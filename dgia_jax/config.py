@@ -149,6 +149,16 @@ def paper_equations(config):
   return config
 
 
+def beyond_paper(config):
+  """Turns on what proved itself beyond the paper (experiments/results/, README).
+
+  Returns:
+    The same config.
+  """
+  config.global_association.mutual = True
+  return config
+
+
 def from_scratch(config):
   """Changes `config` to a recipe for tiny towers without pretrained weights, in float32 on a CPU.
 

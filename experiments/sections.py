@@ -56,7 +56,36 @@ def ablation(evidence):
   for setting in experiment.settings:
     numbers = {"R1": published[setting.label]} if published else {}
     rows += _score_rows(evidence.scores(setting.label), setting.label, numbers)
-  return Section(rows=tuple(rows), draw=_compared(_first_scores(rows), "R@1 (%)"))
+  return Section(
+    rows=tuple(rows), draw=_compared(_first_scores(rows), "R@1 (%)"), context=_gains(evidence)
+  )
+
+
+def _gains(evidence):
+  """Table of what each setting gains over the first, or None before two have a seed in common.
+
+  Taken seed by seed: runs of one seed share order, views and, where there is one, their start, so
+  that much of what differs between seeds cancels.
+  """
+  first, *others = (setting.label for setting in evidence.experiment.settings)
+  by_seed = lambda label: {
+    run.seed: runs.scores_of(found, evidence.options, run.folder)
+    for run, found in evidence.finished(label)
+  }
+  base, rows = by_seed(first), []
+  for label in others:
+    scores = by_seed(label)
+    seeds = sorted(base.keys() & scores.keys())
+    if not seeds:
+      continue
+    cells = []
+    for name in SHOWN:
+      gains = np.array([scores[seed][name] - base[seed][name] for seed in seeds])
+      spread = f" ± {np.std(gains, ddof=1):.2f}" if len(seeds) > 1 else ""
+      cells.append(f"{np.mean(gains):+.2f}{spread}")
+    rows.append((label, *cells, len(seeds)))
+  header = (f"gain over {first}, seed by seed", *(f"of {name}" for name in SHOWN), "seeds")
+  return (header, rows) if rows else None
 
 
 def mask_ratio(evidence):

@@ -125,7 +125,7 @@ def test_load_splits_asks_for_the_configured_dataset(built_dataset):
   # Empty settings are not passed on: not every dataset knows them.
   assert asked == dict(
     name="synth_pedes", image_size=(16, 16), data_dir="built", source="folder",
-    train_people=600, val_people=60, test_people=60,
+    train_people=400, val_people=40, test_people=40,
   )  # fmt: skip
 
 
@@ -227,13 +227,16 @@ def test_pretrained_weights_are_laid_out_like_the_fresh_ones(run, monkeypatch):
 def finished_run(tmp_path_factory):
   folder = tmp_path_factory.mktemp("finished")
   train.train(
-    tiny_run.config(num_epochs=1), folder, console.Console(active=False), tiny_run.splits()
+    tiny_run.config(num_epochs=1, **ALL_DEVICES),
+    folder,
+    console.Console(active=False),
+    tiny_run.splits(),
   )
   return folder
 
 
 def test_a_run_starts_from_another_ones_weights_and_vocabulary(finished_run, tmp_path):
-  config = tiny_run.config(pretrained=str(finished_run))
+  config = tiny_run.config(pretrained=str(finished_run), **ALL_DEVICES)
   splits = tiny_run.splits()
   splits["train"].captions[:] = ["qqqq zzzz"] * 36  # would give another vocabulary
   parts = build.build(config, tmp_path, splits)
@@ -249,12 +252,14 @@ def test_a_run_starts_from_another_ones_weights_and_vocabulary(finished_run, tmp
 
 
 def test_a_run_of_another_model_is_refused(finished_run, tmp_path):
-  config = tiny_run.config(pretrained=str(finished_run), dataset__image_size=(32, 16))
+  config = tiny_run.config(
+    pretrained=str(finished_run), dataset__image_size=(32, 16), **ALL_DEVICES
+  )
   parts = build.build(config, tmp_path, tiny_run.splits())
   fresh = train_state.create(parts.mesh, build.init_state(parts)).params
   with pytest.raises(UserError, match="another model.*position_embedding.*dgia_jax.convert"):
     build.load_pretrained(parts, fresh)
-  config = tiny_run.config(pretrained=str(finished_run), tokenizer__context_length=9)
+  config = tiny_run.config(pretrained=str(finished_run), tokenizer__context_length=9, **ALL_DEVICES)
   with pytest.raises(UserError, match="context_length=9.*has 8"):
     build.build(config, tmp_path / "other", tiny_run.splits())
 

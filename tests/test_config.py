@@ -182,14 +182,16 @@ def variants(file):
   found = [""]
   for node in ast.walk(ast.parse((ROOT / "configs" / f"{file}.py").read_text())):
     if isinstance(node, ast.Compare) and ast.unparse(node.left) == "variant":
-      found += [constant.value for constant in node.comparators]
-  return found
+      values = [ast.literal_eval(constant) for constant in node.comparators]
+      found += [v for value in values for v in ((value,) if isinstance(value, str) else value)]
+  return list(dict.fromkeys(found))
 
 
 def test_the_search_for_variants_finds_some():
   assert {"synth_pedes", "cuhk_pedes", "icfg_pedes", "rstp_reid", "custom"} <= set(CONFIG_FILES)
-  assert variants("synth_pedes") == ["", "small"]
-  assert variants("icfg_pedes") == ["", "paper", "holdout"]
+  assert variants("synth_pedes") == ["", "small", "plus"]
+  assert variants("icfg_pedes") == ["", "paper", "plus", "holdout"]
+  assert variants("custom") == ["", "tiny", "plus", "tiny_plus"]
 
 
 @pytest.mark.parametrize(

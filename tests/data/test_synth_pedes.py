@@ -14,7 +14,7 @@ from dgia_jax.data.synth_pedes.generate import draw_person
 from dgia_jax.errors import UserError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-TINY = Settings(train_people=6, val_people=2, test_people=3)
+TINY = Settings(train_people=6, val_people=2, test_people=3, images_per_person=4)
 HONEST = TINY.replace(wrong=0.0, vague=0.0, attributes_per_caption=(2, 30))
 
 
@@ -258,8 +258,9 @@ def test_build_and_read_back(tmp_path, monkeypatch):
   make_builder = module.make_builder
   monkeypatch.setattr(module, "_SHARD_IMAGES", 8)  # two people each: 2 + 2 + 1
   change = dict(
-    train_people=5, val_people=2, test_people=2, captions_per_image=2, height=32, width=16
-  )
+    train_people=5, val_people=2, test_people=2, images_per_person=4, captions_per_image=2,
+    height=32, width=16,
+  )  # fmt: skip
   builder = make_builder(str(tmp_path), **change)
   builder.download_and_prepare()
   drawn = {r["image_path"]: r for r in generate(Settings(**change), "train")}
@@ -295,7 +296,7 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
       module.make_builder(str(tmp_path), **small).download_and_prepare()
   assert not list(tmp_path.rglob("*.array_record*")) and not list(tmp_path.rglob("*info.json"))
   module.make_builder(str(tmp_path), **small).download_and_prepare()
-  assert len(module.make_builder(str(tmp_path), **small).as_data_source("train")) == 12
+  assert len(module.make_builder(str(tmp_path), **small).as_data_source("train")) == 18
 
 
 def test_builder_names_and_mistakes(tmp_path):
@@ -303,7 +304,7 @@ def test_builder_names_and_mistakes(tmp_path):
 
   assert make_builder(str(tmp_path)).builder_config.name == "default"
   assert make_builder(str(tmp_path), preset="small").builder_config.name == "small"
-  small = dict(train_people=600, val_people=60, test_people=60)
+  small = dict(train_people=400, val_people=40, test_people=40)
   assert make_builder(str(tmp_path), **small).builder_config.name == "small"
   with pytest.raises(UserError, match="tiny"):
     make_builder(str(tmp_path), preset="tiny")
@@ -324,4 +325,4 @@ print(len(list(generate(settings, "test", workers=1))))
   done = subprocess.run(
     [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120
   )
-  assert done.stdout.strip() == "120", done.stderr
+  assert done.stdout.strip() == "180", done.stderr

@@ -14,7 +14,7 @@ def labels(name):
 def test_every_table_and_figure_is_declared_and_has_a_form():
   assert list(EXPERIMENTS) == [
     "main", "modules", "local", "global", "mask_ratio", "relation_accuracy", "cross_dataset",
-    "masked_queries", "complexity", "tsne", "attention", "reference",
+    "masked_queries", "complexity", "tsne", "attention", "reference", "plus",
   ]  # fmt: skip
   assert {experiment.form for experiment in EXPERIMENTS.values()} <= set(sections.FORMS)
   assert [name for name, experiment in EXPERIMENTS.items() if experiment.name != name] == []

@@ -13,8 +13,7 @@ from experiments import declarations, report, run, runs, sections
 def prepare(workdir, dataset, experiment, values, protocol="last", lines=()):
   """Finishes runs: {label: {seed: R@1}}."""
   chosen = declarations.DATASETS[dataset]
-  schedule = next(iter(chosen.schedules), "")
-  options = runs.Options(chosen, workdir, schedule=schedule, protocol=protocol)
+  options = runs.Options(chosen, workdir, schedule=chosen.schedule, protocol=protocol)
   for setting in declarations.EXPERIMENTS[experiment].settings:
     for seed, value in values.get(setting.label, {}).items():
       made = runs.make_run(options, setting, seed)
@@ -50,6 +49,15 @@ def test_means_spread_and_differences_are_those_by_hand(tmp_path):
   assert "the last epoch" in text and "1 of 3" in text
   order = [line.split(" | ")[0] for line in text.splitlines() if " | R@1 | " in line]
   assert order == [f"| {s.label}" for s in declarations.EXPERIMENTS["modules"].settings]
+
+
+def test_gains_are_taken_seed_by_seed(tmp_path):
+  values = {"B": {0: 60.0, 1: 62.0, 2: 67.0}, "B+LRC": {1: 63.0, 2: 70.0}, "B+GSRC-FR": {4: 99.0}}
+  prepare(tmp_path, "rstp_reid", "modules", values)
+  text, _ = reported(tmp_path, "rstp_reid", "modules", "--seeds", "0,1,2,4", "--protocol", "last")
+  assert "| gain over B, seed by seed | of R1 | of mAP | seeds |" in text
+  assert "| B+LRC | +2.00 ± 1.41 | +2.00 ± 1.41 | 2 |" in text
+  assert "| B+GSRC-FR | +" not in text
 
 
 @pytest.mark.parametrize("protocol, expected", [("last", 60.0), ("val", 61.0), ("test_best", 62.0)])

@@ -43,7 +43,7 @@ class SynthPedes(tfds.core.ShardBasedBuilder):
   RELEASE_NOTES = {
     "1.0.0": "First release.",
     "1.1.0": "Images are stored person by person.",
-    "1.2.0": "1,800 people, six images each.",
+    "1.2.0": "Six images of each person.",
   }
   BUILDER_CONFIGS = [_config(settings) for settings in PRESETS.values()]
 

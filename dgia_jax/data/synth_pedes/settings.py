@@ -20,7 +20,7 @@ class Settings:
   """Everything that decides the pictures and captions. Validated on construction (`UserError`)."""
 
   # --- size ---
-  train_people: int = 1800  # identities per split; 0 leaves the split out (train needs 1)
+  train_people: int = 2700  # identities per split; 0 leaves the split out (train needs 1)
   val_people: int = 200
   test_people: int = 200
   images_per_person: int = 6  # each under another camera
@@ -134,5 +134,5 @@ def _check(good, name, value, wanted):
 
 PRESETS = {
   "default": Settings(),
-  "small": Settings(train_people=600, val_people=60, test_people=60),
+  "small": Settings(train_people=400, val_people=40, test_people=40),
 }
