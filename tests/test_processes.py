@@ -192,6 +192,14 @@ def test_a_checkpoint_of_four_goes_on_with_two_and_one(datasets, alone, tmp_path
   assert_same_run(workdir, alone)
 
 
+@pytest.mark.slow
+def test_batches_led_by_the_bank_are_the_same_for_two_processes(datasets, tmp_path):
+  led = ("--config.sampling.group=3", "--config.global_association.mutual=True")
+  run(datasets, tmp_path / "one", 1, 2, *led)
+  run(datasets, tmp_path / "two", 2, 1, *led)
+  assert_same_run(tmp_path / "two", tmp_path / "one")
+
+
 def test_a_mistake_in_one_ends_both(datasets, tmp_path):
   """The other one waits for it to come along and hears that it never will."""
   workdir = tmp_path / "run"
