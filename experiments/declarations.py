@@ -300,6 +300,11 @@ EXPERIMENTS = {
         Setting("agreement", AGREEMENT, about="DGIA; neighbours' texts must be alike, too"),
         Setting("mutual+agreement", MUTUAL | AGREEMENT, about="DGIA; both"),
         Setting("deviations", DEVIATIONS, about="DGIA; thresholds follow the batch"),
+        Setting(
+          "deviations+mutual+agreement",
+          DEVIATIONS | MUTUAL | AGREEMENT,
+          about="DGIA; the three together",
+        ),
         Setting("guided", GUIDED, about="DGIA; the bank's neighbours share a batch"),
         Setting(
           "guided+mutual+deviations",
