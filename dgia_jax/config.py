@@ -89,12 +89,11 @@ def base():
   config.global_association.exclude_same_image = False  # drop rows that hold the anchor's own image
   config.global_association.consult_batch = False  # related pairs of the batch become positives
   config.global_association.start_epoch = 2  # from 1; first epoch with this loss
-  # Not the paper's, to mine fewer wrong neighbours: a cosine must also exceed the mean of the
-  # batch's by so many standard deviations; texts must be as alike as the threshold asks, too; and
-  # the anchor must be among the neighbour's own best.
+  # Not the paper's, to mine fewer wrong neighbours: a cosine must also exceed the batch's mean by
+  # so many standard deviations.
   config.global_association.deviations = 0.0
-  config.global_association.agreement = False
-  config.global_association.mutual = False
+  config.global_association.agreement = False  # not the paper's: texts must exceed theta, too
+  config.global_association.mutual = False  # not the paper's: a neighbour must find the anchor back
 
   config.sampling = ConfigDict()  # not the paper's: which pairs share a batch
   config.sampling.group = 1  # pairs placed together, led by the bank's neighbours; 1 = at random
@@ -118,7 +117,7 @@ def base():
   config.optimizer.learning_rate = 1e-5  # after the warm-up
   config.optimizer.warmup_epochs = 5  # linear, from a tenth
   config.optimizer.rate_per = "epoch"  # set the rate once an epoch (released) or every step
-  config.optimizer.betas = (0.9, 0.999)
+  config.optimizer.betas = (0.9, 0.999)  # of Adam's two averages
   config.optimizer.epsilon = 1e-3  # large on purpose: the released code trains float16 weights
   config.optimizer.weight_decay = 4e-5  # not on biases
   config.optimizer.decoupled = False  # False: added to the gradient (released); True: AdamW

@@ -13,8 +13,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "dgia_jax"
 # A module imports only what stands before it. `data` and `models` are rooms of several modules.
 ORDER = (
-  "errors", "processes", "config", "sharding", "metrics", "losses", "association", "memory_bank",
-  "views", "optimizer", "data", "models", "flops", "train_state", "gradients", "train_step",
+  "errors", "processes", "config", "config_reference", "sharding", "metrics", "losses",
+  "association", "memory_bank", "views", "optimizer", "data", "models", "flops", "train_state", "gradients", "train_step",
   "checkpoint", "logs", "run_folder", "console", "contact_sheet", "relation_precision",
   "model_card", "retriever", "search_index", "serve", "search", "topology",
   "hlo", "build", "sampling", "compile_report", "evaluate", "train", "convert", "main",
@@ -22,7 +22,7 @@ ORDER = (
 # They turn settings into arguments; everybody else is given arrays and numbers.
 SEE_THE_CONFIG = {
   "config", "build", "evaluate", "train", "train_step", "checkpoint", "run_folder", "main",
-  "convert", "model_card", "compile_report", "sampling",
+  "convert", "model_card", "compile_report", "sampling", "config_reference",
 }  # fmt: skip
 CORE = (
   "association", "flops", "gradients", "losses", "memory_bank", "metrics", "models.dual_encoder",
