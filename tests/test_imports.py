@@ -14,7 +14,8 @@ PACKAGE = ROOT / "dgia_jax"
 # A module imports only what stands before it. `data` and `models` are rooms of several modules.
 ORDER = (
   "errors", "processes", "config", "config_reference", "sharding", "metrics", "losses",
-  "association", "memory_bank", "views", "optimizer", "data", "models", "flops", "train_state", "gradients", "train_step",
+  "association", "memory_bank", "views", "optimizer", "data", "models", "flops", "train_state",
+  "gradients", "train_step",
   "checkpoint", "logs", "run_folder", "console", "contact_sheet", "relation_precision",
   "model_card", "retriever", "search_index", "serve", "search", "topology",
   "hlo", "build", "sampling", "compile_report", "evaluate", "train", "convert", "main",
