@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-from dgia_jax.data import registry
+from dgia_jax.data import layouts, registry
 from dgia_jax.errors import UserError
 
 
@@ -41,7 +41,7 @@ def _prepare(args: argparse.Namespace) -> int:
   registry.check_name(args.name)
   options = {}
   image_size = args.image_size or "384x128"
-  if args.name in registry.PERSON_SEARCH:
+  if args.name in layouts.LAYOUTS:
     from dgia_jax.data import check
 
     for note in check.check(_open(args), quick=True).notes:
@@ -79,7 +79,7 @@ def _open(args: argparse.Namespace):
   from dgia_jax.data import source
 
   registry.check_name(args.name)
-  if args.name not in registry.PERSON_SEARCH:
+  if args.name not in layouts.LAYOUTS:
     raise UserError(f"{args.name} is drawn, not read from files: there is nothing to check")
   return source.open_source(
     args.name, source=args.source, annotations=args.annotations, images=args.images
@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
   )
   commands = parser.add_subparsers(required=True, metavar="check|prepare")
   shared = argparse.ArgumentParser(add_help=False)
-  shared.add_argument("name", help=", ".join(registry.NAMES))
+  shared.add_argument("name", help=", ".join(registry.names()))
   shared.add_argument("--source", default="", help="folder with the dataset's files")
   shared.add_argument("--annotations", default="", help="the JSON file, if not found by itself")
   shared.add_argument("--images", default="", help="folder that image paths are relative to")

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+import types
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -136,27 +137,14 @@ class PersonSearch(tfds.core.ShardBasedBuilder, skip_registration=True):
       )
 
 
-class CuhkPedes(PersonSearch):
-  """CUHK-PEDES."""
-
-
-class IcfgPedes(PersonSearch):
-  """ICFG-PEDES."""
-
-
-class RstpReid(PersonSearch):
-  """RSTPReid."""
-
-
-class Ufine6926(PersonSearch):
-  """UFine6926: long captions."""
-
-
-class Custom(PersonSearch):
-  """Anyone's own JSON and images."""
-
-
-BUILDERS = {cls.name: cls for cls in (CuhkPedes, IcfgPedes, RstpReid, Ufine6926, Custom)}
+@functools.cache
+def builder_class(name: str) -> type[PersonSearch]:
+  """The builder of a dataset that `layouts` describes: TFDS files a build under its `name`."""
+  members = {"name": name, "__doc__": f"{name}.", "__module__": __name__}
+  title = name.title().replace("_", "")
+  return types.new_class(
+    title, (PersonSearch,), {"skip_registration": True}, lambda body: body.update(members)
+  )
 
 
 def holdout_people(records: tuple[ImageRecord, ...], holdout: int) -> frozenset[int]:
@@ -259,7 +247,7 @@ def build(
       on_image=bar.update,
     )
     with prepare_lib.quiet_tfds():
-      builder = BUILDERS[source.name](data_dir=root, config=config)
+      builder = builder_class(source.name)(data_dir=root, config=config)
     return prepare_lib.prepare(builder)
 
 

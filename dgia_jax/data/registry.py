@@ -7,10 +7,13 @@ import os
 
 from absl import logging
 
+from dgia_jax.data import layouts
 from dgia_jax.errors import UserError
 
-PERSON_SEARCH = ("cuhk_pedes", "icfg_pedes", "rstp_reid", "ufine6926", "custom")
-NAMES = ("synth_pedes", *PERSON_SEARCH)
+
+def names() -> tuple[str, ...]:
+  """Of all datasets: the embedded one, and those that `layouts` describes."""
+  return ("synth_pedes", *layouts.LAYOUTS)
 
 
 def load_builder(
@@ -26,7 +29,7 @@ def load_builder(
   """A dataset's TFDS reader; the dataset is built first when it is not there.
 
   Args:
-    name: one of `NAMES`.
+    name: one of `names()`.
     image_size: (height, width) in pixels.
     data_dir: root of the built datasets; "" = $TFDS_DATA_DIR or ~/tensorflow_datasets.
     source: the folder with the dataset's files. "" = use what is built, if it is unambiguous.
@@ -64,8 +67,8 @@ def load_builder(
 
 def check_name(name: str):
   """Raises UserError unless `name` is a known dataset."""
-  if name not in NAMES:
-    raise UserError(f"no dataset {name!r}: the datasets are {', '.join(NAMES)}")
+  if name not in names():
+    raise UserError(f"no dataset {name!r}: the datasets are {', '.join(names())}")
 
 
 def resolved_data_dir(data_dir: str) -> str:

@@ -72,7 +72,7 @@ def test_custom_by_annotations_and_images(tmp_path):
 
 def test_mistakes(tmp_path):
   message = _error(_load, "market", tmp_path)
-  assert all(name in message for name in registry.NAMES)
+  assert all(name in message for name in registry.names())
   assert "'colour'" in _error(_load, "custom", tmp_path, colour=3)
   assert "encoding='webp'" in _error(_load, "custom", tmp_path, encoding="webp")
   assert "holdout=True" in _error(_load, "icfg_pedes", tmp_path, holdout=True)
