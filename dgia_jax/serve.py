@@ -77,8 +77,9 @@ def make_page(searcher, num_images, default_top=20):
       top = gradio.Slider(1, 100, value=default_top, step=1, label="images", scale=1)
     button = gradio.Button("Search", variant="primary", elem_id="search")
     gradio.Examples([[example] for example in EXAMPLES], inputs=[text])
+    gradio.Markdown("Click an image for more like it.")
     gallery = gradio.Gallery(
-      label="click an image for more like it", columns=5, object_fit="contain", height="auto",
+      show_label=False, columns=5, object_fit="contain", height="auto",
       allow_preview=False, elem_id="found", format="jpeg",
     )  # fmt: skip
     rows = gradio.State([])
