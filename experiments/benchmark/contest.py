@@ -1,7 +1,9 @@
 """Contenders in processes of their own, measured in turn."""
 
+import contextlib
 import importlib
 import multiprocessing
+import operator
 import traceback
 
 from dgia_jax.errors import UserError
@@ -35,13 +37,14 @@ class Worker:
       UserError: the process died, most likely for lack of memory.
       RuntimeError: the method failed; holds the traceback.
     """
-    self._pipe.send((method, arguments))
+    with contextlib.suppress(BrokenPipeError):  # what follows says that the process is gone
+      self._pipe.send((method, arguments))
     return self._receive()
 
   def _receive(self):
     try:
       failed, result = self._pipe.recv()
-    except EOFError as error:
+    except (EOFError, ConnectionResetError) as error:
       self._process.join()
       raise UserError(
         f"the process of {self._name} ended with exit code {self._process.exitcode}: most likely "
@@ -83,7 +86,7 @@ def _serve(pipe, module, name, arguments, cores):
       method, arguments = pipe.recv()
     except EOFError:
       return
-    pipe.send(answer(getattr(made[0], method), arguments))
+    pipe.send(answer(operator.methodcaller(method, *arguments), made))
 
 
 def alternate(contenders, repeats, calls=1):

@@ -129,5 +129,5 @@ def bank(features_BxD, num_pairs, seed=0):
 def _around(rows, random, spread):
   """Rows with noise of `spread` times their length."""
   rows = np.asarray(rows, np.float32)
-  noise = random.standard_normal(rows.shape, np.float32) / np.sqrt(rows.shape[1])
+  noise = random.standard_normal(rows.shape, np.float32) / np.float32(rows.shape[1] ** 0.5)
   return rows + spread * np.linalg.norm(rows, axis=1, keepdims=True) * noise

@@ -17,4 +17,4 @@ def test_drawn_jpegs(tmp_path, monkeypatch):
   monkeypatch.setattr(input_speed, "PEOPLE", 2)
   monkeypatch.setattr(input_speed, "LARGE", (48, 16))
   pairs = input_speed.stored_jpegs(tmp_path)
-  assert pairs.images[0].shape == (48, 16, 3) and pairs.num_images == 8
+  assert pairs.images[0].shape == (48, 16, 3) and pairs.num_images == 12
