@@ -3,15 +3,14 @@
 python -m dgia_jax.main --config configs/synth_pedes.py --workdir runs/demo
 """
 
-import keyword
 import logging
 import sys
 
 import jax
-from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from absl import flags
+from ml_collections import config_flags
 
-from dgia_jax import processes
+from dgia_jax import command_line, processes
 from dgia_jax.errors import UserError
 
 MODES = ("train", "evaluate", "compile")
@@ -49,42 +48,10 @@ def main(arguments):
   modes[FLAGS.mode](FLAGS.config, FLAGS.workdir, Console(active=jax.process_index() == 0))
 
 
-def parse(arguments):
-  """absl's parser, with every mistake in flags and config files turned into one line."""
-  app.define_help_flags()
-  arguments = list(map(with_keywords_quoted, arguments))
-  sys.argv = arguments  # where config_flags looks for fields that are set
-  try:
-    rest = FLAGS(arguments)
-    (FLAGS.config or ConfigDict()).to_dict()  # says only now that a file could not be read
-    return rest
-  except (flags.Error, UserError) as error:
-    raise UserError(str(error)) from error
-  except (AttributeError, KeyError) as error:
-    words = str(error.args[0]).replace("\\n", "; ").replace("\\", "").replace("'", "")
-    raise UserError(f"--config: unknown name: {words}") from error
-  except Exception as error:  # a config file is Python and can fail in any way
-    last_line = str(error).strip().rsplit("\n", 1)[-1]
-    raise UserError(f"--config: {type(error).__name__}: {last_line}") from error
-
-
-def with_keywords_quoted(argument):
-  """An argument as config_flags can read it.
-
-  It parses names as Python, where `global` is a word of the language:
-  --config.loss.weights.global=0 becomes --config.loss.weights["global"]=0.
-  """
-  name, equals, value = argument.partition("=")
-  if not name.startswith("--config."):
-    return argument
-  quoted = (f'["{part}"]' if keyword.iskeyword(part) else f".{part}" for part in name.split("."))
-  return "".join(quoted)[1:] + equals + value
-
-
 def run():
   """Entry point."""
   with processes.failing_together():
-    main(parse(sys.argv))
+    main(command_line.parse(sys.argv))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ import sys
 
 from absl import flags
 
-from dgia_jax import main as main_lib
-from dgia_jax import processes
+from dgia_jax import command_line, processes
+from dgia_jax import main as main_lib  # noqa: F401  defines the flags
 from dgia_jax.errors import UserError
 
 ORACLES = ("relations", "captions")
@@ -50,7 +50,7 @@ def run():
   """Entry point."""
   flags.DEFINE_enum("oracle", None, ORACLES, "Which true knowledge the run is given.")
   with processes.failing_together():
-    main_lib.parse(sys.argv)
+    command_line.parse(sys.argv)
     found = flags.FLAGS
     for name in ("oracle", "config", "workdir"):
       if not getattr(found, name):

@@ -13,8 +13,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "dgia_jax"
 # A module imports only what stands before it. `data` and `models` are rooms of several modules.
 ORDER = (
-  "errors", "processes", "config", "config_reference", "sharding", "metrics", "losses",
-  "association", "memory_bank", "views", "optimizer", "data", "models", "flops", "train_state",
+  "errors", "command_line", "processes", "config", "config_reference", "sharding", "metrics",
+  "losses", "association", "memory_bank", "views", "optimizer", "data", "models", "flops", "train_state",
   "gradients", "train_step",
   "checkpoint", "logs", "run_folder", "console", "contact_sheet", "relation_precision",
   "model_card", "retriever", "search_index", "serve", "search", "topology",
@@ -24,6 +24,7 @@ ORDER = (
 SEE_THE_CONFIG = {
   "config", "build", "evaluate", "train", "train_step", "checkpoint", "run_folder", "main",
   "convert", "model_card", "compile_report", "sampling", "config_reference",
+  "command_line",
 }  # fmt: skip
 CORE = (
   "association", "flops", "gradients", "losses", "memory_bank", "metrics", "models.dual_encoder",

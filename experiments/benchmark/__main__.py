@@ -32,7 +32,7 @@ flags.DEFINE_float("input_seconds", 10, "Time of each measurement of the input."
 def run():
   """Entry point; mistakes of the user end in one line and exit code 2."""
   # Imported here: contenders' processes import this module again, and need none of it.
-  from dgia_jax.main import parse
+  from dgia_jax.command_line import parse
 
   try:
     rest = parse(sys.argv)

@@ -8,8 +8,8 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from dgia_jax import command_line
 from dgia_jax import config as config_lib
-from dgia_jax import main
 from dgia_jax.errors import UserError
 from experiments import declarations, runs
 
@@ -105,7 +105,7 @@ def test_commands_parse_to_the_declared_config(monkeypatch):
   for setting in (*EXPERIMENTS["global"].settings, *EXPERIMENTS["mask_ratio"].settings[:2]):
     run = runs.make_run(chosen, setting, 4)
     assert run.arguments[:2] == ("-m", "dgia_jax.main")
-    command = ["main", *map(main.with_keywords_quoted, run.arguments[2:])]
+    command = ["main", *map(command_line.with_keywords_quoted, run.arguments[2:])]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, flag_values=values, lock_config=True)
     flags.DEFINE_string("workdir", None, "", flag_values=values)
