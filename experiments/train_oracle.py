@@ -13,7 +13,7 @@ import sys
 from absl import flags
 
 from dgia_jax import command_line, processes
-from dgia_jax import main as main_lib  # noqa: F401  defines the flags
+from dgia_jax import main as main_lib
 from dgia_jax.errors import UserError
 
 ORACLES = ("relations", "captions")
@@ -51,7 +51,7 @@ def run():
   flags.DEFINE_enum("oracle", None, ORACLES, "Which true knowledge the run is given.")
   with processes.failing_together():
     command_line.parse(sys.argv)
-    found = flags.FLAGS
+    found = main_lib.FLAGS
     for name in ("oracle", "config", "workdir"):
       if not getattr(found, name):
         raise UserError(f"--{name} is missing")

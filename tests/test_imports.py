@@ -14,11 +14,11 @@ PACKAGE = ROOT / "dgia_jax"
 # A module imports only what stands before it. `data` and `models` are rooms of several modules.
 ORDER = (
   "errors", "command_line", "processes", "config", "config_reference", "sharding", "metrics",
-  "losses", "association", "memory_bank", "views", "optimizer", "data", "models", "flops", "train_state",
-  "gradients", "train_step",
-  "checkpoint", "logs", "run_folder", "console", "contact_sheet", "relation_precision",
-  "model_card", "retriever", "search_index", "serve", "search", "topology",
-  "hlo", "build", "sampling", "compile_report", "evaluate", "train", "convert", "main",
+  "losses", "association", "memory_bank", "views", "optimizer", "data", "models", "flops",
+  "train_state", "gradients", "train_step", "checkpoint", "logs", "run_folder", "console",
+  "contact_sheet", "relation_precision", "model_card", "retriever", "search_index", "serve",
+  "search", "topology", "hlo", "build", "sampling", "compile_report", "evaluate", "train",
+  "convert", "main",
 )  # fmt: skip
 # They turn settings into arguments; everybody else is given arrays and numbers.
 SEE_THE_CONFIG = {
