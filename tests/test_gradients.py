@@ -70,7 +70,8 @@ def test_a_part_alone_has_another_gradient(problem):
   whole = jax.jit(of_part)(params, batch)["stack"]
   halves = [jax.tree.map(lambda x, h=half: x[h::2], batch) for half in (0, 1)]
   mean = sum(jax.jit(of_part)(params, half)["stack"] for half in halves) / 2
-  assert np.abs(whole - mean).max() > 0.1 * np.abs(whole).max()
+  # A thousand times what the exact one may differ by.
+  assert np.abs(whole - mean).max() > 1e-2 * np.abs(whole).max()
 
 
 @pytest.mark.parametrize("mesh_shape", MESHES, ids=str)

@@ -9,7 +9,7 @@ from experiments.benchmark import ranking
 
 def test_features_are_neither_hopeless_nor_perfect(monkeypatch):
   monkeypatch.setattr(ranking, "PERSONS", 20)
-  arrays = ranking.data((60, 40), dim=16)
+  arrays = ranking.data((60, 40), dim=128)
   assert [len(array) for array in arrays] == [60, 40, 60, 40]
   assert 20 < retrieval_metrics_from_features(*arrays)["R1"] < 100
 
