@@ -86,7 +86,8 @@ def _torch_step(problem, start, way):
   config = problem.config
   encoders = torch_step.make_encoders(config)
   encoders.load_params(params)
-  optimizer = torch_step.make_optimizer(encoders, config, problem.epoch)
+  # At the rate of the first epoch, since our optimiser counts its own steps from 0.
+  optimizer = torch_step.make_optimizer(encoders, config, epoch=1)
   weights = [parameter.detach().clone() for parameter in encoders.parameters()]
   tensor = lambda array: torch.from_numpy(np.ascontiguousarray(array))
   banks = [tensor(bank[: problem.num_pairs]).clone() for bank in banks]
