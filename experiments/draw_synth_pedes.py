@@ -1,4 +1,4 @@
-"""Draws the picture of synth_pedes in the README: people, their four views and the captions.
+"""Draws the picture of synth_pedes in the README: people, some of their views and the captions.
 
 Command: python -m experiments.draw_synth_pedes
 Takes:   10 seconds
@@ -21,6 +21,7 @@ from dgia_jax.data.synth_pedes.generate import draw_person
 PEOPLE = (4, 10, 13, 34, 50, 63)  # of the training split
 DETAIL = 4  # the people above are drawn this many times larger than the training pictures
 COLUMNS = 2  # people side by side
+VIEWS = 4  # of each person above, so that captions have room
 
 
 def main():
@@ -34,7 +35,6 @@ def main():
 
 def draw_figure(settings, out):
   """Writes the figure: `PEOPLE` enlarged with captions, then pictures as models see them."""
-  views = settings.images_per_person
   large = settings.replace(height=settings.height * DETAIL, width=settings.width * DETAIL)
   rows = -(-len(PEOPLE) // COLUMNS)
   figure = plt.figure(figsize=(11, 3.0 * rows + 1.5))
@@ -42,14 +42,15 @@ def draw_figure(settings, out):
   blocks = halves[0].subfigures(rows, COLUMNS, wspace=0.02, hspace=0)
   for block, number in zip(blocks.flat, PEOPLE, strict=False):
     axes = block.subplots(
-      1, views, gridspec_kw=dict(left=0.01, right=0.99, bottom=0.3, top=0.99, wspace=0.06)
+      1, VIEWS, gridspec_kw=dict(left=0.01, right=0.99, bottom=0.3, top=0.99, wspace=0.06)
     )
-    for axis, record in zip(axes, draw_person(large, "train", number), strict=True):
+    for axis, record in zip(axes, draw_person(large, "train", number)[:VIEWS], strict=True):
       _show(axis, record["image"])
       caption = "\n".join(textwrap.wrap(record["captions"][0], 23))
       axis.text(0.5, -0.04, caption, transform=axis.transAxes, ha="center", va="top", fontsize=7)
   halves[1].suptitle(
-    f"As models see them: {settings.height} x {settings.width} pixels, four views of each person",
+    f"As models see them: {settings.height} x {settings.width} pixels, all"
+    f" {settings.images_per_person} views of each person",
     fontsize=8,
     y=0.98,
   )
