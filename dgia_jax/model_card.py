@@ -36,13 +36,23 @@ def make_card(title, config, step, parameters, feature_width, context_length, re
     width=width,
     context_length=context_length,
     feature_width=feature_width,
-    pretrained=f"`{config['pretrained']}`" if config["pretrained"] else "random weights",
+    pretrained=_start(config["pretrained"]),
     epochs=config["num_epochs"],
     batch=config["batch_size"],
     seed=config["seed"],
     step=step,
     results=_results(results, step),
   )
+
+
+def _start(pretrained):
+  """Where weights started from; of a local file or folder only its name, as cards are passed on."""
+  if not pretrained:
+    return "random weights"
+  path = pathlib.Path(pretrained)
+  # The hub's names are `owner/name`.
+  local = path.is_absolute() or path.exists() or len(path.parts) > 2
+  return f"`{path.name if local else pretrained}`"
 
 
 def _results(results, step):

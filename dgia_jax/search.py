@@ -25,9 +25,10 @@ from dgia_jax.retriever import Retriever
 def index(options) -> None:
   """Makes an index of a folder, or brings it up to date."""
   retriever = Retriever.open(options.run, choice=options.checkpoint, batch_size=options.batch_size)
-  # The bar counts what is embedded now, which is not known before the folder was compared.
   with tqdm.tqdm(desc="embedding", unit=" images", disable=None, delay=1.0) as bar:
-    report = search_index.build(retriever, options.run, options.images, options.out, bar.update)
+    report = search_index.build(
+      retriever, options.run, options.images, options.out, bar.update, on_start=bar.reset
+    )
   print(
     f"{options.out}: {report.added:,} images added, {report.kept:,} kept,"
     f" {report.forgotten:,} forgotten, {len(report.unreadable):,} unreadable"

@@ -70,7 +70,7 @@ def list_images(folder):
   return sorted(found, key=lambda file: file.path)
 
 
-def build(retriever, model, images, out, on_image=lambda: None):
+def build(retriever, model, images, out, on_image=lambda: None, on_start=lambda count: None):
   """Indexes a folder, or brings its index up to date.
 
   Args:
@@ -79,6 +79,7 @@ def build(retriever, model, images, out, on_image=lambda: None):
     images: the folder of images.
     out: the index's folder.
     on_image: called once for every image embedded or found unreadable.
+    on_start: called with the number of these before the first.
 
   Returns:
     A Report.
@@ -102,6 +103,7 @@ def build(retriever, model, images, out, on_image=lambda: None):
     known = {file for part in parts for file in part.files}
     there = set(files)
     missing = [file for file in files if file not in known]
+    on_start(len(missing))
     unreadable = []
     first = 1 + max((part.number for part in parts), default=-1)
     for number, start in enumerate(range(0, len(missing), PART_IMAGES), start=first):

@@ -3,7 +3,13 @@
   python -m dgia_jax.search serve --index INDEX
 
 The page gets the pixels of found images, made smaller; no path of this machine can be asked for.
+What was shown is kept in a folder of this user only, and goes when the server ends. Nothing is sent
+elsewhere.
 """
+
+import os
+import signal
+import tempfile
 
 from dgia_jax.data import images as images_lib
 from dgia_jax.errors import UserError
@@ -15,6 +21,12 @@ NOTICE = (
   "Search only pictures of people who may be searched for."
 )
 HEIGHT = 320  # pixels, of an image on the page
+KEPT_SECONDS = 3600  # how long what was shown is kept
+# Whole paths: files in different folders may have one name.
+_STYLE = (
+  "<style>#found .caption-label { white-space: normal; overflow-wrap: anywhere; max-width: 100%; }"
+  "</style>"
+)
 
 
 class Searcher:
@@ -67,8 +79,10 @@ def make_page(searcher, num_images, default_top=20):
   try:
     import gradio
   except ImportError as error:
-    raise UserError('the page needs Gradio: pip install "dgia_jax[serve]"') from error
-  with gradio.Blocks(title=TITLE) as page:
+    raise UserError("the page needs Gradio: pip install -e '.[serve]'") from error
+  with gradio.Blocks(
+    title=TITLE, analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)
+  ) as page:
     gradio.Markdown(f"# {TITLE}\n{num_images:,} images. {NOTICE}")
     with gradio.Row():
       text = gradio.Textbox(
@@ -83,6 +97,7 @@ def make_page(searcher, num_images, default_top=20):
       allow_preview=False, elem_id="found", format="jpeg",
     )  # fmt: skip
     rows = gradio.State([])
+    gradio.HTML(_STYLE)
 
     def more_like(rows, top, event: gradio.SelectData):
       return searcher.like(rows, event.index, top)
@@ -99,9 +114,12 @@ def serve(searcher, num_images, host, port, default_top):
   Raises:
     UserError: Gradio is not installed, or the address cannot be used.
   """
-  page = make_page(searcher, num_images, default_top)
-  searcher.by_text("a person", 1)  # compiles the search before the first visitor waits for it
-  try:
-    page.launch(server_name=host, server_port=port, show_error=False, quiet=False)
-  except OSError as error:
-    raise UserError(f"--host={host} --port={port}: cannot be used ({error})") from error
+  with tempfile.TemporaryDirectory(prefix="dgia_jax_page_") as folder:
+    os.environ["GRADIO_TEMP_DIR"] = folder  # read when Gradio is imported
+    page = make_page(searcher, num_images, default_top)
+    searcher.by_text("a person", default_top)  # compiles before the first visitor waits for it
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: tidied up
+    try:
+      page.launch(server_name=host, server_port=port, show_error=False, quiet=False)
+    except OSError as error:
+      raise UserError(f"--host={host} --port={port}: cannot be used ({error})") from error

@@ -29,6 +29,18 @@ def test_it_is_filled_from_config_and_results():
     assert duty in card
 
 
+def test_a_card_tells_no_folders_of_the_machine_it_was_made_on(tmp_path):
+  def start(pretrained):
+    settings = config.base().to_dict() | {"pretrained": pretrained}
+    card = model_card.make_card("a title", settings, 7, 1, 512, 77)
+    return next(line for line in card.splitlines() if "started from" in line)
+
+  assert start("") == "| started from | random weights |"
+  assert start("openai/clip-vit-base-patch16").endswith("| `openai/clip-vit-base-patch16` |")
+  for folder in (tmp_path / "warm", "/gone/since/warm", "runs/many/warm"):
+    assert start(str(folder)) == "| started from | `warm` |"
+
+
 def test_convert_writes_it(known_run, tmp_path):
   convert.convert(known_run, tmp_path / "out", "last")
   card = (tmp_path / "out" / convert.CARD).read_text()

@@ -24,11 +24,12 @@ def search(index_folder, retriever, query, top=3):
 
 def test_an_index_finds_what_a_ranking_finds(retriever, image_folder, tmp_path, monkeypatch):
   monkeypatch.setattr(search_index, "PART_IMAGES", 4)
-  seen = []
+  seen, expected = [], []
   report = search_index.build(
-    retriever, "run", image_folder, tmp_path / "i", lambda: seen.append(1)
+    retriever, "run", image_folder, tmp_path / "i", lambda: seen.append(1), expected.append
   )
-  assert (report.added, report.kept, report.forgotten) == (10, 0, 0) and len(seen) == 11
+  assert (report.added, report.kept, report.forgotten) == (10, 0, 0)
+  assert len(seen) == 11 and expected == [11]
   assert [path for path, _ in report.unreadable] == ["a/broken.jpg"]
   paths = sorted(str(path.relative_to(image_folder)) for path in image_folder.rglob("*.png"))
   features = retriever.embed_images([image_folder / path for path in paths])

@@ -1,5 +1,6 @@
 """The web page: what its buttons find, and the page itself in a browser where there is one."""
 
+import os
 import shutil
 import socket
 import subprocess
@@ -40,14 +41,21 @@ def test_what_the_buttons_find(index, image_folder):
 
 def test_without_gradio_one_line(index, monkeypatch, capsys):
   monkeypatch.setitem(sys.modules, "gradio", None)
-  with pytest.raises(UserError, match="dgia_jax.serve"):
+  with pytest.raises(UserError, match=r"-e '\.\[serve\]'"):
     serve.make_page(None, 1)
   assert search.main(["serve", "--index", str(index)]) == 2
   assert capsys.readouterr().err.startswith("error: ")
 
 
+def test_the_page_tells_nobody_elsewhere():
+  pytest.importorskip("gradio")
+  page = serve.make_page(serve.Searcher(None, None), 1)
+  assert not page.analytics_enabled and page.delete_cache == (3600, 3600)
+
+
 def test_the_page_in_a_browser(index, tmp_path):
-  """Type a description, see images, click one, see more like it; other files cannot be had."""
+  """Type a description, see images, click one, see more like it; other files cannot be had, and
+  nothing stays behind."""
   pytest.importorskip("gradio")
   playwright = pytest.importorskip("playwright.sync_api")
   chromium = shutil.which("chromium") or shutil.which("google-chrome")
@@ -57,7 +65,11 @@ def test_the_page_in_a_browser(index, tmp_path):
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
   command = [sys.executable, "-m", "dgia_jax.search", "serve", "--index", str(index)]
-  server = subprocess.Popen([*command, "--port", str(port), "--top", "4"])
+  kept = tmp_path / "kept"
+  kept.mkdir()
+  server = subprocess.Popen(
+    [*command, "--port", str(port), "--top", "4"], env=os.environ | {"TMPDIR": str(kept)}
+  )
   try:
     address = f"http://127.0.0.1:{port}"
     _wait_for(address, server)
@@ -69,6 +81,8 @@ def test_the_page_in_a_browser(index, tmp_path):
       page.locator("#search").click()
       pictures = page.locator("#found .thumbnail-item, #found .thumbnail-lg")
       pictures.nth(3).wait_for(timeout=60_000)
+      (private,) = kept.glob("dgia_jax_page_*")
+      assert list(private.rglob("*.jpeg")) and private.stat().st_mode & 0o77 == 0
       label = pictures.nth(2).inner_text().split()[-1]
       pictures.nth(2).click()
       page.get_by_text("1.000").first.wait_for(timeout=60_000)
@@ -81,6 +95,7 @@ def test_the_page_in_a_browser(index, tmp_path):
   finally:
     server.terminate()
     server.wait(timeout=30)
+  assert not list(kept.rglob("*.jpeg"))
 
 
 def _wait_for(address, server):
