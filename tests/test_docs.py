@@ -1,5 +1,6 @@
 """What the documentation shows works: examples are run, links lead somewhere."""
 
+import ast
 import io
 import pathlib
 import re
@@ -41,6 +42,33 @@ def train_here():
   lines = tiny_run.metrics(folder)
   last = [line for line in lines if line["split"] == "train"][-1]
   return sorted(name for name in last if name.startswith("loss_") and last[name] > 0)
+
+
+def strings_of_the_program():
+  """Every string in the source, what is filled in replaced by a NUL."""
+  found = []
+  for path in [*(ROOT / "dgia_jax").rglob("*.py"), *(ROOT / "configs").glob("*.py")]:
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        found.append(node.value)
+      elif isinstance(node, ast.JoinedStr):
+        parts = [part.value if isinstance(part, ast.Constant) else "\0" for part in node.values]
+        found.append("".join(parts))
+  return found
+
+
+def test_messages_of_troubleshooting_are_the_programs():
+  strings = strings_of_the_program()
+  page = (ROOT / "docs" / "troubleshooting.md").read_text()
+  # Quoted alone in a first column, and not the name of a metric.
+  messages = [text for text in re.findall(r"^\| `([^`]+)`", page, re.MULTILINE) if " " in text]
+  assert len(messages) > 30
+  for message in messages:
+    # These stand for what the program fills in.
+    filled_in = r"\.\.\.|\b[A-Z]+\b|v5e:16x16|the loss \(or gradient_norm\) is nan|no reid_raw.json"
+    parts = [part.strip(" :;)") for part in re.split(filled_in, message)]
+    for part in parts:
+      assert len(part) < 7 or any(part in string for string in strings), f"{part!r} in {message!r}"
 
 
 def test_examples_of_contributing_run(tmp_path, monkeypatch):
