@@ -26,8 +26,12 @@ def index(options) -> None:
   """Makes an index of a folder, or brings it up to date."""
   retriever = Retriever.open(options.run, choice=options.checkpoint, batch_size=options.batch_size)
   with tqdm.tqdm(desc="embedding", unit=" images", disable=None, delay=1.0) as bar:
+
+    def expect(count):
+      bar.total = count  # `bar.reset` would show a bar even when there is nothing to do
+
     report = search_index.build(
-      retriever, options.run, options.images, options.out, bar.update, on_start=bar.reset
+      retriever, options.run, options.images, options.out, bar.update, expect
     )
   print(
     f"{options.out}: {report.added:,} images added, {report.kept:,} kept,"
