@@ -4,7 +4,7 @@
       --config.dataset.source=FOLDER/CUHK-PEDES
 
 Variants: `:paper` follows the paper's equations where the released code differs from them; `:plus`
-turns on what proved itself beyond the paper, on other data so far.
+mines fewer wrong relations than the paper's rules (README, Beyond the paper).
 Expected (the paper, best test epoch): R@1 73.06, R@5 89.21, R@10 93.44, mAP 64.88, mINP 48.15.
 Not yet run here: the dataset and CLIP's weights are given out by their owners only.
 """

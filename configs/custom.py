@@ -5,8 +5,8 @@
       --config.dataset.annotations=FILE.json --config.dataset.images=FOLDER
 
 Variants: none starts from CLIP ViT-B/16 and follows the released recipe; `:tiny` trains tiny
-towers from scratch at 64 x 64 in minutes on a CPU. `:plus` and `:tiny_plus` turn on what proved
-itself beyond the paper.
+towers from scratch at 64 x 64 in minutes on a CPU. `:plus` and `:tiny_plus` mine fewer wrong
+relations than the paper's rules (README, Beyond the paper).
 """
 
 from dgia_jax import config as config_lib

@@ -4,7 +4,7 @@
       --config.dataset.source=FOLDER/ICFG-PEDES
 
 Variants: `:paper` follows the paper's equations where the released code differs from them; `:plus`
-turns on what proved itself beyond the paper, on other data so far.
+mines fewer wrong relations than the paper's rules (README, Beyond the paper).
 `:holdout` sets 310 training people apart as a val split, which the dataset lacks, trains on the
 others and chooses the epoch on val: the honest protocol, a little below the paper's numbers.
 Expected (the paper, best test epoch): R@1 63.71, R@5 79.90, R@10 85.38, mAP 36.87, mINP 6.20.

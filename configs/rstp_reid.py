@@ -3,8 +3,8 @@
   python -m dgia_jax.main --config configs/rstp_reid.py --workdir runs/rstp_reid \\
       --config.dataset.source=FOLDER/RSTPReid
 
-Variants: `:paper` follows the paper: its equations, and 40 epochs; `:plus` turns on what proved
-itself beyond the paper, on other data so far.
+Variants: `:paper` follows the paper: its equations, and 40 epochs; `:plus` mines fewer wrong
+relations than the paper's rules (README, Beyond the paper).
 Expected (the paper, best test epoch): R@1 61.30, mAP 47.20.
 Not yet run here: the dataset and CLIP's weights are given out by their owners only.
 """

@@ -4,7 +4,7 @@
   python -m dgia_jax.main --config configs/synth_pedes.py:small --workdir runs/small
 
 Time and score on two CPU cores: see README.md. `:small` is the same path on a small dataset in
-about a minute; its scores mean nothing. `:plus` turns on what proved itself beyond the paper.
+about a minute; its scores mean nothing. `:plus` mines fewer wrong relations.
 """
 
 from dgia_jax import config as config_lib

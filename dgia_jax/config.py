@@ -149,11 +149,16 @@ def paper_equations(config):
 
 
 def beyond_paper(config):
-  """Turns on what proved itself beyond the paper (experiments/results/, README).
+  """Turns on what mines fewer wrong relations than the paper's rules (README, Beyond the paper).
+
+  The share of right relations is known to grow; that R@1 does is known of one seed on val only.
 
   Returns:
     The same config.
   """
+  config.local_association.deviations = 2.5
+  config.global_association.deviations = 2.5
+  config.global_association.agreement = True
   config.global_association.mutual = True
   return config
 
