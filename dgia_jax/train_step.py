@@ -119,20 +119,22 @@ def mine_global(bank, image_features, text_features, batch, config, mesh, same_i
     rows,
     batch["index"],
     k=settings.k,
-    threshold=_anchor_threshold(features, batch["mask"], settings),
+    threshold=_anchor_threshold(features, batch, settings),
     exclude=settings.exclude,
     groups=groups,
   )
   return _confirmed(neighbours, bank, features, batch, config, mesh)
 
 
-def _anchor_threshold(features, mask, settings):
+def _anchor_threshold(features, batch, settings):
   """The threshold of what anchors are searched by; above the setting where it is to follow."""
   if not settings.deviations:
     return settings.threshold
   chosen = {"image": features[:1], "text": features[1:], "both": features}[settings.anchor]
   cosine_BxB = sum(losses.cosine(each, each) for each in chosen) / len(chosen)
-  return association.raised_threshold(cosine_BxB, settings.threshold, settings.deviations, mask)
+  return association.raised_threshold(
+    cosine_BxB, settings.threshold, settings.deviations, batch["mask"]
+  )
 
 
 def _confirmed(neighbours, bank, features, batch, config, mesh):
