@@ -229,19 +229,19 @@ def agreeing(neighbours, text_features, neighbour_texts, threshold):
   return neighbours._replace(valid=neighbours.valid & (cosine_BxK > threshold))
 
 
-def mutual(neighbours, own_row_B, rows_back_BxKxC):
+def mutual(neighbours, own_B, found_back_BxKxC):
   """Drops neighbours that do not find the anchor back. Not in the paper.
 
   Args:
     neighbours: Neighbours (B, K).
-    own_row_B: (B,) int32 the bank row of each anchor's pair.
-    rows_back_BxKxC: (B, K, C) int32 the best rows of each neighbour, as `memory_bank.search` gives
-      them when the neighbour is the query.
+    own_B: (B,) int32 the bank row of each anchor's pair, or its image.
+    found_back_BxKxC: (B, K, C) int32 the best rows, or their images, that `memory_bank.search`
+      gives when each neighbour is the query.
 
   Returns:
     The Neighbours, fewer of them valid.
   """
-  found_BxK = jnp.any(rows_back_BxKxC == own_row_B[:, None, None], axis=2)
+  found_BxK = jnp.any(found_back_BxKxC == own_B[:, None, None], axis=2)
   return neighbours._replace(valid=neighbours.valid & found_BxK)
 
 

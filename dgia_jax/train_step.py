@@ -123,7 +123,7 @@ def mine_global(bank, image_features, text_features, batch, config, mesh, same_i
     exclude=settings.exclude,
     groups=groups,
   )
-  return _confirmed(neighbours, bank, features, batch, config, mesh)
+  return _confirmed(neighbours, bank, features, batch, config, mesh, twins)
 
 
 def _anchor_threshold(features, batch, settings):
@@ -137,7 +137,7 @@ def _anchor_threshold(features, batch, settings):
   )
 
 
-def _confirmed(neighbours, bank, features, batch, config, mesh):
+def _confirmed(neighbours, bank, features, batch, config, mesh, twins):
   """The neighbours that the other modality, and they themselves, confirm, where that is asked."""
   settings = config.global_association
   if not (settings.agreement or settings.mutual):
@@ -154,13 +154,17 @@ def _confirmed(neighbours, bank, features, batch, config, mesh):
     _, rows_back = memory_bank.search(
       bank,
       jax.tree.map(flat, mined),
-      association.num_candidates(settings.k),
+      association.num_candidates(settings.k, twins),
       mesh=mesh,
       anchor=settings.anchor,
       block_rows=config.bank.block_rows,
     )
     rows_back = rows_back.reshape(*neighbours.rows.shape, -1)
-    neighbours = association.mutual(neighbours, batch["index"], rows_back)
+    if settings.exclude_same_image:  # then images look for each other, whatever their captions
+      images_back = memory_bank.gather(bank.group, rows_back, mesh=mesh)
+      neighbours = association.mutual(neighbours, batch["image_index"], images_back)
+    else:
+      neighbours = association.mutual(neighbours, batch["index"], rows_back)
   return neighbours
 
 
@@ -251,9 +255,9 @@ def train_step(
     }
     values = {name: term() if weights[name] else jnp.zeros(()) for name, term in terms.items()}
     total = sum(weights[name] * value for name, value in values.items())
-    return total, (values, clean, relations, neighbours)
+    return total, (values, total, clean, relations, neighbours)
 
-  gradient, (values, clean, relations, neighbours) = gradients.of_features_loss(
+  gradient, (values, total, clean, relations, neighbours) = gradients.of_features_loss(
     total_loss,
     features_of,
     state.params,
@@ -270,7 +274,9 @@ def train_step(
     *clean,
     jnp.where(epoch == 1, 1.0, momentum),
     mesh=mesh,
-    row_mask=mask,
+    # Features that gave no finite loss are kept out. That the update waits for the loss also tells
+    # the compiler that all reading is over, so it writes in place: else it copies the whole bank.
+    row_mask=mask & jnp.isfinite(total),
   )
   next_state = train_state.TrainState(
     step=state.step + 1,
@@ -281,7 +287,7 @@ def train_step(
   relations &= ~jnp.eye(mask.shape[0], dtype=bool) & local_started
   neighbours = neighbours._replace(valid=neighbours.valid & mask[:, None] & global_started)
   metrics = {f"loss_{name}": value for name, value in values.items()}
-  metrics["loss"] = sum(weights[name] * value for name, value in values.items())
+  metrics["loss"] = total
   metrics["gradient_norm"] = optax.global_norm(gradient)
   metrics["local_relations"] = jnp.sum(relations) / jnp.maximum(jnp.sum(mask), 1)
   metrics["global_relations"] = jnp.sum(neighbours.valid) / jnp.maximum(jnp.sum(mask), 1)

@@ -65,6 +65,7 @@ MUTUAL = {"global_association.mutual": True}
 AGREEMENT = {"global_association.agreement": True}
 DEVIATIONS = {"local_association.deviations": 2.5, "global_association.deviations": 2.5}
 GUIDED = {"sampling.group": 4}
+TWINS = {"global_association.exclude_same_image": True}
 SPARED = {"loss.itc_spares_relations": True}
 
 # For tiny towers on a CPU core. The start is made once a seed; then the recipe's own start epochs.
@@ -304,6 +305,12 @@ EXPERIMENTS = {
           "deviations+mutual+agreement",
           DEVIATIONS | MUTUAL | AGREEMENT,
           about="DGIA; the three together",
+        ),
+        Setting("twins", TWINS, about="DGIA; an image's other captions take no slot"),
+        Setting(
+          "deviations+mutual+agreement+twins",
+          DEVIATIONS | MUTUAL | AGREEMENT | TWINS,
+          about="DGIA; the four together",
         ),
         Setting("guided", GUIDED, about="DGIA; the bank's neighbours share a batch"),
         Setting(

@@ -200,6 +200,26 @@ def test_exclude_same_image_in_the_step(given_views):
   assert set(_selected(mine())[0]) == {2, 3, -1}
 
 
+def test_mutual_neighbours_look_past_their_own_captions():
+  """Two images with two captions each: each image's twin fills a slot that is not the anchor's."""
+  mesh = sharding.create_mesh(1, 1, 1, devices=jax.devices()[:1])
+  features = np.float32([[1, 0], [1, 0.05], [1, 0.2], [1, 0.21], [-1, 1]])
+  bank = memory_bank.create(3072, 2)
+  index, images = np.arange(5, dtype=np.int32), np.array([7, 7, 8, 8, 9], np.int32)
+  bank = memory_bank.update(
+    bank, index, images, features, features, np.ones(5, np.float32), mesh=mesh
+  )
+  settings = config.base()
+  settings.global_association.k, settings.global_association.mutual = 1, True
+  batch = {"index": index[:1], "image_index": images[:1]}
+  mine = lambda: train_step.mine_global(
+    bank, features[:1], features[:1], batch, settings, mesh, same_image_rows=1
+  )
+  assert set(_selected(mine())[0]) == {1}  # the anchor's own twin, which finds it back
+  settings.global_association.exclude_same_image = True
+  assert set(_selected(mine())[0]) == {2}
+
+
 def test_report_when_the_global_loss_is_off(given_views):
   reference = _gradient_reference(**{"global": 0.0})
   report = reference.step(reference.data["epoch1_perm"][:8])

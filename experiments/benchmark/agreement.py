@@ -89,7 +89,7 @@ def _torch_step(problem, start, way):
   # At the rate of the first epoch, since our optimiser counts its own steps from 0.
   optimizer = torch_step.make_optimizer(encoders, config, epoch=1)
   weights = [parameter.detach().clone() for parameter in encoders.parameters()]
-  tensor = lambda array: torch.from_numpy(np.ascontiguousarray(array))
+  tensor = lambda array: torch.tensor(np.asarray(array))
   banks = [tensor(bank[: problem.num_pairs]).clone() for bank in banks]
   old_banks = [bank.clone() for bank in banks]
   # (B, V, ..) -> all clean views, then all distorted ones.

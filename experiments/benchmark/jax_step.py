@@ -278,11 +278,12 @@ class JaxContender:
 
   def _make_optimiser(self, _):
     optimizer = self._run.optimizer
-    params = self._params()
-    gradient = jax.tree.map(lambda leaf: jnp.full_like(leaf, 1e-3), params)
-    state = [(params, jax.jit(optimizer.init)(params))]
+    state = train_state.create(self._run.mesh, build.init_state(self._run))
+    gradient = jax.tree.map(lambda leaf: jnp.full_like(leaf, 1e-3), state.params)
+    state = [(state.params, state.opt_state)]
+    layouts = jax.tree.map(lambda leaf: leaf.sharding, state[0])
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=layouts)
     def apply(state, gradient):
       params, opt_state = state
       updates, opt_state = optimizer.update(gradient, opt_state, params)

@@ -166,9 +166,7 @@ class _Arena:
     self._console.print(f"{part} ...")
     entries, facts = {}, {}
     for name, worker in self.workers.items():
-      # The PyTorch contenders share a process and differ in how they associate.
-      kind = "" if name == OURS else f"/{name.removeprefix('torch ')}"
-      entry = part if "/" in part else part + kind
+      entry = self._entry(name, part)
       facts[name] = worker.call("prepare", entry)
       entries[name] = (worker, entry)
     seconds = contest.alternate(entries, self._repeats, self._calls)
@@ -178,9 +176,15 @@ class _Arena:
 
   def drop(self, part):
     """Frees a part that was kept."""
-    for name, worker in self.workers.items():
-      kind = "" if name == OURS or "/" in part else f"/{name.removeprefix('torch ')}"
-      worker.call("drop", part + kind)
+    entries = {(self.workers[name], self._entry(name, part)) for name in self.workers}
+    for worker, entry in entries:  # each once, where contenders share a process and a part
+      worker.call("drop", entry)
+
+  @staticmethod
+  def _entry(name, part):
+    """A part as the contender's process calls it."""
+    # The PyTorch contenders share a process and differ in how they associate.
+    return part if name == OURS or "/" in part else f"{part}/{name.removeprefix('torch ')}"
 
 
 def _step(problem, arena, described):

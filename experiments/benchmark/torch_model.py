@@ -79,4 +79,4 @@ class Encoders(torch.nn.Module):
   def load_params(self, params):
     """Copies our parameters, a nested dict of arrays; every tensor must match."""
     tensors = mapping.write_tensors(params, names.HUGGING_FACE)
-    self.clip.load_state_dict({name: torch.from_numpy(array) for name, array in tensors.items()})
+    self.clip.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})
