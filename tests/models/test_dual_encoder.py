@@ -61,7 +61,7 @@ def test_every_size_gives_features_of_its_width(name):
 
 
 def test_remat_keeps_less_for_the_backward_pass_and_changes_no_number():
-  pixels, tokens = model_b.inputs(batch=32)
+  pixels, tokens = model_b.inputs(batch=128)
   graphdefs, params = {}, None
   for remat in (False, True):
     graphdefs[remat], params = model_b.split(model_b.create(remat=remat))
