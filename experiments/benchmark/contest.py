@@ -89,13 +89,15 @@ def _serve(pipe, module, name, arguments, cores):
     pipe.send(answer(operator.methodcaller(method, *arguments), made))
 
 
-def alternate(contenders, repeats, calls=1):
+def alternate(contenders, repeats, calls=1, warm=False):
   """Measures contenders in turn; who begins moves on by one every round.
 
   Args:
     contenders: {name: (Worker, part)}, prepared.
     repeats: measurements of each.
     calls: calls between two synchronisations; a measurement is the mean over them.
+    warm: every turn begins with a call that is not timed. What a process holds grows cold while
+      others run, and whoever waited longest would pay most for fetching it.
 
   Returns:
     {name: `timing.summary` in seconds per call}.
@@ -105,5 +107,7 @@ def alternate(contenders, repeats, calls=1):
     for position in range(len(names)):
       name = names[(turn + position) % len(names)]
       worker, part = contenders[name]
+      if warm:
+        worker.call("measure", part, 1)
       seconds[name].append(worker.call("measure", part, calls))
   return {name: timing.summary(values) for name, values in seconds.items()}

@@ -169,7 +169,7 @@ class _Arena:
       entry = self._entry(name, part)
       facts[name] = worker.call("prepare", entry)
       entries[name] = (worker, entry)
-    seconds = contest.alternate(entries, self._repeats, self._calls)
+    seconds = contest.alternate(entries, self._repeats, self._calls, warm=True)
     if not keep:
       self.drop(part)
     return seconds, facts

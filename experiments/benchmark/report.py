@@ -213,7 +213,8 @@ def markdown(results):
     f"{settings['remat']}."
   )
   lines += ["", "Made-up data, random weights, all four losses on. Contenders run in processes of"]
-  lines += ["their own and are measured in turn; numbers are medians.", ""]
+  lines += ["their own and are measured in turn; a turn on the step, its parts or the association"]
+  lines += ["begins with a call that is not timed. Numbers are medians.", ""]
   for table in tables(results):
     lines += table.markdown()
   return "\n".join(lines)

@@ -26,6 +26,14 @@ def test_contenders_take_turns():
   assert found["a"] == {"median": 4, "min": 1, "max": 5, "repeats": 3}
 
 
+def test_a_warm_turn_begins_with_a_call_that_does_not_count():
+  turns = []
+  clocks = {name: (_Clock(name, turns), "step") for name in "ab"}
+  found = contest.alternate(clocks, repeats=2, warm=True)
+  assert "".join(turns) == "aabbbbaa"
+  assert found["b"] == {"median": 5, "min": 4, "max": 6, "repeats": 2}
+
+
 def test_a_worker_answers_fails_and_ends():
   # The class gets its arguments, then the number of threads.
   with contest.Worker("fractions", "Fraction", 7, cores=1) as worker:
