@@ -294,7 +294,7 @@ EXPERIMENTS = {
       name="plus",
       title="Beyond the paper",
       source="",
-      form="ablation",
+      form="beyond",
       settings=(
         WHOLE,
         Setting("mutual", MUTUAL, about="DGIA; neighbours must find the anchor back"),

@@ -143,6 +143,22 @@ def test_relation_accuracy_over_epochs_and_at_the_end(tmp_path):
   assert "epoch 2" not in text.split("## Runs")[0].replace("begins in epoch 2", "")
 
 
+def test_beyond_the_paper_tells_how_many_relations_are_right(tmp_path):
+  values = {"DGIA": {0: 60.0, 1: 61.0}, "mutual": {0: 63.0}}
+  lines = [train_line(10, 2, 40.0, 1.0), train_line(20, 3, 70.0, 1.0)]
+  prepare(tmp_path, "synth_pedes", "plus", values, lines=lines)
+  prepare(tmp_path, "synth_pedes", "plus", {"B+guided": {0: 59.0}})
+  text, rows = reported(
+    tmp_path, "synth_pedes", "plus", "--seeds", "0,1", "--protocol", "last", "--split", "test"
+  )
+  assert "| DGIA | global relations, last epoch | no paper number | 70.00 ± 0.00 |  | 2 |" in text
+  assert "| twins | global relations, last epoch | no paper number | not run |  | 0 |" in text
+  assert float(rows["mutual", "local relations, last epoch"]["mean"]) == 70.0
+  assert "| mutual | +3.00 | +3.00 | 1 |" in text
+  # It is finished, and has no relations to judge.
+  assert ("B+guided", "R@1") in rows and ("B+guided", "global relations, last epoch") not in rows
+
+
 @pytest.mark.parametrize("name", ["main", "modules", "mask_ratio", "relation_accuracy"])
 def test_figures_are_drawn(tmp_path, name):
   lines = [train_line(10, 2, 40.0, 1.0), train_line(20, 3, 70.0, 1.0)]
