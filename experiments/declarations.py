@@ -306,7 +306,7 @@ EXPERIMENTS = {
           DEVIATIONS | MUTUAL | AGREEMENT,
           about="DGIA; the three together",
         ),
-        Setting("twins", TWINS, about="DGIA; an image's other captions take no slot"),
+        Setting("twins", TWINS, about="DGIA; an image's other captions, if any, take no slot"),
         Setting(
           "deviations+mutual+agreement+twins",
           DEVIATIONS | MUTUAL | AGREEMENT | TWINS,

@@ -74,7 +74,18 @@ def beyond(evidence):
     "Relations: percent of those mined in the last epoch that are right, judged with true "
     "identities outside training.",
   )
-  return dataclasses.replace(section, rows=tuple(rows), notes=(*section.notes, *notes))
+  first = evidence.experiment.settings[0].label
+  gained = [
+    Row(label, "R@1 gained", None, gains["R1"])
+    for label, gains in _gains_by_setting(evidence).items()
+  ]
+  return dataclasses.replace(
+    section,
+    rows=tuple(rows),
+    notes=(*section.notes, *notes),
+    # Settings stand beside each other with different seeds: only gains within a seed compare.
+    draw=_compared(gained, f"R@1 gained over {first}"),
+  )
 
 
 def _precision_of_seeds(evidence, label, kind):
@@ -88,8 +99,8 @@ def _last_precision(label, kind, of_seed, published=None, shown=True):
   return Row(label, f"{kind} relations, last epoch", published, last, shown=shown)
 
 
-def _gains(evidence):
-  """Table of what each setting gains over the first, or None before two have a seed in common.
+def _gains_by_setting(evidence):
+  """{label: {metric: gains over the first setting}}, of the settings with a seed in common.
 
   Taken seed by seed: runs of one seed share order, views and, where there is one, their start, so
   that much of what differs between seeds cancels.
@@ -99,18 +110,27 @@ def _gains(evidence):
     run.seed: runs.scores_of(found, evidence.options, run.folder)
     for run, found in evidence.finished(label)
   }
-  base, rows = by_seed(first), []
+  base, gains = by_seed(first), {}
   for label in others:
     scores = by_seed(label)
     seeds = sorted(base.keys() & scores.keys())
-    if not seeds:
-      continue
+    if seeds:
+      gains[label] = {
+        name: tuple(scores[seed][name] - base[seed][name] for seed in seeds) for name in SHOWN
+      }
+  return gains
+
+
+def _gains(evidence):
+  """Table of what each setting gains over the first, or None when no seed is in common."""
+  rows = []
+  for label, gains in _gains_by_setting(evidence).items():
     cells = []
-    for name in SHOWN:
-      gains = np.array([scores[seed][name] - base[seed][name] for seed in seeds])
-      spread = f" ± {np.std(gains, ddof=1):.2f}" if len(seeds) > 1 else ""
-      cells.append(f"{np.mean(gains):+.2f}{spread}")
-    rows.append((label, *cells, len(seeds)))
+    for values in gains.values():
+      spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+      cells.append(f"{np.mean(values):+.2f}{spread}")
+    rows.append((label, *cells, len(values)))
+  first = evidence.experiment.settings[0].label
   header = (f"gain over {first}, seed by seed", *(f"of {name}" for name in SHOWN), "seeds")
   return (header, rows) if rows else None
 
