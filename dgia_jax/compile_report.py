@@ -23,6 +23,7 @@ from dgia_jax.models import dual_encoder
 
 CAPTIONS_PER_IMAGE = 2
 BANK_FILE = pathlib.Path(memory_bank.__file__).name
+_HERE = f"{pathlib.Path(memory_bank.__file__).parents[1]}/"
 _EXHAUSTED = re.compile(r"Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm")
 
 
@@ -217,7 +218,7 @@ def _plain(collective):
     "times": collective.times,
     "looped": collective.in_loop,
     "of_bank": pathlib.PurePath(collective.source.split(":")[0]).name == BANK_FILE,
-    "source": f"{collective.op_name} {collective.source}".strip(),
+    "source": f"{collective.op_name} {collective.source.removeprefix(_HERE)}".strip(),
   }
 
 

@@ -179,7 +179,7 @@ def from_scratch(config):
   config.dataset.workers = 0
   config.model.name = "tiny"
   config.model.dtype = "float32"
-  config.model.remat = True  # faster on a CPU: a small model waits for memory
+  config.model.remat = True  # as fast here, in less memory: small towers wait for memory
   config.loss.temperature = 0.05
   config.batch_size = 128
   config.augment.padding = 4
