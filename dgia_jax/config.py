@@ -160,6 +160,7 @@ def beyond_paper(config):
   config.global_association.deviations = 2.5
   config.global_association.agreement = True
   config.global_association.mutual = True
+  config.global_association.exclude_same_image = True
   return config
 
 

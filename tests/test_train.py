@@ -203,7 +203,8 @@ def test_a_led_epoch_holds_every_pair_once(tmp_path):
 CONFIRMED = {
   "global_association__mutual": True, "global_association__agreement": True,
   "global_association__deviations": 0.5, "local_association__deviations": 0.5,
-  "loss__itc_spares_relations": True, "sampling__group": 2,
+  "global_association__exclude_same_image": True, "loss__itc_spares_relations": True,
+  "sampling__group": 2,
 }  # fmt: skip
 
 
