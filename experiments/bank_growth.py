@@ -53,8 +53,9 @@ def make_bank(num_rows, dim, mesh):
   write = jax.jit(write, donate_argnums=0, out_shardings=layouts)
   base_RxD = jax.random.normal(jax.random.key(0), (chunk, dim))
   for start in range(0, num_rows, chunk):
-    bank = write(bank, base_RxD, start)
-  return jax.block_until_ready(bank)
+    # One at a time: chunks under way at once would need several times the bank's memory.
+    bank = jax.block_until_ready(write(bank, base_RxD, start))
+  return bank
 
 
 def measure(num_rows, dim, repeats):
