@@ -282,7 +282,7 @@ def draw(points, path):
   )
   left.set(title="time (dotted: update)", xlabel="rows of the bank", ylabel="seconds")
   right.set(
-    title="memory of a device: temporaries of the search (dashed: bank)",
+    title="temporaries of the search on a device (dashed: bank)",
     xlabel="rows of the bank",
     ylabel="MB",
   )
