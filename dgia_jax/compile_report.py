@@ -24,7 +24,10 @@ from dgia_jax.models import dual_encoder
 CAPTIONS_PER_IMAGE = 2
 BANK_FILE = pathlib.Path(memory_bank.__file__).name
 _HERE = f"{pathlib.Path(memory_bank.__file__).parents[1]}/"
-_EXHAUSTED = re.compile(r"Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm")
+# What the TPU compiler says when it gives up: early, of temporaries alone, or late, of everything.
+_SIZE = r"([\d.]+[KMGT]?)"
+_TEMPORARIES_EXCEED = re.compile(rf"temporaries \({_SIZE}\) exceeds available HBM \({_SIZE}\)")
+_ALL_EXCEEDS = re.compile(rf"Used {_SIZE} of {_SIZE} hbm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,10 +129,10 @@ def measure(config, name, num_pairs):
   try:
     compiled = train_step.compile_step(build.create_step(run), run.mesh, state, batch)
   except jax.errors.JaxRuntimeError as error:
-    needs = _EXHAUSTED.search(str(error))
+    needs = exhausted(str(error), sum(memory.values()))
     if not needs:
       raise
-    total, has = map(_read_size, needs.groups())
+    total, has = needs
   else:
     sizes = compiled.memory_analysis()
     arguments = sizes.argument_size_in_bytes + sizes.output_size_in_bytes
@@ -143,6 +146,25 @@ def measure(config, name, num_pairs):
     "fits": has is None or total <= has,
     "compile_seconds": round(time.time() - start, 1),
   }
+
+
+def exhausted(message, arguments):
+  """Reads the compiler's complaint that a program does not fit.
+
+  Args:
+    message: of the error.
+    arguments: bytes a chip holds between steps: parameters, optimiser, bank and batch.
+
+  Returns:
+    (bytes needed on a chip, bytes it has), or None when the message is about something else.
+  """
+  if needs := _TEMPORARIES_EXCEED.search(message):
+    temporaries, has = map(_read_size, needs.groups())
+    return arguments + temporaries, has
+  if needs := _ALL_EXCEEDS.search(message):
+    total, has = map(_read_size, needs.groups())
+    return total, has
+  return None
 
 
 def report(config, name, num_pairs, console):
