@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dgia_jax.data.synth_pedes import Settings, cameras, captions, drawing, generate, people, words
+from dgia_jax.data.synth_pedes.builder import SynthPedes
 from dgia_jax.data.synth_pedes.generate import draw_person
 from dgia_jax.errors import UserError
 
@@ -326,3 +327,13 @@ print(len(list(generate(settings, "test", workers=1))))
     [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120
   )
   assert done.stdout.strip() == "180", done.stderr
+
+
+def test_defaults_and_the_version_of_built_data_change_together():
+  """Else data built with older defaults would be taken for those of the new ones."""
+  defaults = Settings(
+    train_people=2700, val_people=200, test_people=200, images_per_person=6, captions_per_image=1,
+    height=64, width=32, seed=0, attributes_per_caption=(4, 7), vague=0.1, wrong=0.05, camera=0.25,
+    occlusion=0.1, variety=1.4,
+  )  # fmt: skip
+  assert (str(SynthPedes.VERSION), Settings()) == ("1.3.0", defaults)
