@@ -11,7 +11,8 @@ import re
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dgia_jax.errors import UserError
@@ -61,7 +62,9 @@ def create_mesh(data=-1, fsdp=1, tensor=1, devices=None):
       f"{said} does not fit {count} device(s): the product must be {count}; "
       "set mesh.data=-1 to use what is left"
     )
-  return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+  # `jax.make_mesh` splits a physical axis (an fsdp of 8 on a torus of 16 x 16) on v5e only.
+  placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+  return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def batch_shards(mesh):

@@ -7,7 +7,7 @@ import dataclasses
 
 import numpy as np
 
-from experiments import declarations, figures, paper, runs
+from experiments import declarations, figures, gains, paper, runs
 from experiments.evidence import targets
 from experiments.measures import attention as attention_measure
 from experiments.measures import masked_queries as masking
@@ -57,7 +57,9 @@ def ablation(evidence):
     numbers = {"R1": published[setting.label]} if published else {}
     rows += _score_rows(evidence.scores(setting.label), setting.label, numbers)
   return Section(
-    rows=tuple(rows), draw=_compared(_first_scores(rows), "R@1 (%)"), context=_gains(evidence)
+    rows=tuple(rows),
+    draw=_compared(_first_scores(rows), "R@1 (%)"),
+    context=gains.table(evidence, SHOWN),
   )
 
 
@@ -76,8 +78,8 @@ def beyond(evidence):
   )
   first = evidence.experiment.settings[0].label
   gained = [
-    Row(label, "R@1 gained", None, gains["R1"])
-    for label, gains in _gains_by_setting(evidence).items()
+    Row(label, "R@1 gained", None, found["R1"])
+    for label, found in gains.by_setting(evidence, SHOWN).items()
   ]
   return dataclasses.replace(
     section,
@@ -97,42 +99,6 @@ def _last_precision(label, kind, of_seed, published=None, shown=True):
   """The Row of the last epoch's precision."""
   last = tuple(found[max(found)] for found in of_seed if found)
   return Row(label, f"{kind} relations, last epoch", published, last, shown=shown)
-
-
-def _gains_by_setting(evidence):
-  """{label: {metric: gains over the first setting}}, of the settings with a seed in common.
-
-  Taken seed by seed: runs of one seed share order, views and, where there is one, their start, so
-  that much of what differs between seeds cancels.
-  """
-  first, *others = (setting.label for setting in evidence.experiment.settings)
-  by_seed = lambda label: {
-    run.seed: runs.scores_of(found, evidence.options, run.folder)
-    for run, found in evidence.finished(label)
-  }
-  base, gains = by_seed(first), {}
-  for label in others:
-    scores = by_seed(label)
-    seeds = sorted(base.keys() & scores.keys())
-    if seeds:
-      gains[label] = {
-        name: tuple(scores[seed][name] - base[seed][name] for seed in seeds) for name in SHOWN
-      }
-  return gains
-
-
-def _gains(evidence):
-  """Table of what each setting gains over the first, or None when no seed is in common."""
-  rows = []
-  for label, gains in _gains_by_setting(evidence).items():
-    cells = []
-    for values in gains.values():
-      spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
-      cells.append(f"{np.mean(values):+.2f}{spread}")
-    rows.append((label, *cells, len(values)))
-  first = evidence.experiment.settings[0].label
-  header = (f"gain over {first}, seed by seed", *(f"of {name}" for name in SHOWN), "seeds")
-  return (header, rows) if rows else None
 
 
 def mask_ratio(evidence):
