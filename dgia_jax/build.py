@@ -55,7 +55,7 @@ class Run:
 
   def encode(self, params, pixels, tokens):
     """(params, (n, H, W, 3) float, (n, L) int32) -> ((n, D), (n, D)) float32 features."""
-    model = nnx.merge(self.graphdef, params)
+    model = nnx.merge(self.graphdef, sharding.gathered(self.mesh, params))
     return model.encode_image(pixels), model.encode_text(tokens)
 
 

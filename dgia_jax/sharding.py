@@ -122,6 +122,29 @@ def parameters(mesh, tree):
   )
 
 
+def gathered(mesh, params):
+  """Brings parameters together over fsdp for computing; over tensor they stay apart. To be traced.
+
+  The gradient goes back the other way, summed and split over fsdp. Without this the compiler may
+  split products over fsdp instead of the batch, and sum activations between devices.
+
+  Args:
+    mesh: the mesh.
+    params: tree of arrays.
+
+  Returns:
+    The same tree.
+  """
+  if mesh.shape["fsdp"] == 1:
+    return params
+
+  def together(layout):
+    return NamedSharding(mesh, P(*(None if axis == "fsdp" else axis for axis in layout.spec)))
+
+  layouts = jax.tree.map(together, parameters(mesh, params))
+  return jax.lax.with_sharding_constraint(params, layouts)
+
+
 def batch_rows(mesh, size):
   """Rows of a global batch that the devices of this process hold.
 
