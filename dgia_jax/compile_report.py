@@ -7,6 +7,7 @@ data, weights or accelerators.
 import dataclasses
 import pathlib
 import re
+import sys
 import time
 
 import jax
@@ -23,7 +24,6 @@ from dgia_jax.models import dual_encoder
 
 CAPTIONS_PER_IMAGE = 2
 BANK_FILE = pathlib.Path(memory_bank.__file__).name
-_HERE = f"{pathlib.Path(memory_bank.__file__).parents[1]}/"
 # What the TPU compiler says when it gives up: early, of temporaries alone, or late, of everything.
 _SIZE = r"([\d.]+[KMGT]?)"
 _TEMPORARIES_EXCEED = re.compile(rf"temporaries \({_SIZE}\) exceeds available HBM \({_SIZE}\)")
@@ -129,7 +129,7 @@ def measure(config, name, num_pairs):
   try:
     compiled = train_step.compile_step(build.create_step(run), run.mesh, state, batch)
   except jax.errors.JaxRuntimeError as error:
-    needs = exhausted(str(error), sum(memory.values()))
+    needs = _exhausted(str(error), sum(memory.values()))
     if not needs:
       raise
     total, has = needs
@@ -148,22 +148,17 @@ def measure(config, name, num_pairs):
   }
 
 
-def exhausted(message, arguments):
-  """Reads the compiler's complaint that a program does not fit.
+def _exhausted(message, arguments):
+  """(bytes needed on a chip, bytes it has) from the compiler's complaint; None when it is another.
 
   Args:
     message: of the error.
     arguments: bytes a chip holds between steps: parameters, optimiser, bank and batch.
-
-  Returns:
-    (bytes needed on a chip, bytes it has), or None when the message is about something else.
   """
-  if needs := _TEMPORARIES_EXCEED.search(message):
-    temporaries, has = map(_read_size, needs.groups())
-    return arguments + temporaries, has
-  if needs := _ALL_EXCEEDS.search(message):
-    total, has = map(_read_size, needs.groups())
-    return total, has
+  for pattern, unsaid in ((_TEMPORARIES_EXCEED, arguments), (_ALL_EXCEEDS, 0)):
+    if found := pattern.search(message):
+      needed, has = map(_read_size, found.groups())
+      return unsaid + needed, has
   return None
 
 
@@ -240,8 +235,16 @@ def _plain(collective):
     "times": collective.times,
     "looped": collective.in_loop,
     "of_bank": pathlib.PurePath(collective.source.split(":")[0]).name == BANK_FILE,
-    "source": f"{collective.op_name} {collective.source.removeprefix(_HERE)}".strip(),
+    "source": f"{collective.op_name} {_importable(collective.source)}".strip(),
   }
+
+
+def _importable(source):
+  """A source file as Python finds it, without the folder it is installed in."""
+  for folder in sorted(filter(None, sys.path), key=len, reverse=True):
+    if source.startswith(f"{folder}/"):
+      return source.removeprefix(f"{folder}/")
+  return source
 
 
 def _bytes(tree, layouts):

@@ -47,9 +47,11 @@ def create_mesh(data=-1, fsdp=1, tensor=1, devices=None):
     A `jax.sharding.Mesh` with compiler-driven (Auto) axes.
 
   Raises:
-    UserError: when the sizes do not multiply to the number of devices.
+    UserError: when the sizes do not multiply to the number of devices, or these are of several TPU
+      slices.
   """
-  count = len(devices if devices is not None else jax.devices())
+  devices = jax.devices() if devices is None else devices
+  count = len(devices)
   sizes = [data, fsdp, tensor]
   said = f"mesh.data={data} mesh.fsdp={fsdp} mesh.tensor={tensor}"
   if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
@@ -62,6 +64,9 @@ def create_mesh(data=-1, fsdp=1, tensor=1, devices=None):
       f"{said} does not fit {count} device(s): the product must be {count}; "
       "set mesh.data=-1 to use what is left"
     )
+  slices = {getattr(device, "slice_index", 0) for device in devices}
+  if devices[0].platform == "tpu" and len(slices) > 1:
+    raise UserError(f"{said}: these are devices of several TPU slices; a run uses one slice")
   # `jax.make_mesh` splits a physical axis (an fsdp of 8 on a torus of 16 x 16) on v5e only.
   placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
   return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)

@@ -68,8 +68,7 @@ def beyond(evidence):
   section, rows = ablation(evidence), []
   for setting in evidence.experiment.settings:
     rows += [row for row in section.rows if row.setting == setting.label]
-    for kind in ("local", "global"):
-      of_seed = _precision_of_seeds(evidence, setting.label, kind)
+    for kind, of_seed in _precision(evidence, setting.label).items():
       if any(of_seed) or not of_seed:  # else it is finished and mines nothing
         rows.append(_last_precision(setting.label, kind, of_seed, shown=kind == "global"))
   notes = (
@@ -90,9 +89,10 @@ def beyond(evidence):
   )
 
 
-def _precision_of_seeds(evidence, label, kind):
-  """[{epoch: percent}] of every finished seed."""
-  return [epoch_precision(runs.metrics(run), kind) for run, _ in evidence.finished(label)]
+def _precision(evidence, label):
+  """{"local", "global": [{epoch: percent}] of every finished seed}."""
+  lines = [runs.metrics(run) for run, _ in evidence.finished(label)]
+  return {kind: [epoch_precision(each, kind) for each in lines] for kind in ("local", "global")}
 
 
 def _last_precision(label, kind, of_seed, published=None, shown=True):
@@ -125,11 +125,10 @@ def relation_accuracy(evidence):
   (setting,) = evidence.experiment.settings
   finals = {"local": None, "global": paper.relation_accuracy(evidence.title)}
   kinds, rows = {}, []
-  for kind, number in finals.items():
-    of_seed = _precision_of_seeds(evidence, setting.label, kind)
+  for kind, of_seed in _precision(evidence, setting.label).items():
     epochs = sorted(set().union(*of_seed))
     kinds[kind] = {e: [found[e] for found in of_seed if e in found] for e in epochs}
-    rows.append(_last_precision(setting.label, kind, of_seed, number))
+    rows.append(_last_precision(setting.label, kind, of_seed, finals[kind]))
     rows += [
       Row(setting.label, f"{kind} relations, epoch {epoch}", None, tuple(values), shown=False)
       for epoch, values in kinds[kind].items()

@@ -61,6 +61,17 @@ def test_no_collective_grows_with_the_bank(found):
   assert larger["memory_bytes"]["bank"] > 6 * found["memory_bytes"]["bank"]
 
 
+def test_fsdp_gathers_parameters_and_sends_no_activations(found):
+  gathers = [c for c in found["collectives"] if c["kind"] == "all-gather"]
+  assert any("dgia_jax/sharding.py" in c["source"] for c in gathers)
+  # 33 tokens of an image: only activations have such an axis.
+  assert not [c["shapes"] for c in found["collectives"] if c["looped"] and ",33," in c["shapes"]]
+
+
+def test_sources_are_named_without_the_folder_they_are_installed_in(found):
+  assert not [c["source"] for c in found["collectives"] if " /" in c["source"]]
+
+
 def test_the_report_is_shown(found):
   text = io.StringIO()
   console.Console(file=text).compile_report(found)

@@ -1,3 +1,5 @@
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +33,12 @@ def by_name(tree):
 def specs(mesh, tree):
   """{path: PartitionSpec}"""
   return {name: layout.spec for name, layout in by_name(sharding.parameters(mesh, tree)).items()}
+
+
+def test_several_tpu_slices_are_refused():
+  slices = [types.SimpleNamespace(platform="tpu", slice_index=number // 2) for number in range(4)]
+  with pytest.raises(UserError, match="several TPU slices"):
+    sharding.create_mesh(devices=slices)
 
 
 @pytest.mark.parametrize(

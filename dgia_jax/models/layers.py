@@ -65,7 +65,8 @@ class Attention(nnx.Module):
     )
 
   def __call__(self, x_BxSxC: jax.Array) -> jax.Array:
-    # Heads stand before tokens from here to the mix, so that both products run over whole
+    # Written out, because on a CPU it is a fifth faster than jax.nn.dot_product_attention together
+    # with what `run_blocks` keeps: heads stand before tokens, so that both products run over whole
     # matrices where they lie; the scale goes onto q, which is smaller than the scores. Splitting
     # rather than indexing lets the backward pass join three gradients instead of adding them.
     q_BxAxSxE, k_BxAxSxE, v_BxAxSxE = (
@@ -82,8 +83,7 @@ class Attention(nnx.Module):
       is_past_SxS = jnp.tri(x_BxSxC.shape[1], dtype=bool)
       scores_BxAxSxS = jnp.where(is_past_SxS, scores_BxAxSxS, -jnp.inf)
     shares_BxAxSxS = jax.nn.softmax(scores_BxAxSxS, axis=-1).astype(v_BxAxSxE.dtype)
-    mixed_BxAxSxE = jnp.einsum("bast,bate->base", shares_BxAxSxS, v_BxAxSxE)
-    return self.out(jnp.moveaxis(mixed_BxAxSxE, 1, 2))
+    return self.out(jnp.einsum("bast,bate->bsae", shares_BxAxSxS, v_BxAxSxE))
 
 
 class Mlp(nnx.Module):
