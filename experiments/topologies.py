@@ -81,10 +81,19 @@ def measure(cases, path):
 def table(found):
   """The results as Markdown lines."""
   lines = [
+    "# Steps compiled for TPU slices",
+    "",
+    "```",
+    "python -m experiments.topologies --out experiments/results/topologies",
+    "```",
+    "",
     "Images of 384 x 128 (`vit_l_14`: 378 x 126), 77 tokens, bfloat16, all four losses. Mesh: data",
     "x fsdp x tensor. GiB on one chip; TFLOP of one chip and step, by count (a multiply-add is",
     "two, recomputation not counted); MiB on a chip of all collectives of a step, of those that",
-    "serve the bank, and of the largest single one. `compile s`: on two CPU cores that did more.",
+    "serve the bank, and of the largest single one. The TPU compiler does not say how often loops",
+    "run, so what a block sends counts once; and it merges some exchanges so that the line they",
+    "come from is lost, winning rows of the bank among them. `compile s`: on two CPU cores that",
+    "did more.",
     "",
     "| slice | chips | model | mesh | batch | bank rows | remat | params | optimizer | bank"
     " | temporaries | total | has | fits | TFLOP | sent MiB | for the bank | largest MiB"
