@@ -20,6 +20,7 @@ from dgia_jax import losses
 
 MODALITIES = ("both", "image", "text", "none")
 EXCLUSIONS = ("top1", "self")
+_NEARLY_ONE = 0.99999
 
 
 # ---------------------------------------------------------------- local, section 3.2
@@ -29,7 +30,8 @@ def raised_threshold(cosine_BxB, threshold, deviations, row_mask=None):
   """A threshold that follows the batch: at least its mean cosine and some standard deviations.
 
   Not in the paper. Where all features are alike a fixed threshold lets everything pass; what is
-  far above the batch's own mean is still rare.
+  far above the batch's own mean is still rare. Mean and deviation are those of arctanh(cosine)
+  (Fisher's transformation), so that however widely cosines spread the threshold stays below 1.
 
   Args:
     cosine_BxB: (B, B) cosines of the batch with itself.
@@ -46,9 +48,11 @@ def raised_threshold(cosine_BxB, threshold, deviations, row_mask=None):
   counted_BxB = ~jnp.eye(size, dtype=bool)
   if row_mask is not None:
     counted_BxB &= row_mask[:, None] & row_mask[None, :]
-  mean = losses.masked_mean(cosine_BxB, counted_BxB)
-  variance = losses.masked_mean(jnp.square(cosine_BxB - mean), counted_BxB)
-  return jnp.maximum(threshold, mean + deviations * jnp.sqrt(variance))
+  # Two equal rows are as far away as 0.99999 is, rather than infinitely far.
+  spread_BxB = jnp.arctanh(jnp.clip(cosine_BxB, -_NEARLY_ONE, _NEARLY_ONE))
+  mean = losses.masked_mean(spread_BxB, counted_BxB)
+  variance = losses.masked_mean(jnp.square(spread_BxB - mean), counted_BxB)
+  return jnp.maximum(threshold, jnp.tanh(mean + deviations * jnp.sqrt(variance)))
 
 
 def _local_relation_of_anchor(image_scores_B, text_scores_B, own, thresholds, modality):

@@ -21,7 +21,7 @@ from dgia_jax import optimizer as optimizer_lib
 from dgia_jax.data import pairs as pairs_lib
 from dgia_jax.data import pipeline, registry, tokenizer
 from dgia_jax.errors import UserError
-from dgia_jax.models import dual_encoder, mapping, weights
+from dgia_jax.models import dual_encoder, execution, mapping, weights
 
 SPLITS = ("train", "val", "test")
 
@@ -84,7 +84,7 @@ def build(config, workdir, splits=None):
     mesh=mesh,
     splits=splits,
     tokenizer=words,
-    graphdef=nnx.graphdef(nnx.eval_shape(lambda: create_model(config, words.vocab_size))),
+    graphdef=abstract_graph(config, words.vocab_size, mesh),
     optimizer=create_optimizer(
       config, pipeline.steps_per_epoch(splits["train"].num_pairs, config.batch_size)
     ),
@@ -156,17 +156,35 @@ def load_tokenizer(config, workdir, train_captions):
   return words
 
 
-def create_model(config, vocab_size):
-  """The dual encoder with fresh weights drawn from the config's seed."""
+def create_model(config, vocab_size, device=None):
+  """The dual encoder with fresh weights drawn from the config's seed.
+
+  Args:
+    config: the resolved config.
+    vocab_size: of the tokenizer.
+    device: one of those that will compute it; None for this process's own.
+  """
+  dtype = jnp.dtype(config.model.dtype)
   return dual_encoder.create(
     config.model.name,
     image_size=tuple(config.dataset.image_size),
     context_length=config.tokenizer.context_length,
     vocab_size=vocab_size,
-    dtype=jnp.dtype(config.model.dtype),
-    remat=config.model.remat,
+    dtype=dtype,
+    execution=execution.on(
+      device or jax.local_devices()[0],
+      dtype,
+      attention=config.model.attention,
+      remat=config.model.remat,
+    ),
     rngs=nnx.Rngs(config.seed),
   )
+
+
+def abstract_graph(config, vocab_size, mesh):
+  """The model's structure, without weights, as the devices of a mesh compute it."""
+  device = mesh.devices.flat[0]
+  return nnx.graphdef(nnx.eval_shape(lambda: create_model(config, vocab_size, device)))
 
 
 def create_optimizer(config, steps_per_epoch):

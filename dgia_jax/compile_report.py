@@ -13,7 +13,6 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from dgia_jax import build, flops, hlo, memory_bank, sharding, topology, train_state, train_step
 from dgia_jax import config as config_lib
@@ -58,14 +57,13 @@ def abstract_run(config, devices, num_pairs):
   mesh = sharding.create_mesh(**config.mesh, devices=devices)
   build.check_batch(config, mesh)
   sizes = Sizes(num_pairs, config.tokenizer.vocab_size)
-  model = nnx.eval_shape(lambda: build.create_model(config, sizes.vocab_size))
   return build.Run(
     config=config,
     workdir=None,
     mesh=mesh,
     splits={"train": sizes},
     tokenizer=sizes,
-    graphdef=nnx.graphdef(model),
+    graphdef=build.abstract_graph(config, sizes.vocab_size, mesh),
     optimizer=build.create_optimizer(config, -(-num_pairs // config.batch_size)),
   )
 

@@ -15,7 +15,7 @@ from dgia_jax.errors import UserError
 # Fields that may change between two starts of one run: where and how it runs, not what it computes.
 RUNTIME_FIELDS = (
   "mesh", "gradient_accumulation", "log_every_steps", "dataset.data_dir", "dataset.source",
-  "dataset.workers", "checkpoint",
+  "dataset.workers", "checkpoint", "model.attention",
 )  # fmt: skip
 
 
@@ -55,6 +55,7 @@ def base():
   config.model = ConfigDict()
   config.model.name = "vit_b_16"  # a size in dgia_jax.models.dual_encoder.SIZES
   config.model.dtype = "bfloat16"  # of the encoders' arithmetic: bfloat16 or float32
+  config.model.attention = "auto"  # how it is computed: auto, cudnn (NVIDIA, bfloat16), written_out
   config.model.remat = False  # recompute activations in the backward pass to save memory
 
   config.loss = ConfigDict()
@@ -235,6 +236,9 @@ def check(config):
      "checkpoint.keep", "tokenizer.context_length", "optimizer.learning_rate"),
   )  # fmt: skip
   _one_of(config, "model.dtype", ("bfloat16", "float32"))
+  _one_of(config, "model.attention", ("auto", "cudnn", "written_out"))
+  if config.model.attention == "cudnn" and config.model.dtype != "bfloat16":
+    raise UserError("config.model.attention=cudnn needs config.model.dtype=bfloat16")
   _one_of(config, "loss.itc_reduction", ("mean", "sum"))
   _one_of(config, "local_association.modality", ("both", "image", "text", "none"))
   _one_of(config, "global_association.anchor", ("image", "text", "both"))

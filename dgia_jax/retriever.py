@@ -19,7 +19,7 @@ from dgia_jax import checkpoint, losses, memory_bank, run_folder, sharding, view
 from dgia_jax.data import images as images_lib
 from dgia_jax.data import tokenizer as tokenizer_lib
 from dgia_jax.errors import UserError
-from dgia_jax.models import dual_encoder, hugging_face, mapping, weights
+from dgia_jax.models import dual_encoder, execution, hugging_face, mapping, weights
 
 
 class Retriever:
@@ -237,6 +237,7 @@ def _abstract_model(size, image_size, context_length, vocab_size, dtype):
       context_length=context_length,
       vocab_size=vocab_size,
       dtype=dtype,
+      execution=execution.on(jax.local_devices()[0], dtype),
       rngs=nnx.Rngs(0),
     )
 

@@ -1,11 +1,16 @@
-"""Every test sees eight CPU devices, and silent rank promotion is an error."""
+"""Every test sees eight CPU devices, and silent rank promotion is an error.
+
+With DGIA_JAX_ACCELERATOR=1 the tests marked `accelerator` run on the GPU or TPU that is there.
+"""
 
 import os
 import sys
 
+ON_ACCELERATOR = os.environ.get("DGIA_JAX_ACCELERATOR") == "1"
 _FLAG = "--xla_force_host_platform_device_count=8"
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}".strip()
+if not ON_ACCELERATOR:
+  os.environ["JAX_PLATFORMS"] = "cpu"
+  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}".strip()
 _TESTS = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.dirname(_TESTS), _TESTS, os.path.join(_TESTS, "models")]
 
@@ -14,12 +19,17 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+if ON_ACCELERATOR:
+  # What is expected was computed in float32, and accelerators multiply with fewer bits by default.
+  jax.config.update("jax_default_matmul_precision", "highest")
 
 
 def pytest_sessionstart(session):
-  """Fails at once, rather than skipping, when the devices that mesh tests need are missing."""
+  """Fails at once, rather than skipping, when the devices that tests need are missing."""
   del session
-  if len(jax.devices()) != 8:
+  if ON_ACCELERATOR and jax.default_backend() == "cpu":
+    pytest.exit("DGIA_JAX_ACCELERATOR=1, and JAX finds no accelerator here", 2)
+  if not ON_ACCELERATOR and len(jax.devices()) != 8:
     pytest.exit(f"the tests need 8 CPU devices, found {len(jax.devices())}: check XLA_FLAGS", 2)
 
 

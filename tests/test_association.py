@@ -6,6 +6,8 @@ import pytest
 from dgia_jax import association, losses
 from golden_data import assert_gradient, assert_loss, cases, description
 
+pytestmark = pytest.mark.accelerator
+
 OPTIONS = {case["case"]: case for case in description("p03_memory")}
 ONE_THRESHOLD = [(n, c) for n, c in cases("p02_local") if c["thr"][0] == c["thr"][1]]
 
@@ -123,7 +125,12 @@ def test_a_raised_threshold_follows_the_batch(rng):
   mask = np.arange(6) < 5
   others = cosine[:5, :5][~np.eye(5, dtype=bool)]
   raised = association.raised_threshold(cosine, 0.1, 1.5, mask)
-  np.testing.assert_allclose(raised, others.mean() + 1.5 * others.std(), rtol=1e-5)
+  spread = np.arctanh(others)
+  np.testing.assert_allclose(raised, np.tanh(spread.mean() + 1.5 * spread.std()), rtol=1e-5)
+  # However widely cosines spread, something can be above the threshold.
+  wide = rng.uniform(0.0, 0.95, (200, 200))
+  assert wide.mean() + 2.5 * wide.std() > 1
+  assert 0.9 < association.raised_threshold(wide, 0.1, 2.5) < 0.99
   assert association.raised_threshold(cosine, 0.9999, 0.1, mask) == np.float32(0.9999)
   assert association.raised_threshold(cosine, 0.3, 0.0, mask) == 0.3
 
@@ -137,7 +144,8 @@ def test_local_relations_follow_the_batch(rng):
   expected = np.ones((8, 8), bool)
   for cosine in cosines:
     others = cosine[~np.eye(8, dtype=bool)]
-    expected &= cosine > others.mean() + 0.3 * others.std()
+    spread = np.arctanh(others)
+    expected &= cosine > np.tanh(spread.mean() + 0.3 * spread.std())
   np.testing.assert_array_equal(chosen, expected | np.eye(8, dtype=bool))
 
 

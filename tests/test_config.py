@@ -157,7 +157,7 @@ def test_differences_ignore_where_and_how_a_run_runs():
   ignored = {name for name in names if not config_lib.differences(base, _without(base, name))}
   runtime = {name for name in names if name.split(".")[0] in ("mesh", "checkpoint")}
   runtime |= {"log_every_steps", "gradient_accumulation"}
-  runtime |= {"dataset.data_dir", "dataset.source", "dataset.workers"}
+  runtime |= {"dataset.data_dir", "dataset.source", "dataset.workers", "model.attention"}
   # An empty group holds nothing to differ in.
   assert ignored == runtime | {"dataset.options"}
 

@@ -5,6 +5,8 @@ import pytest
 from dgia_jax import association, losses
 from golden_data import assert_gradient, assert_loss, cases, description
 
+pytestmark = pytest.mark.accelerator
+
 ITC_TEMPERATURES = {17: 0.1}  # all other reference cases use 1/50
 
 

@@ -8,7 +8,8 @@ import pytest
 from dgia_jax import losses, memory_bank, sharding
 from golden_data import cases, description
 
-MESHES = [(1, 1, 1), (8, 1, 1), (2, 4, 1), (2, 2, 2)]
+ONE = pytest.param((1, 1, 1), marks=pytest.mark.accelerator)
+MESHES = [ONE, (8, 1, 1), (2, 4, 1), (2, 2, 2)]
 UPDATES = {case["case"]: case for case in description("p04_update")}
 
 
@@ -50,6 +51,27 @@ def test_search_equals_brute_force_with_ties_to_the_lowest_row(mesh, anchor, rng
   expected = np.argsort(-full, axis=1, kind="stable")[:, :6]
   np.testing.assert_array_equal(rows, expected)
   np.testing.assert_array_equal(scores, np.take_along_axis(full, expected, 1))
+
+
+@pytest.mark.accelerator
+def test_a_search_as_it_is_run_is_exact(rng):
+  # As many rows as make several blocks and segments; every row lies there twice, so all scores tie.
+  mesh, half = _mesh((1, 1, 1)), rng.normal(size=(15_000, 64)).astype(np.float32)
+  image = np.concatenate([half, half])
+  bank = jax.device_put(
+    memory_bank.Bank(
+      image, image, *np.linalg.norm(image, axis=1, keepdims=True).T ** -1.0 * np.ones((2, 1)),
+      np.arange(30_000, dtype=np.int32),
+    ), sharding.bank_rows(mesh),
+  )  # fmt: skip
+  bank = jax.tree.map(lambda field: field if field.dtype == np.int32 else field.astype("f"), bank)
+  search = jax.jit(lambda b, q: memory_bank.search(b, (q, q), 6, mesh=mesh))
+  scores, rows = search(bank, image[:64])
+  exact = half.astype(np.float64) / np.linalg.norm(half, axis=1, keepdims=True)
+  exact = exact[:64] @ exact.T
+  best = np.argsort(-exact, axis=1)[:, :3]
+  np.testing.assert_array_equal(rows, np.stack([best, best + 15_000], 2).reshape(64, 6))
+  np.testing.assert_allclose(scores[:, ::2], np.take_along_axis(exact, best, 1), rtol=1e-5)
 
 
 def test_rows_never_written_are_never_found(mesh, rng):

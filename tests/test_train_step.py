@@ -10,7 +10,11 @@ from golden_data import arrays, assert_loss, description
 
 LOSSES = {"itc": "itc_loss", "local": "sdm_loss", "global": "mem_loss", "consistency": "cons_loss"}
 # (mesh, parts of the batch that are encoded one after another)
-WAYS = [((1, 1, 1), 1), ((1, 1, 1), 4), ((2, 2, 2), 1), ((2, 2, 2), 2)]
+ON_ONE = [
+  pytest.param((1, 1, 1), parts, marks=pytest.mark.accelerator, id=f"(1, 1, 1)-{parts}")
+  for parts in (1, 4)
+]
+WAYS = [*ON_ONE, ((2, 2, 2), 1), ((2, 2, 2), 2)]
 
 
 @pytest.fixture
@@ -116,6 +120,7 @@ def _assert_gradients(reference, key):
     np.testing.assert_allclose(actual, wave, atol=3e-5 * norm, err_msg=name)
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_whole_step_equals_the_reference_with_every_gradient(given_views, accumulation):
   reference, facts = _gradient_reference(accumulation), description("p11_e2e_B")

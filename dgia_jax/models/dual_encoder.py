@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dgia_jax.errors import UserError
+from dgia_jax.models.execution import PLAIN, Execution
 from dgia_jax.models.image_tower import ImageTower
 from dgia_jax.models.text_tower import TextTower
 
@@ -57,7 +58,7 @@ class DualEncoder(nnx.Module):
     context_length: the longest text, in tokens.
     vocab_size: number of token ids; the end token is the highest.
     dtype: of the computation inside the towers; weights and features are float32.
-    remat: compute block activations again in the backward pass, to save memory.
+    execution: how blocks are computed.
     rngs: draws the starting weights (stream `params`).
   """
 
@@ -69,7 +70,7 @@ class DualEncoder(nnx.Module):
     context_length: int,
     vocab_size: int,
     dtype: jnp.dtype = jnp.float32,
-    remat: bool = False,
+    execution: Execution = PLAIN,
     rngs: nnx.Rngs,
   ):
     if any(side <= 0 or side % size.patch_size for side in image_size):
@@ -83,7 +84,7 @@ class DualEncoder(nnx.Module):
       patch_size=size.patch_size,
       image_size=image_size,
       dtype=dtype,
-      remat=remat,
+      execution=execution,
       rngs=rngs,
     )
     self.text = TextTower(
@@ -92,7 +93,7 @@ class DualEncoder(nnx.Module):
       vocab_size=vocab_size,
       context_length=context_length,
       dtype=dtype,
-      remat=remat,
+      execution=execution,
       rngs=rngs,
     )
 
@@ -112,7 +113,7 @@ def create(
   context_length: int,
   vocab_size: int,
   dtype: jnp.dtype = jnp.float32,
-  remat: bool = False,
+  execution: Execution = PLAIN,
   rngs: nnx.Rngs,
   patch_size: int | None = None,
 ) -> DualEncoder:
@@ -132,6 +133,6 @@ def create(
     context_length=context_length,
     vocab_size=vocab_size,
     dtype=dtype,
-    remat=remat,
+    execution=execution,
     rngs=rngs,
   )

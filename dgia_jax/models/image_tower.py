@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dgia_jax.models import layers
+from dgia_jax.models.execution import Execution
 
 
 class ImageTower(nnx.Module):
@@ -20,7 +21,7 @@ class ImageTower(nnx.Module):
     patch_size: side of a square patch in pixels; must divide both sides of the image.
     image_size: (H, W) in pixels.
     dtype: of the computation; weights are float32.
-    remat: compute block activations again in the backward pass.
+    execution: how blocks are computed.
     rngs: draws the starting weights.
   """
 
@@ -34,7 +35,7 @@ class ImageTower(nnx.Module):
     patch_size: int,
     image_size: tuple[int, int],
     dtype: jnp.dtype,
-    remat: bool,
+    execution: Execution,
     rngs: nnx.Rngs,
   ):
     num_tokens = 1 + (image_size[0] // patch_size) * (image_size[1] // patch_size)
@@ -46,13 +47,15 @@ class ImageTower(nnx.Module):
       return nnx.Param(init(rngs.params(), shape, jnp.float32))
 
     self.dtype = dtype
-    self.remat = remat
+    self.execution = execution
     self.patch_embedding = param(normal(pixels_per_patch**-0.5), patch_size, patch_size, 3, width)
     self.class_embedding = param(width_scaled, width)
     self.position_embedding = param(width_scaled, num_tokens, width)
     self.norm_pre = layers.layer_norm(width, dtype=dtype, rngs=rngs)
     self.blocks = layers.stack_blocks(
-      lambda rngs: layers.Block(width, heads, depth=depth, causal=False, dtype=dtype, rngs=rngs),
+      lambda rngs: layers.Block(
+        width, heads, depth=depth, causal=False, dtype=dtype, execution=execution, rngs=rngs
+      ),
       depth,
       rngs,
     )
@@ -62,7 +65,7 @@ class ImageTower(nnx.Module):
   def __call__(self, pixels_BxHxWx3: jax.Array) -> jax.Array:
     """Normalised pixels, float (B, H, W, 3), to float32 features (B, D), not normalised."""
     x_BxPxC = self.embed_patches(pixels_BxHxWx3)
-    x_BxPxC = layers.run_blocks(self.blocks, self.norm_pre(x_BxPxC), remat=self.remat)
+    x_BxPxC = layers.run_blocks(self.blocks, self.norm_pre(x_BxPxC), self.execution)
     # Only the class token is projected; the other tokens are nobody's feature.
     pooled_BxC = self.norm_post(x_BxPxC[:, 0])
     return pooled_BxC @ self.projection[...]

@@ -10,6 +10,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
+
+from dgia_jax.models.execution import Execution
 
 # CLIP's value; flax's default (1e-6) gives other features.
 LAYER_NORM_EPSILON = 1e-5
@@ -44,10 +47,12 @@ class Attention(nnx.Module):
     causal: bool,
     out_std: float,
     dtype: jnp.dtype,
+    execution: Execution,
     rngs: nnx.Rngs,
   ):
     head_width = width // heads
     self.causal = causal
+    self.mix = {"written_out": _mix_written_out, "cudnn": _mix_cudnn}[execution.attention]
     self.qkv = nnx.LinearGeneral(
       width,
       (3, heads, head_width),
@@ -64,26 +69,56 @@ class Attention(nnx.Module):
       rngs=rngs,
     )
 
-  def __call__(self, x_BxSxC: jax.Array) -> jax.Array:
-    # Written out, because on a CPU it is a fifth faster than jax.nn.dot_product_attention together
-    # with what `run_blocks` keeps: heads stand before tokens, so that both products run over whole
-    # matrices where they lie; the scale goes onto q, which is smaller than the scores. Splitting
-    # rather than indexing lets the backward pass join three gradients instead of adding them.
-    q_BxAxSxE, k_BxAxSxE, v_BxAxSxE = (
-      jnp.swapaxes(jnp.squeeze(part_BxSx1xAxE, 2), 1, 2)
-      for part_BxSx1xAxE in jnp.split(self.qkv(x_BxSxC), 3, axis=2)
+  def __call__(self, x_BxSxC: jax.Array, num_tokens: int | None = None) -> jax.Array:
+    """Tokens (B, S, C) to tokens (B, S, C); those from `num_tokens` on are seen by no other."""
+    # Splitting rather than indexing lets the backward pass join three gradients instead of adding.
+    q_BxSxAxE, k_BxSxAxE, v_BxSxAxE = (
+      jnp.squeeze(part_BxSx1xAxE, 2) for part_BxSx1xAxE in jnp.split(self.qkv(x_BxSxC), 3, axis=2)
     )
-    scores_BxAxSxS = jnp.einsum(
-      "base,bate->bast",
-      q_BxAxSxE * q_BxAxSxE.shape[-1] ** -0.5,
-      k_BxAxSxE,
-      preferred_element_type=jnp.float32,
+    return self.out(
+      self.mix(q_BxSxAxE, k_BxSxAxE, v_BxSxAxE, self.causal, num_tokens or x_BxSxC.shape[1])
     )
-    if self.causal:
-      is_past_SxS = jnp.tri(x_BxSxC.shape[1], dtype=bool)
-      scores_BxAxSxS = jnp.where(is_past_SxS, scores_BxAxSxS, -jnp.inf)
-    shares_BxAxSxS = jax.nn.softmax(scores_BxAxSxS, axis=-1).astype(v_BxAxSxE.dtype)
-    return self.out(jnp.einsum("bast,bate->bsae", shares_BxAxSxS, v_BxAxSxE))
+
+
+def _mix_written_out(
+  q_BxSxAxE: jax.Array, k_BxSxAxE: jax.Array, v_BxSxAxE: jax.Array, causal: bool, num_tokens: int
+) -> jax.Array:
+  """softmax(q k / sqrt(E)) v. On a CPU a fifth faster than jax.nn.dot_product_attention."""
+  # Heads stand before tokens, so that both products run over whole matrices where they lie; the
+  # scale goes onto q, which is smaller than the scores.
+  q_BxAxSxE, k_BxAxSxE, v_BxAxSxE = (
+    jnp.swapaxes(part, 1, 2) for part in (q_BxSxAxE, k_BxSxAxE, v_BxSxAxE)
+  )
+  scores_BxAxSxS = jnp.einsum(
+    "base,bate->bast",
+    q_BxAxSxE * q_BxAxSxE.shape[-1] ** -0.5,
+    k_BxAxSxE,
+    preferred_element_type=jnp.float32,
+  )
+  size = q_BxSxAxE.shape[1]
+  if causal:
+    scores_BxAxSxS = jnp.where(jnp.tri(size, dtype=bool), scores_BxAxSxS, -jnp.inf)
+  elif num_tokens < size:
+    scores_BxAxSxS = jnp.where(jnp.arange(size) < num_tokens, scores_BxAxSxS, -jnp.inf)
+  shares_BxAxSxS = jax.nn.softmax(scores_BxAxSxS, axis=-1).astype(v_BxAxSxE.dtype)
+  return jnp.einsum("bast,bate->bsae", shares_BxAxSxS, v_BxAxSxE)
+
+
+def _mix_cudnn(
+  q_BxSxAxE: jax.Array, k_BxSxAxE: jax.Array, v_BxSxAxE: jax.Array, causal: bool, num_tokens: int
+) -> jax.Array:
+  """The same, by the fused kernel of cuDNN; S must be even."""
+  size, length = q_BxSxAxE.shape[:2]
+  # What follows a token is hidden from it anyway where attention is causal.
+  whole = causal or num_tokens == length
+  return jax.nn.dot_product_attention(
+    q_BxSxAxE,
+    k_BxSxAxE,
+    v_BxSxAxE,
+    is_causal=causal,
+    key_value_seq_lengths=None if whole else jnp.full(size, num_tokens, jnp.int32),
+    implementation="cudnn",
+  )
 
 
 class Mlp(nnx.Module):
@@ -115,16 +150,20 @@ class Block(nnx.Module):
     depth: int,
     causal: bool,
     dtype: jnp.dtype,
+    execution: Execution,
     rngs: nnx.Rngs,
   ):
     out_std = width**-0.5 * (2 * depth) ** -0.5
     self.norm_1 = layer_norm(width, dtype=dtype, rngs=rngs)
-    self.attention = Attention(width, heads, causal=causal, out_std=out_std, dtype=dtype, rngs=rngs)
+    self.attention = Attention(
+      width, heads, causal=causal, out_std=out_std, dtype=dtype, execution=execution, rngs=rngs
+    )
     self.norm_2 = layer_norm(width, dtype=dtype, rngs=rngs)
     self.mlp = Mlp(width, out_std=out_std, dtype=dtype, rngs=rngs)
 
-  def __call__(self, x_BxSxC: jax.Array) -> jax.Array:
-    x_BxSxC = x_BxSxC + self.attention(self.norm_1(x_BxSxC))
+  def __call__(self, x_BxSxC: jax.Array, num_tokens: int | None = None) -> jax.Array:
+    """Tokens (B, S, C) to tokens (B, S, C), of which those from `num_tokens` on are padding."""
+    x_BxSxC = x_BxSxC + self.attention(self.norm_1(x_BxSxC), num_tokens)
     return x_BxSxC + self.mlp(self.norm_2(x_BxSxC))
 
 
@@ -133,24 +172,38 @@ def stack_blocks(make_block: Callable[[nnx.Rngs], Block], depth: int, rngs: nnx.
   return nnx.vmap(make_block)(rngs.fork(split=depth))
 
 
-def run_blocks(blocks: Block, x_BxSxC: jax.Array, *, remat: bool) -> jax.Array:
+def run_blocks(blocks: Block, x_BxSxC: jax.Array, execution: Execution) -> jax.Array:
   """Applies stacked blocks one after another.
 
   The backward pass keeps the results of matrix products by weights and computes the rest again:
   attention's scores, norms and activations, which cost more to write and read back than to
-  compute. With `remat` it keeps blocks' inputs alone: about a third more arithmetic, and memory
-  for one block instead of all.
+  compute. With `execution.remat` it keeps blocks' inputs alone: about a third more arithmetic, and
+  memory for one block instead of all.
   """
+  num_tokens = x_BxSxC.shape[1]
+  if execution.attention == "cudnn":  # wants an even number of tokens
+    x_BxSxC = jnp.pad(x_BxSxC, ((0, 0), (0, num_tokens % 2), (0, 0)))
+  lay = _row_major if execution.row_major else lambda x: x
 
   def apply(x_BxSxC: jax.Array, block: Block) -> jax.Array:
-    return block(x_BxSxC)
+    return lay(block(x_BxSxC, num_tokens))
 
   policies = jax.checkpoint_policies
-  # Under scan the compiler cannot merge the two computations, so no barrier is needed.
   apply = jax.checkpoint(
     apply,
-    prevent_cse=False,
-    policy=policies.nothing_saveable if remat else policies.dots_with_no_batch_dims_saveable,
+    # In a loop the compiler cannot merge the two computations, so no barrier is needed. Unrolled,
+    # it may merge them where that is cheaper, unless memory is to be saved.
+    prevent_cse=execution.unroll and execution.remat,
+    policy=policies.nothing_saveable
+    if execution.remat
+    else policies.dots_with_no_batch_dims_saveable,
   )
-  x_BxSxC, _ = jax.lax.scan(lambda x, block: (apply(x, block), None), x_BxSxC, blocks)
-  return x_BxSxC
+  x_BxSxC, _ = jax.lax.scan(
+    lambda x, block: (apply(x, block), None), lay(x_BxSxC), blocks, unroll=execution.unroll
+  )
+  return x_BxSxC[:, :num_tokens]
+
+
+def _row_major(x: jax.Array) -> jax.Array:
+  """Asks the compiler to keep an array in memory as it is indexed."""
+  return with_layout_constraint(x, Layout(tuple(range(x.ndim))))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dgia_jax.models import layers
+from dgia_jax.models.execution import Execution
 
 
 class TextTower(nnx.Module):
@@ -23,7 +24,7 @@ class TextTower(nnx.Module):
     vocab_size: number of token ids.
     context_length: the longest sequence, in tokens.
     dtype: of the computation; weights are float32.
-    remat: compute block activations again in the backward pass.
+    execution: how blocks are computed.
     rngs: draws the starting weights.
   """
 
@@ -37,7 +38,7 @@ class TextTower(nnx.Module):
     vocab_size: int,
     context_length: int,
     dtype: jnp.dtype,
-    remat: bool,
+    execution: Execution,
     rngs: nnx.Rngs,
   ):
     normal = nnx.initializers.normal
@@ -46,11 +47,13 @@ class TextTower(nnx.Module):
       return nnx.Param(init(rngs.params(), shape, jnp.float32))
 
     self.dtype = dtype
-    self.remat = remat
+    self.execution = execution
     self.token_embedding = param(normal(0.02), vocab_size, width)
     self.position_embedding = param(normal(0.01), context_length, width)
     self.blocks = layers.stack_blocks(
-      lambda rngs: layers.Block(width, heads, depth=depth, causal=True, dtype=dtype, rngs=rngs),
+      lambda rngs: layers.Block(
+        width, heads, depth=depth, causal=True, dtype=dtype, execution=execution, rngs=rngs
+      ),
       depth,
       rngs,
     )
@@ -63,7 +66,7 @@ class TextTower(nnx.Module):
     # Rows are picked before the cast, so their gradients add up in float32.
     x_BxLxC = self.token_embedding[...][tokens_BxL].astype(self.dtype)
     x_BxLxC = x_BxLxC + self.position_embedding[...][None, :length].astype(self.dtype)
-    x_BxLxC = layers.run_blocks(self.blocks, x_BxLxC, remat=self.remat)
+    x_BxLxC = layers.run_blocks(self.blocks, x_BxLxC, self.execution)
     end_Bx1x1 = jnp.argmax(tokens_BxL, axis=-1)[:, None, None]
     pooled_BxC = jnp.take_along_axis(x_BxLxC, end_Bx1x1, axis=1)[:, 0]
     return self.norm_final(pooled_BxC) @ self.projection[...]

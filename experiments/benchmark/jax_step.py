@@ -65,14 +65,14 @@ def make_run(problem):
     person_of_image_M=np.arange(num_images),
   )
   vocabulary = _Vocabulary(config.tokenizer.vocab_size, problem.mask_id)
-  create_model = lambda: build.create_model(config, vocabulary.vocab_size)
+  mesh = sharding.create_mesh(**config.mesh)
   return build.Run(
     config=config,
     workdir=None,
-    mesh=sharding.create_mesh(**config.mesh),
+    mesh=mesh,
     splits={"train": pairs},
     tokenizer=vocabulary,
-    graphdef=nnx.graphdef(nnx.eval_shape(create_model)),
+    graphdef=build.abstract_graph(config, vocabulary.vocab_size, mesh),
     optimizer=build.create_optimizer(config, problem.steps_per_epoch),
   )
 

@@ -10,6 +10,7 @@ import golden_data
 import model_b
 from dgia_jax.errors import UserError
 from dgia_jax.models import dual_encoder
+from dgia_jax.models.execution import Execution
 
 
 def encode(graphdef, params, pixels, tokens):
@@ -17,6 +18,7 @@ def encode(graphdef, params, pixels, tokens):
   return model.encode_image(pixels), model.encode_text(tokens)
 
 
+@pytest.mark.accelerator
 def test_features_equal_the_released_implementation():
   graphdef, params = model_b.reference_model()
   reference = golden_data.arrays("p11_fwd_B")
@@ -64,7 +66,7 @@ def test_remat_keeps_less_for_the_backward_pass_and_changes_no_number():
   pixels, tokens = model_b.inputs(batch=128)
   graphdefs, params = {}, None
   for remat in (False, True):
-    graphdefs[remat], params = model_b.split(model_b.create(remat=remat))
+    graphdefs[remat], params = model_b.split(model_b.create(execution=Execution(remat=remat)))
 
   def loss(params, tower, remat):
     image, text = encode(graphdefs[remat], params, pixels, tokens)
@@ -85,6 +87,7 @@ def test_remat_keeps_less_for_the_backward_pass_and_changes_no_number():
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * scale)
 
 
+@pytest.mark.accelerator
 def test_bfloat16_features_are_close_and_float32():
   pixels, tokens = model_b.inputs(batch=8)
   _, params = model_b.reference_model()

@@ -7,10 +7,11 @@ import pytest
 from flax import nnx
 
 from dgia_jax.models import layers
+from dgia_jax.models.execution import PLAIN, Execution
 
 
 def make_block(rngs, causal=False):
-  return layers.Block(64, 2, depth=3, causal=causal, dtype=jnp.float32, rngs=rngs)
+  return layers.Block(64, 2, depth=3, causal=causal, dtype=jnp.float32, execution=PLAIN, rngs=rngs)
 
 
 def test_quick_gelu():
@@ -37,6 +38,68 @@ def test_attention_equals_its_formula(causal):
   np.testing.assert_allclose(attention(jnp.asarray(x, jnp.float32)), expected, atol=2e-6)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_padding_is_seen_by_no_token(causal):
+  block = make_block(nnx.Rngs(0), causal)
+  x = jax.random.normal(jax.random.key(1), (2, 7, 64))
+  padded = jnp.concatenate([x, 100 * jnp.ones((2, 3, 64))], axis=1)
+  np.testing.assert_allclose(block(padded, 7)[:, :7], block(x), rtol=1e-5, atol=1e-5)
+  if not causal:
+    assert not np.allclose(block(padded)[:, :7], block(x), atol=0.1)
+
+
+@pytest.mark.accelerator
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("causal, tokens", [(False, 193), (True, 77), (False, 64)])
+def test_cudnns_attention_equals_the_written_out_one(causal, tokens):
+  keys = jax.random.split(jax.random.key(0), 2)
+  x, wanted = (jax.random.normal(key, (4, tokens, 64)) for key in keys)
+  params = {}
+
+  def features_and_gradients(dtype, attention):
+    how = Execution(attention)
+    make = lambda rngs: layers.Block(
+      64, 2, depth=3, causal=causal, dtype=dtype, execution=how, rngs=rngs
+    )
+    graphdef, found = nnx.split(layers.stack_blocks(make, 3, nnx.Rngs(0)), nnx.Param)
+    params.setdefault("of all", found)
+
+    def loss(params, x):
+      out = layers.run_blocks(nnx.merge(graphdef, params), x.astype(dtype), how)
+      return jnp.sum(out.astype(jnp.float32) * wanted), out
+
+    result = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(params["of all"], x)
+    return [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(result)]
+
+  exact = features_and_gradients(jnp.float32, "written_out")
+  coarse = features_and_gradients(jnp.bfloat16, "written_out")
+  fused = features_and_gradients(jnp.bfloat16, "cudnn")
+  for expected, plain, actual in zip(exact, coarse, fused, strict=True):
+    error = lambda found, expected=expected: np.linalg.norm(found - expected)
+    # As far from the exact result as bfloat16 is anyway; gradients of key biases are 0 but for it.
+    assert error(actual) < 2 * error(plain) + 1e-3 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("unroll", [False, True])
+@pytest.mark.parametrize("row_major", [False, True])
+def test_execution_changes_neither_features_nor_gradients(remat, unroll, row_major):
+  graphdef, state = nnx.split(
+    layers.stack_blocks(lambda rngs: make_block(rngs), 3, nnx.Rngs(0)), nnx.Param
+  )
+  x = jax.random.normal(jax.random.key(1), (2, 5, 64))
+
+  def first_token(state, x, execution):
+    out = layers.run_blocks(nnx.merge(graphdef, state), x, execution)
+    return jnp.sum(jnp.sin(out[:, 0])), out
+
+  run = jax.jit(jax.grad(first_token, argnums=(0, 1), has_aux=True), static_argnums=2)
+  expected = run(state, x, PLAIN)
+  actual = run(state, x, Execution(remat=remat, unroll=unroll, row_major=row_major))
+  for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("remat", [False, True])
 def test_stacked_blocks_run_in_order(remat):
   stacked = layers.stack_blocks(lambda rngs: make_block(rngs), 3, nnx.Rngs(0))
@@ -45,7 +108,7 @@ def test_stacked_blocks_run_in_order(remat):
   expected = x
   for layer in range(3):
     expected = nnx.merge(graphdef, jax.tree.map(lambda leaf, i=layer: leaf[i], state))(expected)
-  actual = layers.run_blocks(stacked, x, remat=remat)
+  actual = layers.run_blocks(stacked, x, Execution(remat=remat))
   np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 

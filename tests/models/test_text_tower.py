@@ -6,6 +6,7 @@ import numpy as np
 
 import model_b
 from dgia_jax.models import layers
+from dgia_jax.models.execution import PLAIN
 
 
 def test_no_position_sees_a_later_one():
@@ -13,7 +14,7 @@ def test_no_position_sees_a_later_one():
   x_BxSxC = jax.random.normal(jax.random.key(0), (1, 9, 128))
 
   def position_4(x):
-    return jnp.sum(layers.run_blocks(blocks, x, remat=False)[0, 4] ** 2)
+    return jnp.sum(layers.run_blocks(blocks, x, PLAIN)[0, 4] ** 2)
 
   gradient_S = jnp.abs(jax.grad(position_4)(x_BxSxC)).sum(axis=(0, 2))
   assert bool((gradient_S[:5] > 0).all())
@@ -25,7 +26,7 @@ def test_image_blocks_are_not_causal():
   x_BxSxC = jax.random.normal(jax.random.key(0), (1, 9, 128))
 
   def first(x):
-    return jnp.sum(layers.run_blocks(blocks, x, remat=False)[0, 0] ** 2)
+    return jnp.sum(layers.run_blocks(blocks, x, PLAIN)[0, 0] ** 2)
 
   assert bool((jnp.abs(jax.grad(first)(x_BxSxC)).sum(axis=(0, 2)) > 0).all())
 
