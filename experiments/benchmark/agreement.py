@@ -1,6 +1,7 @@
 """Do the contenders compute the same? One step each from the same weights, views and banks."""
 
 import dataclasses
+import os
 
 import jax
 import numpy as np
@@ -18,6 +19,9 @@ class Agreement:
 
   def __init__(self, problem, threads):
     torch.set_num_threads(threads)
+    # In full float32 Triton's products take a GPU's compiler minutes each to try out.
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_enable_triton_gemm=false".strip()
     self._problem = problem
 
   def compare(self):

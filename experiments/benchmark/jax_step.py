@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import tempfile
 import time
 from collections.abc import Sequence
 
@@ -19,8 +20,8 @@ from dgia_jax.data import pipeline
 from dgia_jax.data.pairs import PairTable
 from dgia_jax.data.prefetch import Prefetcher
 from dgia_jax.models import dual_encoder
+from experiments.benchmark import device_time, timing
 from experiments.benchmark import problem as problem_lib
-from experiments.benchmark import timing
 
 _FILL_ROWS = 8192  # bank rows written at once while a bank is filled
 _STORED_IMAGES = 64
@@ -156,6 +157,14 @@ class JaxContender:
       jax.block_until_ready(results[-1])
 
     return timing.timed(run) / calls
+
+  def profile(self, part, calls):
+    """Seconds a call by kind of kernel, see `device_time.by_kind`; {} without an accelerator."""
+    with tempfile.TemporaryDirectory() as folder:
+      with jax.profiler.trace(folder):
+        self.measure(part, calls)
+      kernels = device_time.read(folder)
+    return device_time.by_kind(kernels, calls) if kernels else {}
 
   def peak_memory(self):
     """Bytes: of the fullest device where it says, else of this process."""

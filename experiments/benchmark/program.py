@@ -17,6 +17,7 @@ from experiments.benchmark import problem as problem_lib
 OURS, LOOPS, VECTORISED = CONTENDERS = ("ours", "torch loops", "torch vectorised")
 _FED_STEPS = {"cpu": 3}  # steps on real input, by platform
 _FED_STEPS_ELSEWHERE = 100
+_PROFILED_STEPS = 3
 _CALLS = {"cpu": 1}  # calls a measurement is the mean of
 _CALLS_ELSEWHERE = 10
 _LONGEST_RANKING = 10  # seconds; rankings that take longer are repeated twice only
@@ -46,28 +47,36 @@ def main(options):
     "settings": _settings(problem),
   }
   bound = options.threads
+
+  def keep(**found):
+    """Adds what was found, and writes all of it: what follows may fail."""
+    results.update(found)
+    if options.out:
+      pathlib.Path(options.out).parent.mkdir(parents=True, exist_ok=True)
+      logs.write_json(pathlib.Path(options.out).with_suffix(".json"), results)
+
   if {"step", "association"} & set(options.part):
     if len(names) > 1:
       console.print("one step of each contender on the same numbers ...")
       with contest.Worker(f"{_PACKAGE}.agreement", "Agreement", problem, cores=bound) as worker:
-        results["agreement"] = _agreeing(worker.call("compare"))
-    results |= _contest(problem, names, options, console)
+        keep(agreement=_agreeing(worker.call("compare")))
+    for found in _contest(problem, names, options, console):
+      keep(**found)
   else:
-    results["machine"] = _machine([], "cpu", bound)
+    keep(machine=_machine([], "cpu", bound))
   if "ranking" in options.part:
-    sizes = options.ranking_sizes or list(ranking.SIZES)
-    results["ranking"] = {size: _ranking(size, len(names) > 1, options, console) for size in sizes}
+    for size in options.ranking_sizes or list(ranking.SIZES):
+      found = {size: _ranking(size, len(names) > 1, options, console)}
+      keep(ranking=results.get("ranking", {}) | found)
   if "input" in options.part:
     console.print("input ...")
     workers = [int(count) for count in options.workers]
-    results["input"] = input_speed.measure(workers, options.input_seconds)
-  results["targets"] = report.targets(results)
+    keep(input=input_speed.measure(workers, options.input_seconds))
+  keep(targets=report.targets(results))
   for table in report.tables(results):
     table.show(console)
   if options.out:
     out = pathlib.Path(options.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    logs.write_json(out.with_suffix(".json"), results)
     out.with_suffix(".md").write_text(report.markdown(results), encoding="utf-8")
     console.print(f"wrote {out.with_suffix('.json')} and {out.with_suffix('.md')}")
 
@@ -124,8 +133,7 @@ def _processor():
 
 
 def _contest(problem, names, options, console):
-  """The whole step, its parts, and the association by itself."""
-  results = {}
+  """Yields results as they are found: the machine, the whole step, the association by itself."""
   with contest.Worker(
     f"{_PACKAGE}.jax_step", "JaxContender", problem, cores=options.threads
   ) as ours:
@@ -138,19 +146,18 @@ def _contest(problem, names, options, console):
       workers |= dict.fromkeys(names[1:], torch)
       described.append(torch.call("describe"))
     platform_name = described[0]["platform"]
-    results["machine"] = _machine(described, platform_name, options.threads)
+    yield {"machine": _machine(described, platform_name, options.threads)}
     arena = _Arena(workers, options, platform_name, console)
     try:
       if "step" in options.part:
-        results["step"] = _step(problem, arena, described[0])
+        yield {"step": _step(problem, arena, described[0])}
       if "association" in options.part:
         seconds, _ = arena.measure("association")
         dim = dual_encoder.SIZES[problem.config.model.name].feature_width
-        results["association"] = {"contenders": seconds, "dim": dim}
+        yield {"association": {"contenders": seconds, "dim": dim}}
     finally:
       if len(names) > 1:
         torch.close()
-  return results
 
 
 class _Arena:
@@ -196,6 +203,7 @@ def _step(problem, arena, described):
   }
   fed = _FED_STEPS.get(arena.platform, _FED_STEPS_ELSEWHERE)
   wait = arena.workers[OURS].call("input_wait", fed)
+  device_time = arena.workers[OURS].call("profile", "step", _PROFILED_STEPS)
   arena.drop("step")
   for part in report.PARTS:
     seconds, _ = arena.measure(part)
@@ -214,6 +222,7 @@ def _step(problem, arena, described):
   return {
     "contenders": contenders,
     "input_wait": wait,
+    "device_time": device_time,
     "flops": total,
     "peak_flops": peak and peak * described["devices"],
     "product_flops": {

@@ -26,7 +26,10 @@ def tables(results):
   }
   found = [make(results) for name, make in makers.items() if name in results]
   if "step" in results:
-    found.insert(1 + ("agreement" in results), _shares(results))
+    place = 1 + ("agreement" in results)
+    found.insert(place, _shares(results))
+    if results["step"].get("device_time"):
+      found.insert(place + 1, _device_time(results))
   return [*found, _targets(results)]
 
 
@@ -100,6 +103,16 @@ def _shares(results):
     " the step. Input wait is measured in a loop over the real pipeline that decodes JPEGs."
   )
   return Table("Shares of the step", ("part", *contenders), rows, note)
+
+
+def _device_time(results):
+  seconds = results["step"]["device_time"]
+  whole = sum(seconds.values())
+  rows = [
+    [kind, f"{1e3 * found:,.2f}", f"{100 * found / whole:.1f} %"] for kind, found in seconds.items()
+  ]
+  note = "Kernels of our step as a profiler saw them on the first device, by their names."
+  return Table("Where the device's time goes", ("kernels", "ms a step", "share"), rows, note)
 
 
 def _association(results):

@@ -1,0 +1,68 @@
+"""Where an accelerator's time goes: a profiler's trace, summed by kind of kernel."""
+
+import gzip
+import json
+import pathlib
+
+# Kinds by what names of kernels contain, the first match counts; all else is "between products".
+_KINDS = (
+  ("attention", ("cudnn", "sdpa", "flash", "fmha")),
+  ("matrix products", ("gemm", "nvjet", "cutlass", "splitk", "convolution", "dot")),
+  ("copies and fills", ("memcpy", "memset", "copy")),
+)
+BETWEEN, IDLE = "between products", "idle"
+# Tracks of a device on which its work stands once: a GPU's streams, a TPU's operations.
+_TRACKS = ("Stream", "XLA Ops")
+
+
+def kind_of(kernel):
+  """The kind of a kernel, by its name."""
+  lower = kernel.lower()
+  return next((kind for kind, words in _KINDS if any(w in lower for w in words)), BETWEEN)
+
+
+def read(folder):
+  """What ran on the first device: [(kernel, start, duration)] in seconds.
+
+  Args:
+    folder: as `jax.profiler.trace` was given.
+
+  Returns:
+    An empty list where the trace knows no accelerator.
+  """
+  found = sorted(pathlib.Path(folder).rglob("*.trace.json.gz"))
+  if not found:
+    return []
+  with gzip.open(found[-1], "rt", encoding="utf-8") as file:
+    events = json.load(file)["traceEvents"]
+  names = {"process_name": {}, "thread_name": {}}
+  for event in events:
+    if event.get("name") in names:
+      key = event["pid"], event.get("tid") if event["name"] == "thread_name" else None
+      names[event["name"]][key] = event["args"]["name"]
+  devices = [pid for (pid, _), name in names["process_name"].items() if "/device:" in name]
+  tracks = {key for key, name in names["thread_name"].items() if name.startswith(_TRACKS)}
+  return [
+    (event["name"], event["ts"] / 1e6, event["dur"] / 1e6)
+    for event in events
+    if event.get("ph") == "X"
+    and event["pid"] in devices[:1]
+    and (event["pid"], event["tid"]) in tracks
+  ]
+
+
+def by_kind(kernels, steps):
+  """Seconds a step by kind, largest first, and at the end what the device was idle.
+
+  Args:
+    kernels: from `read`; not empty.
+    steps: steps that the trace holds.
+  """
+  seconds = {}
+  for name, _, duration in kernels:
+    seconds[kind_of(name)] = seconds.get(kind_of(name), 0.0) + duration / steps
+  first = min(start for _, start, _ in kernels)
+  last = max(start + duration for _, start, duration in kernels)
+  ordered = dict(sorted(seconds.items(), key=lambda item: -item[1]))
+  # Kernels of several streams may overlap, and then sum to more than the time that passed.
+  return ordered | {IDLE: max((last - first) / steps - sum(seconds.values()), 0.0)}
