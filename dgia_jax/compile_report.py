@@ -23,7 +23,8 @@ from dgia_jax.models import dual_encoder
 
 CAPTIONS_PER_IMAGE = 2
 BANK_FILE = pathlib.Path(memory_bank.__file__).name
-# What the TPU compiler says when it gives up: early, of temporaries alone, or late, of everything.
+# What the TPU compiler says when it gives up, early or late. Early it speaks of temporaries and
+# counts what a run keeps among them: compiled with banks of several sizes, it names their sum.
 _SIZE = r"([\d.]+[KMGT]?)"
 _TEMPORARIES_EXCEED = re.compile(rf"temporaries \({_SIZE}\) exceeds available HBM \({_SIZE}\)")
 _ALL_EXCEEDS = re.compile(rf"Used {_SIZE} of {_SIZE} hbm")
@@ -127,7 +128,7 @@ def measure(config, name, num_pairs):
   try:
     compiled = train_step.compile_step(build.create_step(run), run.mesh, state, batch)
   except jax.errors.JaxRuntimeError as error:
-    needs = _exhausted(str(error), sum(memory.values()))
+    needs = _exhausted(str(error))
     if not needs:
       raise
     total, has = needs
@@ -146,18 +147,10 @@ def measure(config, name, num_pairs):
   }
 
 
-def _exhausted(message, arguments):
-  """(bytes needed on a chip, bytes it has) from the compiler's complaint; None when it is another.
-
-  Args:
-    message: of the error.
-    arguments: bytes a chip holds between steps: parameters, optimiser, bank and batch.
-  """
-  for pattern, unsaid in ((_TEMPORARIES_EXCEED, arguments), (_ALL_EXCEEDS, 0)):
-    if found := pattern.search(message):
-      needed, has = map(_read_size, found.groups())
-      return unsaid + needed, has
-  return None
+def _exhausted(message):
+  """(bytes needed on a chip, bytes it has) from the compiler's complaint; None if it is another."""
+  found = _TEMPORARIES_EXCEED.search(message) or _ALL_EXCEEDS.search(message)
+  return tuple(map(_read_size, found.groups())) if found else None
 
 
 def report(config, name, num_pairs, console):

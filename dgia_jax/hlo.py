@@ -93,7 +93,7 @@ class _Computation:
 
 
 def _parse(text):
-  """HLO text -> ({computation name: _Computation}, name of the entry)."""
+  """HLO text -> ({computation name: _Computation}, name of the entry); callers come last in it."""
   computations, entry, current = {}, None, None
   for line in text.splitlines():
     if (head := _COMPUTATION.match(line)) is not None:
@@ -107,14 +107,47 @@ def _parse(text):
       current.instructions[name] = (shape, opcode, rest)
       if opcode.endswith(("-done", "-update")):
         continue  # repeats what its start has said
-      trips = _TRIPS.search(rest)
       loop = opcode == "while"
-      times = int(trips[1]) if loop and trips else 1
+      times = _trips(rest, current, computations) if loop else 1
       called = _CALLED.findall(rest)
       for branches in _BRANCHES.findall(rest):
         called += [branch.strip().lstrip("%") for branch in branches.split(",")]
       current.calls += [(name, times, loop) for name in called]
   return computations, entry
+
+
+def _trips(rest, caller, computations):
+  """How often a loop runs: as the text says, or counted; 1 where neither is known.
+
+  The TPU compiler does not say. Loops of `lax.scan` and `lax.fori_loop` count up by one, while a
+  counter that starts at a constant is less than another constant.
+  """
+  if said := _TRIPS.search(rest):
+    return int(said[1])
+  condition = computations[re.search(r"\bcondition=%?([\w.\-]+)", rest)[1]]
+  for _, opcode, compared in condition.instructions.values():
+    if opcode == "compare" and "direction=LT" in compared:
+      counter, limit = _names(compared)[:2]
+      place = re.search(r"\bindex=(\d+)", condition.instructions[counter][2])
+      limit = _constant(limit, condition)
+      _, opcode, elements = caller.instructions[_names(rest)[0]]
+      if place and limit is not None and opcode == "tuple":
+        start = _constant(_names(elements)[int(place[1])], caller)
+        return 1 if start is None else max(limit - start, 0)
+  return 1
+
+
+def _constant(name, computation):
+  """The integer that an instruction is, copies looked through; None if it is none."""
+  while name in computation.instructions:
+    _, opcode, rest = computation.instructions[name]
+    if opcode == "constant":
+      value = rest[: _closing(rest)]
+      return int(value) if re.fullmatch(r"-?\d+", value) else None
+    if opcode not in ("copy", "bitcast"):
+      return None
+    name = _names(rest)[0]
+  return None
 
 
 def _runs(computations, entry):
@@ -148,12 +181,17 @@ def _largest(kind, started, shape, operands):
 
 def _operands(rest, instructions):
   """Shapes of an instruction's operands, which the text gives by name."""
-  inside = rest[: _closing(rest)]
   found = []
-  for name in re.findall(r"%?([\w.\-]+)(?:,|$)", inside):
+  for name in _names(rest):
     if name in instructions:
       found += _shapes(instructions[name][0])
   return found
+
+
+def _names(rest):
+  """Names of an instruction's operands; some texts put a shape before each."""
+  inside = re.sub(r"/\*.*?\*/", "", rest[: _closing(rest)])
+  return re.findall(r"%?([\w.\-]+)(?:,|$)", inside)
 
 
 def _closing(text):

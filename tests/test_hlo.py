@@ -92,6 +92,46 @@ def test_a_text_written_by_hand():
   assert found["all-reduce"].bytes == 2 * 64 * 512 * 4
 
 
+COUNTER = "s32[]{:T(128)}"
+LOOP = f"""\
+%body (q: (s32[], f32[8])) -> (s32[], f32[8]) {{
+  %q = ({COUNTER}, f32[8]{{0:T(128)}}) parameter(0)
+  %x = f32[8]{{0:T(128)}} get-tuple-element(%q), index=1
+  ROOT %sum = f32[8]{{0:T(128)}} all-reduce(%x), channel_id=1, replica_groups={{}}
+}}
+
+%condition (r: (s32[], f32[8])) -> pred[] {{
+  %limit = {COUNTER} constant(12)
+  %r = ({COUNTER}, f32[8]{{0:T(128)}}) parameter(0)
+  %counter = {COUNTER} get-tuple-element(%r), index=0
+  ROOT %less = pred[]{{:T(512)}} compare(%counter, %limit), direction=LT, metadata={{}}
+}}
+
+ENTRY %main (p: f32[8]) -> f32[8] {{
+  %p = f32[8]{{0:T(128)}} parameter(0)
+  %two = {COUNTER} constant(2)
+  %start = {COUNTER} copy(%two)
+  %first = ({COUNTER}, f32[8]{{0:T(128)}}) tuple(%start, /*index=1*/%p)
+  ROOT %loop = ({COUNTER}, f32[8]{{0:T(128)}}) while(%first), condition=%condition, body=%body
+}}
+"""
+
+
+@pytest.mark.parametrize(
+  "old, new, times",
+  [
+    ("", "", 10),
+    ("constant(2)", "constant(0)", 12),
+    ("copy(%two)", "add(%two, %two)", 1),  # who knows
+    ("direction=LT", "direction=NE", 1),
+    ("constant(12)", "parameter(1)", 1),
+  ],
+)
+def test_trips_of_a_loop_are_counted_where_the_text_does_not_say(old, new, times):
+  (found,) = hlo.collectives(LOOP.replace(old, new))
+  assert found.times == times and found.in_loop
+
+
 @pytest.mark.parametrize(
   "dtype, size",
   [("pred", 20), ("u8", 20), ("s4", 10), ("bf16", 40), ("f8e4m3fn", 20), ("c64", 160)],
