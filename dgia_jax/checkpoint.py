@@ -21,6 +21,9 @@ from dgia_jax import sharding, train_state
 from dgia_jax.errors import UserError
 
 FOLDER = "checkpoints"
+# Of Orbax's warnings: most checkpoints are saved unevaluated, some are opened to read alone, and a
+# file of its own that it looks for is not among those it writes here.
+_EXPECTED = ("tracked_metric", "read_only=True", "directory is read only", "_CHECKPOINT_METADATA")
 
 
 class Checkpoints:
@@ -137,8 +140,8 @@ class Checkpoints:
 
 
 def _is_news(log_record):
-  """False for Orbax's warning that a checkpoint has no score: most are saved unevaluated."""
-  return "tracked_metric" not in log_record.getMessage()
+  """False for Orbax's warnings of what is meant to be so."""
+  return not any(words in log_record.getMessage() for words in _EXPECTED)
 
 
 def steps_saved(workdir):

@@ -16,7 +16,6 @@ The way back is `--config.pretrained=FOLDER`.
 
 import argparse
 import json
-import logging
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -118,7 +117,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     "--checkpoint", choices=("best", "last"), default="best", help="which one (default: best)"
   )
   arguments = parser.parse_args(argv)
-  logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of its own file layout
   try:
     print(convert(arguments.run, arguments.out, arguments.checkpoint))
   except UserError as error:

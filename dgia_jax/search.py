@@ -7,7 +7,6 @@ python -m dgia_jax.search query --index INDEX --image photo.jpg --top 5 --sheet 
 
 import argparse
 import json
-import logging
 import os
 import pathlib
 import sys
@@ -182,7 +181,6 @@ def parse(argv: Sequence[str] | None):
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a command line and returns its exit code."""
   options = parse(argv)
-  logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of its own file layout
   try:
     options.run_command(options)
   except UserError as error:

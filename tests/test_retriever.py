@@ -24,6 +24,12 @@ def paths(tmp_path, rng):
   return found
 
 
+def test_opening_a_run_warns_of_nothing(known_run, caplog):
+  with caplog.at_level("WARNING"):
+    dgia_jax.Retriever.from_run(known_run)
+  assert not [record.getMessage() for record in caplog.records]
+
+
 def test_features_are_those_of_the_model(known_run, paths):
   retriever = dgia_jax.Retriever.from_run(known_run, batch_size=8)
   words = retriever._tokenizer
