@@ -237,8 +237,6 @@ def check(config):
   )  # fmt: skip
   _one_of(config, "model.dtype", ("bfloat16", "float32"))
   _one_of(config, "model.attention", ("auto", "cudnn", "written_out"))
-  if config.model.attention == "cudnn" and config.model.dtype != "bfloat16":
-    raise UserError("config.model.attention=cudnn needs config.model.dtype=bfloat16")
   _one_of(config, "loss.itc_reduction", ("mean", "sum"))
   _one_of(config, "local_association.modality", ("both", "image", "text", "none"))
   _one_of(config, "global_association.anchor", ("image", "text", "both"))

@@ -4,6 +4,8 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from dgia_jax.errors import UserError
+
 _CUDNN_CAPABILITY = 8.0  # of the oldest GPUs whose cuDNN has this attention: Ampere
 
 
@@ -16,7 +18,7 @@ class Execution:
       scores to memory; needs bfloat16.
     row_major: activations lie in memory as they are indexed. Left alone, the GPU compiler lets the
       gradient of the one pooled token choose the order of the whole residual stream, and turns
-      every operand of the backward pass around (a third of the step).
+      every operand of the backward pass around (an eighth of the step).
     unroll: blocks are compiled one by one instead of as a loop, whose stacked activations a GPU
       would copy in and out.
     remat: compute block activations again in the backward pass, to save memory.
@@ -39,10 +41,19 @@ def on(device, dtype, *, attention="auto", remat=False):
     dtype: of the computation.
     attention: as in `Execution`, or "auto": cuDNN's where it can work.
     remat: see `Execution`.
+
+  Raises:
+    UserError: cuDNN's attention is asked for where it cannot work.
   """
   on_gpu = device.platform in ("gpu", "cuda", "rocm")
+  has_cudnn = on_gpu and _has_cudnn(device, dtype)
+  if attention == "cudnn" and not has_cudnn:
+    raise UserError(
+      f"config.model.attention=cudnn cannot compute {jnp.dtype(dtype).name} on {device}: it needs"
+      " config.model.dtype=bfloat16 and an NVIDIA GPU from Ampere on; use auto"
+    )
   if attention == "auto":
-    attention = "cudnn" if on_gpu and _has_cudnn(device, dtype) else "written_out"
+    attention = "cudnn" if has_cudnn else "written_out"
   return Execution(attention, row_major=on_gpu, unroll=on_gpu, remat=remat)
 
 

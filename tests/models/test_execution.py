@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from dgia_jax.errors import UserError
 from dgia_jax.models import execution
 
 
@@ -41,3 +42,7 @@ def test_gpus_take_cudnns_attention_where_it_works(capability, dtype, expected):
 def test_attention_can_be_chosen():
   gpu = device("gpu", compute_capability="9.0")
   assert execution.on(gpu, jnp.bfloat16, attention="written_out").attention == "written_out"
+  assert execution.on(gpu, jnp.bfloat16, attention="cudnn").attention == "cudnn"
+  for refused, dtype in ((gpu, jnp.float32), (jax.devices()[0], jnp.bfloat16)):
+    with pytest.raises(UserError, match=r"model\.attention=cudnn cannot compute \w+ on .*use auto"):
+      execution.on(refused, dtype, attention="cudnn")
