@@ -183,7 +183,9 @@ def create_model(config, vocab_size, device=None):
 
 def abstract_graph(config, vocab_size, mesh):
   """The model's structure, without weights, as the devices of a mesh compute it."""
-  device = mesh.devices.flat[0]
+  # Of a device of another process not everything is known; of a described topology all are alike.
+  own = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+  device = own[0] if own else mesh.devices.flat[0]
   return nnx.graphdef(nnx.eval_shape(lambda: create_model(config, vocab_size, device)))
 
 
