@@ -82,13 +82,14 @@ WARM = Schedule(
 FEWER = {"dataset.options.train_people": 1800}
 WARM_FEWER = Schedule(WARM.fields | FEWER, WARM.start | FEWER)
 
+EMBEDDED = "synth_pedes"  # drawn by the package: needs no files
 DATASETS = {
   dataset.name: dataset
   for dataset in (
     Dataset("cuhk_pedes", "CUHK-PEDES", "cuhk_pedes", protocol="test_best"),
     Dataset("icfg_pedes", "ICFG-PEDES", "icfg_pedes", protocol="test_best"),
     Dataset("rstp_reid", "RSTPReid", "rstp_reid", protocol="test_best"),
-    Dataset("synth_pedes", "synth_pedes", "synth_pedes", "val", {"warm": WARM_FEWER}, "warm"),
+    Dataset(EMBEDDED, "synth_pedes", "synth_pedes", "val", {"warm": WARM_FEWER}, "warm"),
     Dataset("custom", "custom", "custom", "val", {"warm": WARM}),
   )
 }

@@ -92,7 +92,11 @@ def _parse(arguments):
     "--set", action="append", default=[], metavar="FIELD=VALUE", help="a config field of all runs"
   )
   parser.add_argument(
-    "--source", action="append", default=[], metavar="DATASET=FOLDER", help="a dataset's files"
+    "--source",
+    action="append",
+    default=[],
+    metavar="DATASET=FOLDER",
+    help=f"a dataset's files; {declarations.EMBEDDED} has none",
   )
   parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
   parser.add_argument("--only", default="", help="train these settings only, comma-separated")
@@ -121,13 +125,13 @@ def _options(flags):
     raise UserError(f"--jobs {flags.jobs}: give a positive number")
   sources = {}
   for text in flags.source:
-    name, equals, folder = text.partition("=")
+    name, _, folder = text.partition("=")
     _named(declarations.DATASETS, name, "--source")
-    if not equals or not folder:
+    if not folder and name != declarations.EMBEDDED:
       raise UserError(f"--source {text}: give DATASET=FOLDER")
     sources[name] = folder
   overrides = runs.parse_overrides(flags.set)
-  if dataset.name in sources:
+  if sources.get(dataset.name):
     overrides |= {"dataset.source": sources[dataset.name]}
   options = runs.Options(
     dataset=dataset,

@@ -80,6 +80,9 @@ def test_set_variant_schedule_and_source_reach_the_command(tmp_path, capsys):
   assert "--config.batch_size=32" in command
   assert "--config.dataset.source=some where" in command
   assert not [word for word in command if "num_epochs" in word]  # a variant brings its own
+  # The embedded dataset has no files: named alone it is one to test on.
+  (command,) = planned(capsys, "main", "--workdir", str(tmp_path), "--source", "synth_pedes")
+  assert not [word for word in command if "dataset.source" in word]
   (command,) = planned(capsys, "main", "--workdir", str(tmp_path))
   assert f"--config.num_epochs={declarations.WARM.fields['num_epochs']}" in command
   (command,) = planned(capsys, "main", "--workdir", str(tmp_path), "--schedule", "config")
