@@ -152,15 +152,12 @@ def paper_equations(config):
 def beyond_paper(config):
   """Turns on what mines fewer wrong relations than the paper's rules (README, Beyond the paper).
 
-  On the embedded dataset the share of right relations more than doubles, and a gain in R@1 is not
-  confirmed on test. Where cosines spread widely the raised thresholds let nothing through at all:
-  watch the logged `global_relations`.
+  On both datasets that it was tried on, the share of right global relations rises to nearly twice
+  the method's at the same cost; R@1 does not change for sure.
 
   Returns:
     The same config.
   """
-  config.local_association.deviations = 2.5
-  config.global_association.deviations = 2.5
   config.global_association.agreement = True
   config.global_association.mutual = True
   return config
