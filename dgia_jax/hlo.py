@@ -5,6 +5,10 @@ shape, the line of source it comes from, and the computation it stands in; compu
 by others, by loops as often as the loop runs. So how often a collective happens in one run of the
 program is the product along its callers.
 
+The TPU compiler cuts a collective into pieces that are sent while something else is computed: each
+piece's text repeats the whole, with the same channel and a `chain_id`, and may stand in a loop that
+the collective merely accompanies. It is counted once, as often as the piece that is run least.
+
 Only devices of one program are looked at: shapes are those of one device.
 """
 
@@ -26,6 +30,7 @@ _CALLED = re.compile(
   r"\b(?:calls|to_apply|condition|body|true_computation|false_computation)=%?([\w.\-]+)"
 )
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
+_CHAIN = re.compile(r"channel_id=(\d+),.*\bchain_id=")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
@@ -241,7 +246,7 @@ def collectives(text):
   """
   computations, entry = _parse(text)
   runs, sources = _runs(computations, entry), _sources(text)
-  found = []
+  found, chains = [], {}
   for name, computation in computations.items():
     times, in_loop = runs[name]
     for shape, opcode, rest in computation.instructions.values():
@@ -250,6 +255,14 @@ def collectives(text):
         continue
       op_name = re.search(r'op_name="([^"]*)"', rest)
       groups = re.search(r"(?:replica_groups|source_target_pairs)=(\{\{.*?\}\}|\[[^ ]*)", rest)
+      if (chain := _CHAIN.search(rest)) and chain[1] in chains:
+        # Another piece of what stands in the list already.
+        place = chains[chain[1]]
+        if times < found[place].times:
+          found[place] = dataclasses.replace(found[place], times=times, in_loop=in_loop)
+        continue
+      if chain:
+        chains[chain[1]] = len(found)
       found.append(
         Collective(
           kind=kind,

@@ -132,6 +132,23 @@ def test_trips_of_a_loop_are_counted_where_the_text_does_not_say(old, new, times
   assert found.times == times and found.in_loop
 
 
+def test_pieces_of_one_collective_are_one():
+  attributes = 'frontend_attributes={chain_id="0"}'
+  text = LOOP.replace("channel_id=1, replica_groups={}", f"channel_id=1, {attributes}")
+  (in_the_loop,) = hlo.collectives(text)
+  assert in_the_loop.times == 10  # all of its pieces stand there
+  head, start = text.split("  %two = ")
+  began = (
+    f"{head}  %begin = f32[8]{{0}} all-reduce(%p), channel_id=1, {attributes}\n  %two = {start}"
+  )
+  (found,) = hlo.collectives(began)
+  assert found.times == 1 and not found.in_loop and found.bytes == 32
+  other = began.replace("%begin", "%other").replace(
+    "all-reduce(%p), channel_id=1", "all-reduce(%p), channel_id=2"
+  )
+  assert len(hlo.collectives(other)) == 2
+
+
 @pytest.mark.parametrize(
   "dtype, size",
   [("pred", 20), ("u8", 20), ("s4", 10), ("bf16", 40), ("f8e4m3fn", 20), ("c64", 160)],
