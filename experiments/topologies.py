@@ -108,6 +108,7 @@ def table(found):
     of_bank = sum(each["bytes"] * each["times"] for each in collectives if each["of_bank"])
     largest = max((each["bytes"] for each in collectives), default=0)
     mib = lambda size, known=bool(collectives): f"{size / MIB:,.0f}" if known else ""
+    sent = mib(sent) if one.get("counts_whole") or not collectives else "?"
     gib = lambda name, memory=memory: f"{memory[name] / GIB:.2f}"
     cells = [
       one["topology"], one["chips"], one["model"], "x".join(map(str, one["mesh"])),
@@ -115,7 +116,7 @@ def table(found):
       gib("parameters"), gib("optimizer"), gib("bank"), gib("activations and temporaries"),
       gib("total"), gib("has"),
       "yes" if one["fits"] else f"no, {(memory['total'] - memory['has']) / GIB:.2f} GiB over",
-      f"{one['flops_counted'] / 1e12:.2f}", mib(sent) if one.get("counts_whole") or not collectives else "?", mib(of_bank), mib(largest),
+      f"{one['flops_counted'] / 1e12:.2f}", sent, mib(of_bank), mib(largest),
       one["compile_seconds"],
     ]  # fmt: skip
     lines.append("| " + " | ".join(map(str, cells)) + " |")
