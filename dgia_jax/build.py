@@ -183,10 +183,15 @@ def create_model(config, vocab_size, device=None):
 
 def abstract_graph(config, vocab_size, mesh):
   """The model's structure, without weights, as the devices of a mesh compute it."""
+  device = _device_of(mesh)
+  return nnx.graphdef(nnx.eval_shape(lambda: create_model(config, vocab_size, device)))
+
+
+def _device_of(mesh):
+  """A device that stands for all of a mesh."""
   # Of a device of another process not everything is known; of a described topology all are alike.
   own = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
-  device = own[0] if own else mesh.devices.flat[0]
-  return nnx.graphdef(nnx.eval_shape(lambda: create_model(config, vocab_size, device)))
+  return own[0] if own else mesh.devices.flat[0]
 
 
 def create_optimizer(config, steps_per_epoch):
@@ -211,7 +216,7 @@ def init_state(run):
   """A function without arguments that makes the fresh TrainState; to be traced."""
 
   def init_params():
-    model = create_model(run.config, run.tokenizer.vocab_size)
+    model = create_model(run.config, run.tokenizer.vocab_size, _device_of(run.mesh))
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
   return train_state.initializer(

@@ -104,11 +104,11 @@ def table(found):
   for one in found.values():
     memory = one["memory_bytes"]
     collectives = one["collectives"]
-    sent = sum(each["bytes"] * each["times"] for each in collectives)
+    total = sum(each["bytes"] * each["times"] for each in collectives)
     of_bank = sum(each["bytes"] * each["times"] for each in collectives if each["of_bank"])
     largest = max((each["bytes"] for each in collectives), default=0)
     mib = lambda size, known=bool(collectives): f"{size / MIB:,.0f}" if known else ""
-    sent = mib(sent) if one.get("counts_whole") or not collectives else "?"
+    sent = mib(total) if one.get("counts_whole") or not collectives else "?"
     gib = lambda name, memory=memory: f"{memory[name] / GIB:.2f}"
     cells = [
       one["topology"], one["chips"], one["model"], "x".join(map(str, one["mesh"])),

@@ -18,10 +18,8 @@ def _mesh(shape):
 
 
 def _bank(mesh, image, text, rows):
-  """A bank of 96 rows on `mesh`, of which `rows` are written."""
-  bank = jax.jit(
-    lambda: memory_bank.create(96, image.shape[1]), out_shardings=sharding.bank_rows(mesh)
-  )()
+  """A bank on `mesh` with a row for each of `image`, of which `rows` are written."""
+  bank = jax.jit(lambda: memory_bank.create(*image.shape), out_shardings=sharding.bank_rows(mesh))()
   write = jax.jit(lambda bank, *args: memory_bank.update(bank, *args, mesh=mesh), donate_argnums=0)
   return write(bank, rows, rows // 2, image[rows], text[rows], np.ones(len(rows), np.float32))
 
@@ -58,13 +56,7 @@ def test_a_search_as_it_is_run_is_exact(rng):
   # As many rows as make several blocks and segments; every row lies there twice, so all scores tie.
   mesh, half = _mesh((1, 1, 1)), rng.normal(size=(15_000, 64)).astype(np.float32)
   image = np.concatenate([half, half])
-  bank = jax.device_put(
-    memory_bank.Bank(
-      image, image, *np.linalg.norm(image, axis=1, keepdims=True).T ** -1.0 * np.ones((2, 1)),
-      np.arange(30_000, dtype=np.int32),
-    ), sharding.bank_rows(mesh),
-  )  # fmt: skip
-  bank = jax.tree.map(lambda field: field if field.dtype == np.int32 else field.astype("f"), bank)
+  bank = _bank(mesh, image, image, np.arange(30_000, dtype=np.int32))
   search = jax.jit(lambda b, q: memory_bank.search(b, (q, q), 6, mesh=mesh))
   scores, rows = search(bank, image[:64])
   exact = half.astype(np.float64) / np.linalg.norm(half, axis=1, keepdims=True)

@@ -54,21 +54,19 @@ def test_padding_is_seen_by_no_token(causal):
 def test_cudnns_attention_equals_the_written_out_one(causal, tokens):
   keys = jax.random.split(jax.random.key(0), 2)
   x, wanted = (jax.random.normal(key, (4, tokens, 64)) for key in keys)
-  params = {}
 
   def features_and_gradients(dtype, attention):
     how = Execution(attention)
     make = lambda rngs: layers.Block(
       64, 2, depth=3, causal=causal, dtype=dtype, execution=how, rngs=rngs
     )
-    graphdef, found = nnx.split(layers.stack_blocks(make, 3, nnx.Rngs(0)), nnx.Param)
-    params.setdefault("of all", found)
+    graphdef, params = nnx.split(layers.stack_blocks(make, 3, nnx.Rngs(0)), nnx.Param)
 
     def loss(params, x):
       out = layers.run_blocks(nnx.merge(graphdef, params), x.astype(dtype), how)
       return jnp.sum(out.astype(jnp.float32) * wanted), out
 
-    result = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(params["of all"], x)
+    result = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(params, x)
     return [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(result)]
 
   exact = features_and_gradients(jnp.float32, "written_out")
