@@ -52,19 +52,15 @@ class Checkpoints:
       ]
     )
     self._folder = pathlib.Path(workdir).absolute() / FOLDER
-    logging.getLogger("absl").addFilter(_is_news)
     try:
-      self._manager = ocp.CheckpointManager(
+      self._manager = _open(
         self._folder,
         item_names=("state", "record"),
-        options=ocp.CheckpointManagerOptions(
-          preservation_policy=None if read_only else policy,
-          best_fn=lambda metrics: metrics["score"],
-          cleanup_tmp_directories=not read_only,
-          create=not read_only,
-          enable_async_checkpointing=True,
-          read_only=read_only,
-        ),
+        preservation_policy=None if read_only else policy,
+        cleanup_tmp_directories=not read_only,
+        create=not read_only,
+        enable_async_checkpointing=True,
+        read_only=read_only,
       )
     except (ValueError, KeyError, OSError) as error:
       reason = " ".join(str(error).split())[:300]
@@ -139,6 +135,13 @@ class Checkpoints:
     self._manager.close()
 
 
+def _open(folder, item_names=None, **options):
+  """Orbax's manager of a folder, without its warnings of what is meant to be so."""
+  logging.getLogger("absl").addFilter(_is_news)
+  options = ocp.CheckpointManagerOptions(best_fn=lambda metrics: metrics["score"], **options)
+  return ocp.CheckpointManager(folder, item_names=item_names, options=options)
+
+
 def _is_news(log_record):
   """False for Orbax's warnings of what is meant to be so."""
   return not any(words in log_record.getMessage() for words in _EXPECTED)
@@ -168,9 +171,8 @@ def restore_params(workdir, choice="best"):
   folder = pathlib.Path(workdir).absolute() / FOLDER
   if not steps_saved(workdir):
     raise UserError(f"{folder}: holds no complete checkpoint; train first")
-  options = ocp.CheckpointManagerOptions(read_only=True, best_fn=lambda metrics: metrics["score"])
   try:
-    with ocp.CheckpointManager(folder, options=options) as manager:
+    with _open(folder, read_only=True) as manager:
       last, best = manager.latest_step(), manager.best_step()
     step = best if choice == "best" and best is not None else last
     with ocp.PyTreeCheckpointer() as reader:

@@ -1,5 +1,7 @@
 """Features of a retriever are those of the model, and its ranking is that of a plain argsort."""
 
+import logging
+
 import numpy as np
 import pytest
 from known_run import IMAGE_SIZE, make_model
@@ -24,7 +26,8 @@ def paths(tmp_path, rng):
   return found
 
 
-def test_opening_a_run_warns_of_nothing(known_run, caplog):
+def test_opening_a_run_warns_of_nothing(known_run, caplog, monkeypatch):
+  monkeypatch.setattr(logging.getLogger("absl"), "filters", [])  # as in a new process
   with caplog.at_level("WARNING"):
     dgia_jax.Retriever.from_run(known_run)
   assert not [record.getMessage() for record in caplog.records]
