@@ -1,10 +1,14 @@
 """Every test sees eight CPU devices, and silent rank promotion is an error.
 
+What one test has compiled, the others and the processes they start take from a folder that is
+removed at the end.
+
 With DGIA_JAX_ACCELERATOR=1 the tests marked `accelerator` run on the GPU or TPU that is there.
 """
 
 import os
 import sys
+import tempfile
 
 ON_ACCELERATOR = os.environ.get("DGIA_JAX_ACCELERATOR") == "1"
 if ON_ACCELERATOR:
@@ -14,6 +18,9 @@ else:
   _FLAG = "--xla_force_host_platform_device_count=8"
   os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}".strip()
+_COMPILED = tempfile.TemporaryDirectory(prefix="dgia_jax_compiled_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 _TESTS = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.dirname(_TESTS), _TESTS, os.path.join(_TESTS, "models")]
 
@@ -34,6 +41,12 @@ def pytest_sessionstart(session):
     pytest.exit("DGIA_JAX_ACCELERATOR=1, and JAX finds no accelerator here", 2)
   if not ON_ACCELERATOR and len(jax.devices()) != 8:
     pytest.exit(f"the tests need 8 CPU devices, found {len(jax.devices())}: check XLA_FLAGS", 2)
+
+
+def pytest_unconfigure(config):
+  """Removes what was compiled."""
+  del config
+  _COMPILED.cleanup()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from test_main import ROOT, TINY, compile_once
+from test_main import ROOT, TINY
 
 SCRIPTS = sorted((ROOT / "launch").iterdir())
 
@@ -39,7 +39,7 @@ def test_two_processes_on_this_machine(tmp_path):
     **os.environ,
     "PROCESSES": "2", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "",
     "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}",
-    "TFDS_DATA_DIR": str(tmp_path), **compile_once(tmp_path),
+    "TFDS_DATA_DIR": str(tmp_path),
   }  # fmt: skip
   script = ROOT / "launch" / "one_machine.sh"
   start = lambda *flags: (

@@ -31,20 +31,12 @@ def command(*arguments):
   return [sys.executable, "-m", "dgia_jax.main", *map(str, arguments)]
 
 
-def compile_once(folder):
-  """Environment variables with which processes share what one of them has compiled."""
-  return {
-    "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-  }
-
-
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-  """One CPU device, and folders of built datasets and compiled programs that the tests share."""
+  """One CPU device, and a folder of built datasets that the tests share."""
   folder = tmp_path_factory.mktemp("datasets")
-  variables = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-  return variables | {"TFDS_DATA_DIR": str(folder), **compile_once(folder)}
+  variables = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "TFDS_DATA_DIR": str(folder)}
+  return os.environ | variables
 
 
 def start(environment, *arguments):
