@@ -58,7 +58,7 @@ def measure_one(case):
   jax.config.update("jax_platforms", "cpu")
   topology, fields, num_pairs = case
   found = compile_report.measure(configure(fields), topology, num_pairs)
-  print(json.dumps(found | {"counts_whole": True}))
+  print(json.dumps(found))
 
 
 def measure(cases, path):
@@ -91,10 +91,9 @@ def table(found):
     "Images of 384 x 128 (`vit_l_14`: 378 x 126), 77 tokens, bfloat16, all four losses. Mesh: data",
     "x fsdp x tensor. GiB on one chip; TFLOP of one chip and step, by count (a multiply-add is",
     "two, recomputation not counted); MiB on a chip of all collectives of a step, of those that",
-    'serve the bank, and of the largest single one. "?": compiled before pieces of one collective',
-    "were put together and loops' trips counted. The compiler merges some collectives so that the",
-    "line they come from is lost, winning rows of the bank among them. `compile s`: on CPU cores",
-    "that did more.",
+    "serve the bank, and of the largest single one. The compiler merges some collectives so that",
+    "the line they come from is lost, winning rows of the bank among them. `compile s`: on CPU",
+    "cores that did more.",
     "",
     "| slice | chips | model | mesh | batch | bank rows | remat | params | optimizer | bank"
     " | temporaries | total | has | fits | TFLOP | sent MiB | for the bank | largest MiB"
@@ -108,7 +107,6 @@ def table(found):
     of_bank = sum(each["bytes"] * each["times"] for each in collectives if each["of_bank"])
     largest = max((each["bytes"] for each in collectives), default=0)
     mib = lambda size, known=bool(collectives): f"{size / MIB:,.0f}" if known else ""
-    sent = mib(total) if one.get("counts_whole") or not collectives else "?"
     gib = lambda name, memory=memory: f"{memory[name] / GIB:.2f}"
     cells = [
       one["topology"], one["chips"], one["model"], "x".join(map(str, one["mesh"])),
@@ -116,7 +114,7 @@ def table(found):
       gib("parameters"), gib("optimizer"), gib("bank"), gib("activations and temporaries"),
       gib("total"), gib("has"),
       "yes" if one["fits"] else f"no, {(memory['total'] - memory['has']) / GIB:.2f} GiB over",
-      f"{one['flops_counted'] / 1e12:.2f}", sent, mib(of_bank), mib(largest),
+      f"{one['flops_counted'] / 1e12:.2f}", mib(total), mib(of_bank), mib(largest),
       one["compile_seconds"],
     ]  # fmt: skip
     lines.append("| " + " | ".join(map(str, cells)) + " |")
