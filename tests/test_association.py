@@ -46,7 +46,7 @@ def _neighbours(case, threshold, exclude="top1", index=None):
 def test_global_association_equals_reference(number, case):
   options = OPTIONS[number]
   threshold, scale = options["id_threshod"], options["soft_scale"]
-  bank = [case[name].astype(np.float32) for name in ("im", "tm")]
+  bank = [jnp.asarray(case[name], jnp.float32) for name in ("im", "tm")]
   neighbours = _neighbours(case, threshold)
   selected = np.where(neighbours.valid, neighbours.rows, -1)
   np.testing.assert_array_equal(selected, case["sel"])
@@ -67,7 +67,7 @@ def test_global_association_equals_reference(number, case):
     return association.global_loss(image, text, *bank, threshold=threshold, soft_scale=scale)
 
   features = [case[name].astype(np.float32) for name in ("i", "t")]
-  value, gradients = jax.value_and_grad(loss, (0, 1))(*features)
+  value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1)))(*features)
   assert_loss(value, case["loss_f64"])
   assert_gradient(gradients[0], case["gi"])
   assert_gradient(gradients[1], case["gt"])

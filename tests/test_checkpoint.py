@@ -26,9 +26,8 @@ def state_on(mesh, step=3):
   state = train_state.create(mesh, initializer())
   index = np.arange(20, dtype=np.int32)
   features = np.random.default_rng(step).normal(size=(20, 8)).astype(np.float32)
-  bank = memory_bank.update(
-    state.bank, index, index, features, -features, np.ones(20, np.float32), mesh=mesh
-  )
+  write = jax.jit(memory_bank.update, static_argnames="mesh")
+  bank = write(state.bank, index, index, features, -features, np.ones(20, np.float32), mesh=mesh)
   opt_state = jax.tree.map(lambda x: x + 1, state.opt_state)
   return state.replace(step=state.step + step, bank=bank, opt_state=opt_state)
 

@@ -10,6 +10,10 @@ from golden_data import cases, description
 
 ONE = pytest.param((1, 1, 1), marks=pytest.mark.accelerator)
 MESHES = [ONE, (8, 1, 1), (2, 4, 1), (2, 2, 2)]
+# As steps run them; by themselves they would be compiled piece by piece.
+search = jax.jit(memory_bank.search, static_argnames=("count", "mesh", "anchor", "block_rows"))
+gather = jax.jit(memory_bank.gather, static_argnames="mesh")
+update = jax.jit(memory_bank.update, static_argnames="mesh")
 UPDATES = {case["case"]: case for case in description("p04_update")}
 
 
@@ -20,8 +24,8 @@ def _mesh(shape):
 def _bank(mesh, image, text, rows):
   """A bank on `mesh` with a row for each of `image`, of which `rows` are written."""
   bank = jax.jit(lambda: memory_bank.create(*image.shape), out_shardings=sharding.bank_rows(mesh))()
-  write = jax.jit(lambda bank, *args: memory_bank.update(bank, *args, mesh=mesh), donate_argnums=0)
-  return write(bank, rows, rows // 2, image[rows], text[rows], np.ones(len(rows), np.float32))
+  weight = np.ones(len(rows), np.float32)
+  return update(bank, rows, rows // 2, image[rows], text[rows], weight, mesh=mesh)
 
 
 @pytest.fixture(params=MESHES, ids=str)
@@ -40,9 +44,7 @@ def test_search_equals_brute_force_with_ties_to_the_lowest_row(mesh, anchor, rng
   written = np.sort(rng.permutation(96)[:70]).astype(np.int32)
   bank = _bank(mesh, image, text, written)
   queries = image[:10], text[10:20]
-  scores, rows = jax.jit(
-    lambda b, q: memory_bank.search(b, q, 6, mesh=mesh, anchor=anchor, block_rows=5)
-  )(bank, queries)
+  scores, rows = search(bank, queries, 6, mesh=mesh, anchor=anchor, block_rows=5)
   by = [np.asarray(losses.cosine(q, f)) for q, f in zip(queries, (image, text), strict=True)]
   full = np.array({"image": by[0], "text": by[1], "both": (by[0] + by[1]) / 2}[anchor])
   full[:, np.setdiff1d(np.arange(96), written)] = -np.inf
@@ -57,8 +59,7 @@ def test_a_search_as_it_is_run_is_exact(rng):
   mesh, half = _mesh((1, 1, 1)), rng.normal(size=(15_000, 64)).astype(np.float32)
   image = np.concatenate([half, half])
   bank = _bank(mesh, image, image, np.arange(30_000, dtype=np.int32))
-  search = jax.jit(lambda b, q: memory_bank.search(b, (q, q), 6, mesh=mesh))
-  scores, rows = search(bank, image[:64])
+  scores, rows = search(bank, (image[:64], image[:64]), 6, mesh=mesh)
   exact = half.astype(np.float64) / np.linalg.norm(half, axis=1, keepdims=True)
   exact = exact[:64] @ exact.T
   best = np.argsort(-exact, axis=1)[:, :3]
@@ -69,7 +70,7 @@ def test_a_search_as_it_is_run_is_exact(rng):
 def test_rows_never_written_are_never_found(mesh, rng):
   image, text = rng.normal(size=(2, 96, 8)).astype(np.float32)
   bank = _bank(mesh, image, text, np.array([40, 41], np.int32))
-  scores, rows = memory_bank.search(bank, (image[:3], text[:3]), 4, mesh=mesh)
+  scores, rows = search(bank, (image[:3], text[:3]), 4, mesh=mesh)
   assert set(np.asarray(rows[:, :2]).ravel()) == {40, 41}
   assert np.isneginf(scores[:, 2:]).all()
 
@@ -78,10 +79,10 @@ def test_gather_fetches_rows_from_their_owners(mesh, rng):
   image, text = rng.normal(size=(2, 96, 8)).astype(np.float32)
   bank = _bank(mesh, image, text, np.arange(96, dtype=np.int32))
   rows = rng.integers(0, 96, (5, 3))
-  mined_image, mined_group = memory_bank.gather((bank.image, bank.group), rows, mesh=mesh)
+  mined_image, mined_group = gather((bank.image, bank.group), rows, mesh=mesh)
   np.testing.assert_array_equal(mined_image, image[rows])
   np.testing.assert_array_equal(mined_group, rows // 2)
-  assert not np.any(memory_bank.gather(bank.image, np.array([-1, 96]), mesh=mesh))
+  assert not np.any(gather(bank.image, np.array([-1, 96]), mesh=mesh))
 
 
 @pytest.mark.parametrize("number, case", [c for c in cases("p04_update") if c[0] in UPDATES])
@@ -95,15 +96,9 @@ def test_update_equals_reference(mesh, number, case):
   bank = jax.device_put(bank, sharding.bank_rows(mesh))
   weight = 1.0 if options["epoch"] == 1 else options["alpha"]
   index = case["index"].astype(np.int32)
-  after = memory_bank.update(
-    bank,
-    index,
-    index,
-    case["i"].astype(np.float32),
-    case["t"].astype(np.float32),
-    np.full(len(index), weight, np.float32),
-    mesh=mesh,
-  )
+  features = [case[name].astype(np.float32) for name in ("i", "t")]
+  weights = np.full(len(index), weight, np.float32)
+  after = update(bank, index, index, *features, weights, mesh=mesh)
   rows = options["N"]
   np.testing.assert_allclose(after.image[:rows], case["im_after_f64"], rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(after.text[:rows], case["tm_after_f64"], rtol=1e-5, atol=1e-6)
@@ -117,7 +112,7 @@ def test_masked_pairs_write_nothing(mesh, rng):
   bank = _bank(mesh, image, text, np.arange(96, dtype=np.int32))
   before = jax.device_get(bank)
   index = np.array([3, -1, 95], np.int32)
-  after = memory_bank.update(
+  after = update(
     bank, index, index, image[:3] + 1, text[:3], np.ones(3, np.float32), mesh=mesh,
     row_mask=np.array([True, False, False]),
   )  # fmt: skip
@@ -129,9 +124,7 @@ def test_a_new_row_takes_the_feature_whole_whatever_the_weight(mesh, rng):
   image, text = rng.normal(size=(2, 96, 8)).astype(np.float32)
   bank = _bank(mesh, image, text, np.array([1], np.int32))
   index = np.array([1, 2], np.int32)
-  after = memory_bank.update(
-    bank, index, index, image[5:7], text[5:7], np.full(2, 0.25, np.float32), mesh=mesh
-  )
+  after = update(bank, index, index, image[5:7], text[5:7], np.full(2, 0.25, np.float32), mesh=mesh)
   np.testing.assert_allclose(after.image[1], 0.25 * image[5] + 0.75 * image[1], rtol=1e-6)
   np.testing.assert_array_equal(after.image[2], image[6])
 

@@ -25,7 +25,8 @@ def fill_bank(run, images):
   )()
   index = np.arange(len(images), dtype=np.int32)
   weight = np.ones(len(images), np.float32)
-  return memory_bank.update(bank, index, index, images, -images, weight, mesh=run.mesh)
+  write = jax.jit(memory_bank.update, static_argnames="mesh")
+  return write(bank, index, index, images, -images, weight, mesh=run.mesh)
 
 
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)], ids=str)

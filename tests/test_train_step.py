@@ -185,21 +185,26 @@ def test_start_epochs_hold_relations_back(given_views, accumulation):
   assert [report.metrics["loss_global"] > 0 for report in reports] == mined
 
 
+def _mine_first(bank, features, batch, settings, mesh):
+  """Neighbours of the first pair; compiled in every call, since settings change between them."""
+  mine = lambda: train_step.mine_global(
+    bank, features[:1], features[:1], batch, settings, mesh, same_image_rows=1
+  )
+  return jax.jit(mine)()
+
+
 def test_exclude_same_image_in_the_step(given_views):
   """Rows that hold the anchor's image are skipped by the group stored with each row."""
   mesh = sharding.create_mesh(1, 1, 1, devices=jax.devices()[:1])
   features = np.eye(4, dtype=np.float32)[[0, 0, 0, 1]] + np.float32([[0], [0.1], [0.2], [0.3]])
   bank = memory_bank.create(3072, 4)
   index, images = np.arange(4, dtype=np.int32), np.array([7, 7, 8, 9], np.int32)
-  bank = memory_bank.update(
-    bank, index, images, features, features, np.ones(4, np.float32), mesh=mesh
-  )
+  write = jax.jit(memory_bank.update, static_argnames="mesh")
+  bank = write(bank, index, images, features, features, np.ones(4, np.float32), mesh=mesh)
   settings = config.base()
   settings.global_association.threshold = 0.0
   batch = {"index": index[:1], "image_index": images[:1]}
-  mine = lambda: train_step.mine_global(
-    bank, features[:1], features[:1], batch, settings, mesh, same_image_rows=1
-  )
+  mine = lambda: _mine_first(bank, features, batch, settings, mesh)
   assert set(_selected(mine())[0]) == {1, 2, 3}
   settings.global_association.exclude_same_image = True
   assert set(_selected(mine())[0]) == {2, 3, -1}
@@ -211,15 +216,12 @@ def test_mutual_neighbours_look_past_their_own_captions():
   features = np.float32([[1, 0], [1, 0.05], [1, 0.2], [1, 0.21], [-1, 1]])
   bank = memory_bank.create(3072, 2)
   index, images = np.arange(5, dtype=np.int32), np.array([7, 7, 8, 8, 9], np.int32)
-  bank = memory_bank.update(
-    bank, index, images, features, features, np.ones(5, np.float32), mesh=mesh
-  )
+  write = jax.jit(memory_bank.update, static_argnames="mesh")
+  bank = write(bank, index, images, features, features, np.ones(5, np.float32), mesh=mesh)
   settings = config.base()
   settings.global_association.k, settings.global_association.mutual = 1, True
   batch = {"index": index[:1], "image_index": images[:1]}
-  mine = lambda: train_step.mine_global(
-    bank, features[:1], features[:1], batch, settings, mesh, same_image_rows=1
-  )
+  mine = lambda: _mine_first(bank, features, batch, settings, mesh)
   assert set(_selected(mine())[0]) == {1}  # the anchor's own twin, which finds it back
   settings.global_association.exclude_same_image = True
   assert set(_selected(mine())[0]) == {2}
