@@ -1,9 +1,10 @@
+import compiled_bank
 import jax
 import numpy as np
 import optax
 import pytest
 
-from dgia_jax import checkpoint, memory_bank, sharding, train_state
+from dgia_jax import checkpoint, sharding, train_state
 from dgia_jax.errors import UserError
 
 RECORD = {"data_position": 3, "epoch": 1}
@@ -26,8 +27,9 @@ def state_on(mesh, step=3):
   state = train_state.create(mesh, initializer())
   index = np.arange(20, dtype=np.int32)
   features = np.random.default_rng(step).normal(size=(20, 8)).astype(np.float32)
-  write = jax.jit(memory_bank.update, static_argnames="mesh")
-  bank = write(state.bank, index, index, features, -features, np.ones(20, np.float32), mesh=mesh)
+  bank = compiled_bank.update(
+    state.bank, index, index, features, -features, np.ones(20, np.float32), mesh=mesh
+  )
   opt_state = jax.tree.map(lambda x: x + 1, state.opt_state)
   return state.replace(step=state.step + step, bank=bank, opt_state=opt_state)
 

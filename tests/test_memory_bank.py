@@ -4,16 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_bank import gather, search, update
 
 from dgia_jax import losses, memory_bank, sharding
 from golden_data import cases, description
 
 ONE = pytest.param((1, 1, 1), marks=pytest.mark.accelerator)
 MESHES = [ONE, (8, 1, 1), (2, 4, 1), (2, 2, 2)]
-# As steps run them; by themselves they would be compiled piece by piece.
-search = jax.jit(memory_bank.search, static_argnames=("count", "mesh", "anchor", "block_rows"))
-gather = jax.jit(memory_bank.gather, static_argnames="mesh")
-update = jax.jit(memory_bank.update, static_argnames="mesh")
 UPDATES = {case["case"]: case for case in description("p04_update")}
 
 

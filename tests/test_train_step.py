@@ -1,3 +1,4 @@
+import compiled_bank
 import jax
 import numpy as np
 import optax
@@ -199,8 +200,9 @@ def test_exclude_same_image_in_the_step(given_views):
   features = np.eye(4, dtype=np.float32)[[0, 0, 0, 1]] + np.float32([[0], [0.1], [0.2], [0.3]])
   bank = memory_bank.create(3072, 4)
   index, images = np.arange(4, dtype=np.int32), np.array([7, 7, 8, 9], np.int32)
-  write = jax.jit(memory_bank.update, static_argnames="mesh")
-  bank = write(bank, index, images, features, features, np.ones(4, np.float32), mesh=mesh)
+  bank = compiled_bank.update(
+    bank, index, images, features, features, np.ones(4, np.float32), mesh=mesh
+  )
   settings = config.base()
   settings.global_association.threshold = 0.0
   batch = {"index": index[:1], "image_index": images[:1]}
@@ -216,8 +218,9 @@ def test_mutual_neighbours_look_past_their_own_captions():
   features = np.float32([[1, 0], [1, 0.05], [1, 0.2], [1, 0.21], [-1, 1]])
   bank = memory_bank.create(3072, 2)
   index, images = np.arange(5, dtype=np.int32), np.array([7, 7, 8, 8, 9], np.int32)
-  write = jax.jit(memory_bank.update, static_argnames="mesh")
-  bank = write(bank, index, images, features, features, np.ones(5, np.float32), mesh=mesh)
+  bank = compiled_bank.update(
+    bank, index, images, features, features, np.ones(5, np.float32), mesh=mesh
+  )
   settings = config.base()
   settings.global_association.k, settings.global_association.mutual = 1, True
   batch = {"index": index[:1], "image_index": images[:1]}
