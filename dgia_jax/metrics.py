@@ -68,12 +68,14 @@ def ranking_statistics(similarity_QxG, query_ids_Q, gallery_ids_G):
       (similarity_QxG == score_Qx1) & (index_1xG < item_Qx1)
     )
     # One reduction for both counts: the matrix is read once (three times faster than two sums).
-    rank_Q, correct_so_far_Q = jax.lax.reduce(
+    # It must start from 0, the neutral element: a parallel reduction starts every part with it.
+    better_Q, better_and_correct_Q = jax.lax.reduce(
       (beats_QxG.astype(jnp.int32), (beats_QxG & correct_QxG).astype(jnp.int32)),
-      (jnp.int32(1), jnp.int32(1)),
+      (jnp.int32(0), jnp.int32(0)),
       lambda a, b: (a[0] + b[0], a[1] + b[1]),
       dimensions=(1,),
     )
+    rank_Q, correct_so_far_Q = better_Q + 1, better_and_correct_Q + 1
     exists_Q = i < count_Q
     return (
       jnp.where(exists_Q, jnp.minimum(first_Q, rank_Q), first_Q),

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from dgia_jax import metrics
+from dgia_jax import sharding
 from golden_data import cases, description
+
+pytestmark = pytest.mark.accelerator  # a wrong reduction shows on a GPU or TPU and not on a CPU
 
 MEANS = {case["case"]: case for case in description("p06_rank")}
 
@@ -170,14 +173,60 @@ def test_relation_accuracy():
   assert metrics.relation_accuracy(0, 0) is None
 
 
-def test_ranking_on_a_mesh_equals_one_device(rng):
-  """Query blocks split over eight devices, a number of queries that they do not divide."""
-  from dgia_jax import sharding
+def ranked(similarity, query_ids, gallery_ids):
+  """(first rank, AP, INP) of every query as rows; a query without a match has G + 1, 0, 0."""
+  missing = (similarity.shape[1] + 1, 0.0, 0.0)
+  return np.array([row or missing for row in slow_statistics(similarity, query_ids, gallery_ids)])
 
-  mesh = sharding.create_mesh(2, 2, 2)
+
+def assert_statistics(rows, expected_Qx3):
+  found = (rows.first_rank, rows.average_precision, rows.inverse_negative_penalty)
+  np.testing.assert_allclose(np.stack(found, axis=1), expected_Qx3, rtol=1e-5)
+
+
+def assert_equals_numpy(num_queries, num_items):
+  example = tied_example(num_items, num_queries, num_items)
+  assert_statistics(metrics.ranking_statistics(*example), ranked(*example))
+
+
+@pytest.mark.parametrize("num_items", range(1, 41))
+def test_every_small_gallery_equals_numpy(num_items):
+  assert_equals_numpy(1 + num_items * 7 % 40, num_items)  # 7 and 40 share no factor: every Q once
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_items", range(1, 41))
+def test_every_pair_of_small_sizes_equals_numpy(num_items):
+  for num_queries in range(1, 41):
+    assert_equals_numpy(num_queries, num_items)
+
+
+@pytest.mark.parametrize("size", [(513, 40), (1, 2000), (520, 520)])
+def test_shapes_past_a_block_equal_numpy(size):
+  similarity, query_ids, gallery_ids = tied_example(0, *size, num_ids=50)
+  found = metrics.retrieval_metrics(similarity, query_ids, gallery_ids)
+  assert found == pytest.approx(slow_metrics(similarity, query_ids, gallery_ids), rel=1e-5)
+
+
+@pytest.mark.parametrize("axes", [("data", None), (None, "data"), ("data", "fsdp")])
+@pytest.mark.parametrize("size", [(8, 8), (16, 8), (8, 24), (40, 40)])
+def test_rows_and_columns_split_over_all_devices_equal_numpy(axes, size):
+  """Gallery columns over eight devices, one column each in the smallest case."""
+  devices = jax.device_count()
+  shape = (devices, 1) if "fsdp" not in axes else (devices // 2 or 1, min(devices, 2))
+  mesh = sharding.create_mesh(*shape)
+  similarity, query_ids, gallery_ids = tied_example(sum(size), *size)
+  layout = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+  rows = metrics.ranking_statistics(jax.device_put(similarity, layout), query_ids, gallery_ids)
+  assert_statistics(rows, ranked(similarity, query_ids, gallery_ids))
+
+
+def test_ranking_on_a_mesh_equals_one_device(rng):
+  """Query blocks split over all devices, a number of queries that they do not divide."""
+  mesh = sharding.create_mesh(-1, *((2, 2) if jax.device_count() == 8 else (1, 1)))
   query, gallery = (rng.normal(size=(n, 6)).astype(np.float32) for n in (37, 21))
   ids = rng.integers(0, 5, 37), rng.integers(0, 5, 21)
   layouts = (sharding.batch(mesh), sharding.replicated(mesh))
-  ranked = metrics.retrieval_metrics_from_features
-  split = ranked(query, gallery, *ids, block=10, layouts=layouts)
-  assert split == pytest.approx(ranked(query, gallery, *ids))
+  rank = metrics.retrieval_metrics_from_features
+  split = rank(query, gallery, *ids, block=10, layouts=layouts)
+  assert split == pytest.approx(rank(query, gallery, *ids))
