@@ -9,13 +9,13 @@ pairs over 256 chips are 16 pairs a chip; where a chip's share does not fit, add
 configs/custom.py for the three settings that name it.
 
 Expected: unknown. Neither this batch nor this rate has been run on real data: watch
-`gradient_norm` (see `dgia_jax.optimizer.scaled_learning_rate`) and the first epochs' scores.
+`gradient_norm` (see `dgia_jax.method.optimizer.scaled_learning_rate`) and the first epochs' scores.
 Epochs and warm-up stay as released, so steps become few: 17 an epoch at 4,096, 680 in all.
 """
 
 from configs import cuhk_pedes
-from dgia_jax import optimizer
 from dgia_jax.errors import UserError
+from dgia_jax.method import optimizer
 
 
 def get_config(variant=""):

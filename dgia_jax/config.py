@@ -38,7 +38,7 @@ def base():
   config.mesh.tensor = 1  # devices a layer is split over
 
   config.dataset = ConfigDict()
-  config.dataset.name = "cuhk_pedes"  # one of dgia_jax.data.registry.names()
+  config.dataset.name = "cuhk_pedes"  # one of dgia_jax.data.datasets.names()
   config.dataset.data_dir = ""  # of built datasets; "" = $TFDS_DATA_DIR or ~/tensorflow_datasets
   config.dataset.source = ""  # folder with the dataset as its owners give it out
   config.dataset.annotations = ""  # custom: JSON file

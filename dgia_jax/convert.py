@@ -23,10 +23,12 @@ from collections.abc import Sequence
 import jax
 import tokenizers
 
-from dgia_jax import checkpoint, model_card, run_folder
 from dgia_jax.data import tokenizer as tokenizer_lib
 from dgia_jax.errors import UserError
-from dgia_jax.models import hugging_face
+from dgia_jax.models.pretrained import hugging_face
+from dgia_jax.reporting import model_card
+from dgia_jax.training import checkpoint
+from dgia_jax.training import workdir as workdir_lib
 
 CARD = "README.md"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -47,7 +49,7 @@ def convert(run, out, choice="best") -> str:
     UserError: the folder is no run, has no complete checkpoint, or `out` cannot be written.
   """
   run, out = pathlib.Path(run), pathlib.Path(out)
-  config = run_folder.read_config(run)
+  config = workdir_lib.read_config(run)
   step, params = checkpoint.restore_params(run, choice)
   image_size = tuple(config["dataset"]["image_size"])
   try:
@@ -66,7 +68,7 @@ def convert(run, out, choice="best") -> str:
 
 def _card(run: pathlib.Path, config: dict, step: int, params: dict) -> str:
   """The model card, with the run's scores when it has been evaluated."""
-  path = run / run_folder.RESULTS
+  path = run / workdir_lib.RESULTS
   results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
   return model_card.make_card(
     f"{config['model']['name']} on {config['dataset']['name']}",
@@ -85,7 +87,7 @@ def _write_tokenizer(run: pathlib.Path, settings: dict, out: pathlib.Path) -> st
     if settings["name"]:
       words = tokenizer_lib.clip_tokenizer(settings["name"], settings["context_length"])
     else:
-      words = tokenizer_lib.load_tokenizer(run / run_folder.TOKENIZER)
+      words = tokenizer_lib.load_tokenizer(run / workdir_lib.TOKENIZER)
   except UserError as error:
     for name in _TOKENIZER_FILES:  # of an earlier conversion to the same folder
       (out / name).unlink(missing_ok=True)

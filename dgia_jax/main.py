@@ -10,7 +10,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from dgia_jax import command_line, processes
+from dgia_jax import cli, distributed
 from dgia_jax.errors import UserError
 
 MODES = ("train", "evaluate", "compile")
@@ -36,22 +36,25 @@ def main(arguments):
       raise UserError(f"--{name} is missing")
   logging.getLogger("absl").setLevel(logging.WARNING)
   # Imported here: the processes that decode images import this module again, and need none of it.
-  from dgia_jax import compile_report, evaluate, train
-  from dgia_jax.console import Console
+  from dgia_jax.dry_run import compile_report
+  from dgia_jax.reporting.console import Console
+  from dgia_jax.training import evaluate, train
 
   if FLAGS.mode == "compile":  # one process, whatever slice it is started on
     jax.config.update("jax_platforms", "cpu")  # the chips of the topology are not here
     compile_report.report(FLAGS.config, FLAGS.topology, FLAGS.num_pairs, Console())
     return
-  processes.start(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.detect_processes)
+  distributed.start(
+    FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.detect_processes
+  )
   modes = {"train": train.train, "evaluate": evaluate.evaluate}
   modes[FLAGS.mode](FLAGS.config, FLAGS.workdir, Console(active=jax.process_index() == 0))
 
 
 def run():
   """Entry point."""
-  with processes.failing_together():
-    main(command_line.parse(sys.argv))
+  with distributed.failing_together():
+    main(cli.parse(sys.argv))
 
 
 if __name__ == "__main__":

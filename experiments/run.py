@@ -15,7 +15,7 @@ import pathlib
 import sys
 
 from dgia_jax.errors import UserError
-from experiments import declarations, evidence, launch, report, runs
+from experiments.paper import collect, launch, report, runs, tables
 
 ALL = "all"
 
@@ -38,7 +38,7 @@ def _run(flags, command):
   """Plan, train, measure, report; returns the exit code."""
   options, sources = _options(flags)
   experiments = _chosen(flags.experiment, options.dataset.name)
-  plans = {experiment.name: evidence.plan(experiment, options) for experiment in experiments}
+  plans = {experiment.name: collect.plan(experiment, options) for experiment in experiments}
   wanted = _wanted(plans, flags.only, flags.shard)
   problems = {}
   if flags.dry_run:
@@ -51,13 +51,15 @@ def _run(flags, command):
     return 0
   if not flags.report_only:
     problems = launch.train_with_starts(wanted, flags.jobs, _say)
-  from experiments import sections  # brings matplotlib and the model: not for a list of commands
+  from experiments.paper import (
+    render,  # brings matplotlib and the model: not for a list of commands
+  )
 
   for experiment in experiments:
-    found = evidence.collect(
+    found = collect.collect(
       experiment, options, plans[experiment.name], sources, not flags.report_only, _say
     )
-    path = report.write(sections.section_of(found), found, command)
+    path = report.write(render.section_of(found), found, command)
     _say(f"{experiment.name}: {path}")
     problems |= {f"{experiment.name}: {text}": "" for text in found.problems}
   if problems:
@@ -76,15 +78,15 @@ def _parse(arguments):
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument("experiment", help=f"{', '.join(declarations.EXPERIMENTS)}, or {ALL}")
-  parser.add_argument("--dataset", default="synth_pedes", help=", ".join(declarations.DATASETS))
+  parser.add_argument("experiment", help=f"{', '.join(tables.EXPERIMENTS)}, or {ALL}")
+  parser.add_argument("--dataset", default="synth_pedes", help=", ".join(tables.DATASETS))
   parser.add_argument("--seeds", default="0", help="comma-separated")
   parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/paper"))
   parser.add_argument("--variant", default="", help="of the config file, such as paper or tiny")
   parser.add_argument(
     "--schedule", help="a declared schedule, or `config` for the config file's own"
   )
-  parser.add_argument("--protocol", help=f"whose scores count: {', '.join(declarations.PROTOCOLS)}")
+  parser.add_argument("--protocol", help=f"whose scores count: {', '.join(tables.PROTOCOLS)}")
   parser.add_argument(
     "--split", default="test", choices=("test", "val"), help="val: to choose settings by"
   )
@@ -96,7 +98,7 @@ def _parse(arguments):
     action="append",
     default=[],
     metavar="DATASET=FOLDER",
-    help=f"a dataset's files; {declarations.EMBEDDED} has none",
+    help=f"a dataset's files; {tables.EMBEDDED} has none",
   )
   parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
   parser.add_argument("--only", default="", help="train these settings only, comma-separated")
@@ -112,9 +114,9 @@ def _options(flags):
   Raises:
     UserError: a flag's value makes no sense.
   """
-  dataset = _named(declarations.DATASETS, flags.dataset, "--dataset")
+  dataset = _named(tables.DATASETS, flags.dataset, "--dataset")
   protocol = flags.protocol or ("last" if flags.split == "val" else dataset.protocol)
-  _named(declarations.PROTOCOLS, protocol, "--protocol")
+  _named(tables.PROTOCOLS, protocol, "--protocol")
   if flags.split == "val" and protocol != "last":
     raise UserError("--split val: scores on val are kept of the last epoch; use --protocol last")
   try:
@@ -126,8 +128,8 @@ def _options(flags):
   sources = {}
   for text in flags.source:
     name, _, folder = text.partition("=")
-    _named(declarations.DATASETS, name, "--source")
-    if not folder and name != declarations.EMBEDDED:
+    _named(tables.DATASETS, name, "--source")
+    if not folder and name != tables.EMBEDDED:
       raise UserError(f"--source {text}: give DATASET=FOLDER")
     sources[name] = folder
   overrides = runs.parse_overrides(flags.set)
@@ -162,9 +164,9 @@ def _schedule(dataset, flags):
 def _chosen(name, dataset):
   """The experiments of a name that exist for the dataset."""
   if name == ALL:
-    found = declarations.EXPERIMENTS.values()
+    found = tables.EXPERIMENTS.values()
     return [e for e in found if not e.datasets or dataset in e.datasets]
-  experiment = _named(declarations.EXPERIMENTS, name, "experiment", ALL)
+  experiment = _named(tables.EXPERIMENTS, name, "experiment", ALL)
   if experiment.datasets and dataset not in experiment.datasets:
     raise UserError(f"{name} exists for --dataset {' or '.join(experiment.datasets)} only")
   return [experiment]

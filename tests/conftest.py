@@ -22,7 +22,7 @@ _COMPILED = tempfile.TemporaryDirectory(prefix="dgia_jax_compiled_")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 _TESTS = os.path.dirname(os.path.abspath(__file__))
-sys.path[:0] = [os.path.dirname(_TESTS), _TESTS, os.path.join(_TESTS, "models")]
+sys.path.insert(0, os.path.dirname(_TESTS))
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
@@ -58,7 +58,7 @@ def rng():
 @pytest.fixture(scope="session")
 def known_run(tmp_path_factory):
   """Folder of a run with two checkpoints of known weights, see `known_run.write_run`."""
-  import known_run as known_run_lib
+  from tests.helpers import known_run as known_run_lib
 
   return known_run_lib.write_run(tmp_path_factory.mktemp("run"))
 
@@ -66,6 +66,6 @@ def known_run(tmp_path_factory):
 @pytest.fixture
 def image_folder(tmp_path, rng):
   """Folder of images, see `known_run.write_images`."""
-  import known_run as known_run_lib
+  from tests.helpers import known_run as known_run_lib
 
   return known_run_lib.write_images(tmp_path / "images", rng)

@@ -2,15 +2,14 @@ import ast
 import importlib
 import inspect
 import json
-import pathlib
 
 import pytest
 from ml_collections import ConfigDict
 
 from dgia_jax import config as config_lib
 from dgia_jax.errors import UserError
+from tests.helpers.paths import ROOT
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIG_FILES = sorted(
   path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__"
 )

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from known_run import CAPTIONS, IMAGE_SIZE, make_model
 
-from dgia_jax import config, convert, run_folder
+from dgia_jax import config, convert
 from dgia_jax.data import tokenizer as tokenizer_lib
-from dgia_jax.models import weights
+from dgia_jax.models import pixels as pixels_lib
+from dgia_jax.models.pretrained import load as load_lib
+from dgia_jax.training import workdir as workdir_lib
+from tests.helpers.known_run import CAPTIONS, IMAGE_SIZE, make_model
 
 
 def convert_run(run, out, *more):
@@ -22,9 +24,9 @@ def convert_run(run, out, *more):
 def test_the_chosen_checkpoint_comes_back(known_run, tmp_path, capsys, choice, seed):
   assert convert_run(known_run, tmp_path, "--checkpoint", choice) == 0
   assert f"step {seed}" in capsys.readouterr().out
-  words = tokenizer_lib.load_tokenizer(known_run / run_folder.TOKENIZER)
+  words = tokenizer_lib.load_tokenizer(known_run / workdir_lib.TOKENIZER)
   expected = nnx.to_pure_dict(nnx.state(make_model(words, seed), nnx.Param))
-  loaded = weights.load_pretrained(str(tmp_path), expected, image_size=IMAGE_SIZE)
+  loaded = load_lib.load_pretrained(str(tmp_path), expected, image_size=IMAGE_SIZE)
   for actual, value in zip(jax.tree.leaves(loaded.params), jax.tree.leaves(expected), strict=True):
     np.testing.assert_allclose(actual, value, rtol=0, atol=1e-6)
 
@@ -34,14 +36,12 @@ def test_transformers_gives_equal_features_from_raw_captions_and_images(known_ru
   transformers = pytest.importorskip("transformers")
   from PIL import Image
 
-  from dgia_jax import views
-
   assert convert_run(known_run, tmp_path) == 0
   theirs = transformers.CLIPModel.from_pretrained(tmp_path)
   tokens = transformers.AutoTokenizer.from_pretrained(tmp_path)(
     CAPTIONS, padding="max_length", truncation=True, return_tensors="pt"
   )
-  words = tokenizer_lib.load_tokenizer(known_run / run_folder.TOKENIZER)
+  words = tokenizer_lib.load_tokenizer(known_run / workdir_lib.TOKENIZER)
   np.testing.assert_array_equal(tokens["input_ids"].numpy(), words.encode(CAPTIONS))
   pixels = np.random.default_rng(0).integers(0, 256, (2, *IMAGE_SIZE, 3), np.uint8)
   processor = transformers.CLIPImageProcessor.from_pretrained(tmp_path)
@@ -53,7 +53,7 @@ def test_transformers_gives_equal_features_from_raw_captions_and_images(known_ru
 
   ours = make_model(words, seed=1)
   for actual, expected in (
-    (image, ours.encode_image(views.normalize_pixels(jnp.asarray(pixels)))),
+    (image, ours.encode_image(pixels_lib.normalize_pixels(jnp.asarray(pixels)))),
     (text, ours.encode_text(jnp.asarray(words.encode(CAPTIONS)))),
   ):
     scale = float(jnp.abs(expected).max())
@@ -70,7 +70,7 @@ def test_without_a_vocabulary_the_weights_are_still_written(
   known_run, tmp_path, capsys, monkeypatch
 ):
   assert convert_run(known_run, tmp_path) == 0
-  monkeypatch.setattr(run_folder, "TOKENIZER", "gone")
+  monkeypatch.setattr(workdir_lib, "TOKENIZER", "gone")
   assert convert_run(known_run, tmp_path) == 0
   assert "without a tokenizer" in capsys.readouterr().out
   assert sorted(path.name for path in tmp_path.iterdir()) == [

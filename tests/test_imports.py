@@ -1,35 +1,27 @@
 """The shape of the package: who may import whom, who may see the config, who writes axis names."""
 
 import ast
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
 from dgia_jax import sharding
+from tests.helpers.paths import ROOT
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "dgia_jax"
-# A module imports only what stands before it. `data` and `models` are rooms of several modules.
-ORDER = (
-  "errors", "command_line", "processes", "config", "config_reference", "sharding", "metrics",
-  "losses", "association", "memory_bank", "views", "optimizer", "data", "models", "flops",
-  "train_state", "gradients", "train_step", "checkpoint", "logs", "run_folder", "console",
-  "contact_sheet", "relation_precision", "model_card", "retriever", "search_index", "serve",
-  "search", "topology", "hlo", "build", "sampling", "compile_report", "evaluate", "train",
-  "convert", "main",
+# Packages as layers: a module imports from its own package and from those before it.
+LAYERS = (
+  "errors", "config", "cli", "distributed", "sharding", "data", "models", "method", "reporting",
+  "training", "search", "dry_run", "convert", "main",
 )  # fmt: skip
-# They turn settings into arguments; everybody else is given arrays and numbers.
+# They turn settings into arguments; all others are given arrays and numbers.
 SEE_THE_CONFIG = {
-  "config", "build", "evaluate", "train", "train_step", "checkpoint", "run_folder", "main",
-  "convert", "model_card", "compile_report", "sampling", "config_reference",
-  "command_line",
+  "config", "cli", "main", "convert", "reporting.model_card", "method.train_step",
+  "training.setup", "training.evaluate", "training.train", "training.checkpoint",
+  "training.workdir", "training.sampling", "dry_run.compile_report",
 }  # fmt: skip
-CORE = (
-  "association", "flops", "gradients", "losses", "memory_bank", "metrics", "models.dual_encoder",
-  "optimizer", "sharding", "train_state", "train_step", "views",
-)  # fmt: skip
+CORE = ("method", "models", "sharding", "dry_run.flops", "training.retrieval_metrics")
 DATA_STACK = (
   "grain", "tensorflow_datasets", "ml_collections", "clu", "transformers", "tokenizers", "torch",
   "tensorflow",
@@ -46,9 +38,14 @@ def sources(folder=PACKAGE):
   return found
 
 
-def room(module):
-  """What stands in ORDER for a module: "data.pairs" -> "data"."""
+def layer(module):
+  """The entry of LAYERS that a module belongs to: "data.pairs" -> "data"."""
   return module.split(".")[0]
+
+
+def within(module, places):
+  """Whether a module is one of `places`, or inside one."""
+  return any(module == place or module.startswith(f"{place}.") for place in places)
 
 
 def imported(tree):
@@ -72,40 +69,42 @@ def own_imports(tree):
       yield name if is_module else name.rsplit(".", 1)[0]  # else a name inside a module
 
 
-def downward(found):
-  """Imports that break the order, as text."""
-  rank = {name: number for number, name in enumerate(ORDER)}
-  rank[""] = len(ORDER)  # the package itself, which hands out its front door on use
+def against_the_order(found):
+  """Imports that break the order of the layers, as text."""
+  rank = {name: number for number, name in enumerate(LAYERS)}
+  rank[""] = len(LAYERS)  # the package itself, which imports its public names on use
   for module, tree in found.items():
     for other in own_imports(tree):
-      same_room = room(module) == room(other) and room(module) in ("data", "models")
-      if not same_room and rank[room(other)] >= rank[room(module)]:
+      same = layer(module) == layer(other) and (PACKAGE / layer(module)).is_dir()
+      if not same and rank[layer(other)] >= rank[layer(module)]:
         yield f"{module} imports {other}"
 
 
-def test_imports_only_go_upwards():
-  assert list(downward(sources())) == []
+def test_imports_follow_the_layers():
+  assert list(against_the_order(sources())) == []
 
 
-def test_the_order_names_every_module_once():
-  assert sorted(ORDER) == sorted({room(module) for module in sources() if module})
+def test_the_layers_are_those_of_the_package():
+  assert sorted(LAYERS) == sorted({layer(module) for module in sources() if module})
 
 
-def test_a_downward_import_is_found():
+def test_an_import_against_the_order_is_found():
   tree = lambda text: ast.parse(f"def lazy():\n  {text}")
-  assert list(downward({"losses": tree("from dgia_jax import association")})) == [
-    "losses imports association"
-  ]
-  assert list(downward({"data.pairs": tree("import dgia_jax.models.layers")})) == [
-    "data.pairs imports models.layers"
-  ]
-  assert list(downward({"views": tree("from dgia_jax.train import train")})) == [
-    "views imports train"
-  ]
-  assert list(downward({"models.weights": tree("from dgia_jax.models import names")})) == []
+  broken = {
+    "method.losses": "from dgia_jax.training import train",
+    "data.pairs": "import dgia_jax.models.transformer",
+    "config": "from dgia_jax.cli import parse",
+  }
+  for module, text in broken.items():
+    assert len(list(against_the_order({module: tree(text)}))) == 1, module
+  allowed = {
+    "models.pretrained.load": "from dgia_jax.models.pretrained import tensor_names",
+    "training.train": "from dgia_jax.method.losses import itc",
+  }
+  assert not list(against_the_order({m: tree(text) for m, text in allowed.items()}))
 
 
-def test_rooms_hold_no_import_cycles():
+def test_no_module_imports_itself():
   graph = {module: set(own_imports(tree)) - {module} for module, tree in sources().items()}
   for module in list(graph):
     seen, waiting = set(), [module]
@@ -139,15 +138,15 @@ def config_uses(tree):
 
 def test_only_the_edge_sees_the_config():
   # In models/ and data/synth_pedes `config` is the content of a Hugging Face file or TFDS's own.
-  foreign = ("models.hugging_face", "data.synth_pedes.builder")
+  foreign = ("models.pretrained.hugging_face", "data.synth_pedes.builder")
   for module, tree in sources().items():
     uses = [use for use in config_uses(tree) if module not in foreign or use.startswith("imports")]
-    assert not uses or room(module) in SEE_THE_CONFIG, f"{module} {uses}"
+    assert not uses or module in SEE_THE_CONFIG, f"{module} {uses}"
 
 
 def test_who_may_see_the_config_does():
   found = sources()
-  for module in SEE_THE_CONFIG - {"config", "main", "checkpoint", "convert"}:
+  for module in SEE_THE_CONFIG - {"config", "main", "training.checkpoint", "convert"}:
     assert list(config_uses(found[module])), f"{module} could be taken off the list"
 
 
@@ -207,9 +206,7 @@ sys.meta_path.insert(0, Block())
 
 
 def test_core_imports_without_the_data_stack():
-  names = [
-    f"dgia_jax.{module}" for module in sources() if module in CORE or room(module) == "models"
-  ]
+  names = [f"dgia_jax.{module}" for module in sources() if within(module, CORE)]
   assert len(names) > len(CORE)
   run_python(BLOCK + f"import importlib\nfor name in {names!r}: importlib.import_module(name)")
 
@@ -224,5 +221,7 @@ def test_training_imports_no_tensorflow(tmp_path):
   (tmp_path / "tensorflow").mkdir()
   (tmp_path / "tensorflow" / "__init__.py").write_text('print("TensorFlow was imported")\n')
   assert "was imported" in run_python("import tensorflow", tmp_path)
-  program = "import dgia_jax.train, dgia_jax.evaluate, dgia_jax.main\nprint('ready')"
+  program = (
+    "import dgia_jax.training.train, dgia_jax.training.evaluate, dgia_jax.main\nprint('ready')"
+  )
   assert run_python(program, tmp_path).split() == ["ready"]

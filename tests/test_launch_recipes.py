@@ -7,7 +7,9 @@ import subprocess
 import sys
 
 import pytest
-from test_main import ROOT, TINY
+
+from tests.helpers.command_line import TINY
+from tests.helpers.paths import ROOT
 
 SCRIPTS = sorted((ROOT / "launch").iterdir())
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -10,25 +9,9 @@ import time
 
 import pytest
 
-from dgia_jax import checkpoint
-
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-# The true path at its smallest: 30 drawn images, 3 epochs of 4 steps.
-TINY = [
-  "--config=configs/synth_pedes.py:small",
-  "--config.dataset.options.train_people=5",
-  "--config.dataset.options.val_people=3",
-  "--config.dataset.options.test_people=3",
-  "--config.batch_size=8",
-  "--config.eval.batch_size=8",
-  "--config.checkpoint.every_steps=1",
-  "--config.log_every_steps=1",
-]
-STEPS = 12
-
-
-def command(*arguments):
-  return [sys.executable, "-m", "dgia_jax.main", *map(str, arguments)]
+from dgia_jax.training import checkpoint
+from tests.helpers.command_line import STEPS, TINY, command
+from tests.helpers.paths import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -177,13 +160,13 @@ def test_mistakes_end_in_one_line(environment, tmp_path, arguments, words):
 
 def test_a_setting_whose_name_is_a_word_of_python_can_be_set(monkeypatch):
   """config_flags parses names as Python, to which `global` means something."""
-  from dgia_jax import command_line, main
+  from dgia_jax import cli, main
 
   monkeypatch.chdir(ROOT)
   arguments = ["main", "--config=configs/synth_pedes.py", "--config.loss.weights.global=0.25"]
   monkeypatch.setattr(sys, "argv", arguments)
   try:
-    command_line.parse(arguments)
+    cli.parse(arguments)
     assert main.FLAGS.config.loss.weights["global"] == 0.25
   finally:
     main.FLAGS.unparse_flags()

@@ -7,8 +7,9 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from dgia_jax import optimizer, sharding, train_state
+from dgia_jax import sharding
 from dgia_jax.errors import UserError
+from dgia_jax.method import optimizer, train_state
 from dgia_jax.models import dual_encoder
 
 

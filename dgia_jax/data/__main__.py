@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-from dgia_jax.data import layouts, registry
+from dgia_jax.data import catalog, datasets
 from dgia_jax.errors import UserError
 
 
@@ -38,10 +38,10 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> int:
-  registry.check_name(args.name)
+  datasets.check_name(args.name)
   options = {}
   image_size = args.image_size or "384x128"
-  if args.name in layouts.LAYOUTS:
+  if args.name in catalog.LAYOUTS:
     from dgia_jax.data import check
 
     for note in check.check(_open(args), quick=True).notes:
@@ -56,7 +56,7 @@ def _prepare(args: argparse.Namespace) -> int:
     from dgia_jax.data.synth_pedes.settings import Settings
 
     image_size = f"{Settings.height}x{Settings.width}"
-  builder = registry.load_builder(
+  builder = datasets.load_builder(
     args.name,
     image_size=_image_size(image_size),
     data_dir=args.data_dir,
@@ -76,12 +76,12 @@ def _prepare(args: argparse.Namespace) -> int:
 
 
 def _open(args: argparse.Namespace):
-  from dgia_jax.data import source
+  from dgia_jax.data import dataset_files
 
-  registry.check_name(args.name)
-  if args.name not in layouts.LAYOUTS:
+  datasets.check_name(args.name)
+  if args.name not in catalog.LAYOUTS:
     raise UserError(f"{args.name} is drawn, not read from files: there is nothing to check")
-  return source.open_source(
+  return dataset_files.open_source(
     args.name, source=args.source, annotations=args.annotations, images=args.images
   )
 
@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
   )
   commands = parser.add_subparsers(required=True, metavar="check|prepare")
   shared = argparse.ArgumentParser(add_help=False)
-  shared.add_argument("name", help=", ".join(registry.names()))
+  shared.add_argument("name", help=", ".join(datasets.names()))
   shared.add_argument("--source", default="", help="folder with the dataset's files")
   shared.add_argument("--annotations", default="", help="the JSON file, if not found by itself")
   shared.add_argument("--images", default="", help="folder that image paths are relative to")

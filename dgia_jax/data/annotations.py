@@ -11,7 +11,7 @@ import os
 import posixpath
 from collections.abc import Sequence
 
-from dgia_jax.data.entries import (
+from dgia_jax.data.annotation_formats import (
   CAPTION_FIELDS,
   PATH_FIELDS,
   SPLIT_NAMES,

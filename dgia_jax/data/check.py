@@ -15,9 +15,9 @@ import tqdm
 
 from dgia_jax.data import images as images_lib
 from dgia_jax.data.annotations import SPLITS, ImageRecord
-from dgia_jax.data.layouts import Counts, Release
-from dgia_jax.data.report import Report, some
-from dgia_jax.data.source import Source
+from dgia_jax.data.catalog import Counts, Release
+from dgia_jax.data.check_page import Report, some
+from dgia_jax.data.dataset_files import Source
 
 CONTEXT_TOKENS = 77
 SHORT_WORDS = 3

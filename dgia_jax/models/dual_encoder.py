@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dgia_jax.errors import UserError
-from dgia_jax.models.execution import PLAIN, Execution
+from dgia_jax.models.backend import PLAIN, Execution
 from dgia_jax.models.image_tower import ImageTower
 from dgia_jax.models.text_tower import TextTower
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dgia_jax.models import layers
-from dgia_jax.models.execution import Execution
+from dgia_jax.models import transformer
+from dgia_jax.models.backend import Execution
 
 
 class ImageTower(nnx.Module):
@@ -51,21 +51,21 @@ class ImageTower(nnx.Module):
     self.patch_embedding = param(normal(pixels_per_patch**-0.5), patch_size, patch_size, 3, width)
     self.class_embedding = param(width_scaled, width)
     self.position_embedding = param(width_scaled, num_tokens, width)
-    self.norm_pre = layers.layer_norm(width, dtype=dtype, rngs=rngs)
-    self.blocks = layers.stack_blocks(
-      lambda rngs: layers.Block(
+    self.norm_pre = transformer.layer_norm(width, dtype=dtype, rngs=rngs)
+    self.blocks = transformer.stack_blocks(
+      lambda rngs: transformer.Block(
         width, heads, depth=depth, causal=False, dtype=dtype, execution=execution, rngs=rngs
       ),
       depth,
       rngs,
     )
-    self.norm_post = layers.layer_norm(width, dtype=jnp.float32, rngs=rngs)
+    self.norm_post = transformer.layer_norm(width, dtype=jnp.float32, rngs=rngs)
     self.projection = param(width_scaled, width, feature_width)
 
   def __call__(self, pixels_BxHxWx3: jax.Array) -> jax.Array:
     """Normalised pixels, float (B, H, W, 3), to float32 features (B, D), not normalised."""
     x_BxPxC = self.embed_patches(pixels_BxHxWx3)
-    x_BxPxC = layers.run_blocks(self.blocks, self.norm_pre(x_BxPxC), self.execution)
+    x_BxPxC = transformer.run_blocks(self.blocks, self.norm_pre(x_BxPxC), self.execution)
     # Only the class token is projected; the other tokens are nobody's feature.
     pooled_BxC = self.norm_post(x_BxPxC[:, 0])
     return pooled_BxC @ self.projection[...]

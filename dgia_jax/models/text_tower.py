@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dgia_jax.models import layers
-from dgia_jax.models.execution import Execution
+from dgia_jax.models import transformer
+from dgia_jax.models.backend import Execution
 
 
 class TextTower(nnx.Module):
@@ -50,14 +50,14 @@ class TextTower(nnx.Module):
     self.execution = execution
     self.token_embedding = param(normal(0.02), vocab_size, width)
     self.position_embedding = param(normal(0.01), context_length, width)
-    self.blocks = layers.stack_blocks(
-      lambda rngs: layers.Block(
+    self.blocks = transformer.stack_blocks(
+      lambda rngs: transformer.Block(
         width, heads, depth=depth, causal=True, dtype=dtype, execution=execution, rngs=rngs
       ),
       depth,
       rngs,
     )
-    self.norm_final = layers.layer_norm(width, dtype=jnp.float32, rngs=rngs)
+    self.norm_final = transformer.layer_norm(width, dtype=jnp.float32, rngs=rngs)
     self.projection = param(normal(width**-0.5), width, feature_width)
 
   def __call__(self, tokens_BxL: jax.Array) -> jax.Array:
@@ -66,7 +66,7 @@ class TextTower(nnx.Module):
     # Rows are picked before the cast, so their gradients add up in float32.
     x_BxLxC = self.token_embedding[...][tokens_BxL].astype(self.dtype)
     x_BxLxC = x_BxLxC + self.position_embedding[...][None, :length].astype(self.dtype)
-    x_BxLxC = layers.run_blocks(self.blocks, x_BxLxC, self.execution)
+    x_BxLxC = transformer.run_blocks(self.blocks, x_BxLxC, self.execution)
     end_Bx1x1 = jnp.argmax(tokens_BxL, axis=-1)[:, None, None]
     pooled_BxC = jnp.take_along_axis(x_BxLxC, end_Bx1x1, axis=1)[:, 0]
     return self.norm_final(pooled_BxC) @ self.projection[...]

@@ -3,20 +3,20 @@
 import dataclasses
 import shutil
 
-import fake_datasets
 import pytest
 
-from dgia_jax.data import check, layouts, source
-from dgia_jax.data.layouts import Counts, Release
+from dgia_jax.data import catalog, check, dataset_files
+from dgia_jax.data.catalog import Counts, Release
+from tests.helpers import fake_datasets
 
 
 def _check(name, folder, **options):
-  return check.check(source.open_source(name, source=str(folder)), **options)
+  return check.check(dataset_files.open_source(name, source=str(folder)), **options)
 
 
 def _with_releases(monkeypatch, name, *releases):
-  layout = dataclasses.replace(layouts.LAYOUTS[name], releases=releases)
-  monkeypatch.setitem(layouts.LAYOUTS, name, layout)
+  layout = dataclasses.replace(catalog.LAYOUTS[name], releases=releases)
+  monkeypatch.setitem(catalog.LAYOUTS, name, layout)
 
 
 def _edit(folder, name, change):
@@ -60,7 +60,7 @@ def test_early_release_is_recognised(tmp_path, monkeypatch):
 
 
 def test_early_release_is_told_from_the_published_one_by_its_real_sizes():
-  published, early = layouts.LAYOUTS["rstp_reid"].releases
+  published, early = catalog.LAYOUTS["rstp_reid"].releases
   assert check._difference(dict(early.splits), early) == 0
   assert check._difference(dict(early.splits), published) > 0
 

@@ -2,10 +2,11 @@
 
 import shlex
 
-import fabricated
 import pytest
 
-from experiments import declarations, run, runs
+from experiments import run
+from experiments.paper import runs, tables
+from tests.helpers import fabricated
 
 
 def planned(capsys, *arguments):
@@ -39,8 +40,8 @@ def test_the_starts_come_first(tmp_path, capsys):
 
 
 def test_a_finished_run_is_not_asked_for_again(tmp_path, capsys):
-  options = runs.Options(declarations.DATASETS["synth_pedes"], tmp_path, schedule="warm")
-  made = runs.make_run(options, declarations.EXPERIMENTS["main"].settings[0], 0)
+  options = runs.Options(tables.DATASETS["synth_pedes"], tmp_path, schedule="warm")
+  made = runs.make_run(options, tables.EXPERIMENTS["main"].settings[0], 0)
   fabricated.finish(made, last=20.0)
   arguments = ("--workdir", str(tmp_path))
   assert planned(capsys, "main", *arguments) == []
@@ -52,7 +53,7 @@ def test_all_trains_what_tables_share_once(tmp_path, capsys):
   commands = planned(capsys, "all", "--workdir", str(tmp_path))
   # Settings of Tables 4-6 and Figure 4, eight other mask ratios, three reference runs, and what
   # goes beyond the paper.
-  beyond = len(declarations.EXPERIMENTS["plus"].settings) - 1
+  beyond = len(tables.EXPERIMENTS["plus"].settings) - 1
   assert len(commands) == 9 + 8 + 3 + beyond
 
 
@@ -84,7 +85,7 @@ def test_set_variant_schedule_and_source_reach_the_command(tmp_path, capsys):
   (command,) = planned(capsys, "main", "--workdir", str(tmp_path), "--source", "synth_pedes")
   assert not [word for word in command if "dataset.source" in word]
   (command,) = planned(capsys, "main", "--workdir", str(tmp_path))
-  assert f"--config.num_epochs={declarations.WARM.fields['num_epochs']}" in command
+  assert f"--config.num_epochs={tables.WARM.fields['num_epochs']}" in command
   (command,) = planned(capsys, "main", "--workdir", str(tmp_path), "--schedule", "config")
   assert not [word for word in command if "num_epochs" in word]
 
@@ -116,8 +117,8 @@ def test_mistakes_end_in_one_line_and_code_2(tmp_path, capsys, arguments, messag
 
 
 def test_a_damaged_run_folder_is_one_line(tmp_path, capsys):
-  options = runs.Options(declarations.DATASETS["synth_pedes"], tmp_path, schedule="warm")
-  made = runs.make_run(options, declarations.EXPERIMENTS["main"].settings[0], 0)
+  options = runs.Options(tables.DATASETS["synth_pedes"], tmp_path, schedule="warm")
+  made = runs.make_run(options, tables.EXPERIMENTS["main"].settings[0], 0)
   fabricated.finish(made, last=20.0)
   (made.folder / "results.json").write_text('{"last": 3}')
   assert run.main(["main", "--workdir", str(tmp_path), "--report_only"]) == 2

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-import golden_data
-import model_b
 from dgia_jax.errors import UserError
 from dgia_jax.models import dual_encoder
-from dgia_jax.models.execution import Execution
+from dgia_jax.models.backend import Execution
+from tests.helpers import golden_data, model_b
 
 
 def encode(graphdef, params, pixels, tokens):

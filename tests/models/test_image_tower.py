@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import model_b
+from tests.helpers import model_b
 
 
 def test_embedding_equals_a_strided_convolution():

@@ -1,0 +1,75 @@
+"""What a training run carries from step to step, made inside jit and laid out by the rules."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from dgia_jax import sharding
+from dgia_jax.method import memory_bank
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Everything that a step reads and writes, and that a checkpoint stores."""
+
+  step: jax.Array  # () int32, steps done
+  params: dict  # nested dict of float32 arrays; block weights are stacked over layers
+  opt_state: optax.OptState
+  bank: memory_bank.Bank
+
+
+def layout(mesh, state):
+  """Layouts of a TrainState.
+
+  Args:
+    mesh: the mesh.
+    state: a TrainState of arrays or `jax.ShapeDtypeStruct`s.
+
+  Returns:
+    A TrainState of `NamedSharding`.
+  """
+  return TrainState(
+    step=sharding.replicated(mesh),
+    params=sharding.parameters(mesh, state.params),
+    opt_state=sharding.parameters(mesh, state.opt_state),
+    bank=jax.tree.map(lambda _: sharding.bank_rows(mesh), state.bank),
+  )
+
+
+def initializer(init_params, optimizer, *, num_pairs, feature_dim):
+  """How a fresh state is made.
+
+  Args:
+    init_params: function without arguments that returns the parameters; traced.
+    optimizer: an optax transformation.
+    num_pairs: training pairs, N before padding.
+    feature_dim: D.
+
+  Returns:
+    Function without arguments that returns a TrainState; to be traced.
+  """
+
+  def init():
+    params = init_params()
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      opt_state=optimizer.init(params),
+      bank=memory_bank.create(memory_bank.padded_rows(num_pairs), feature_dim),
+    )
+
+  return init
+
+
+def create(mesh, init):
+  """A fresh state, every array born on the devices that own it.
+
+  Args:
+    mesh: the mesh.
+    init: see `initializer`.
+
+  Returns:
+    A TrainState of global arrays.
+  """
+  return jax.jit(init, out_shardings=layout(mesh, jax.eval_shape(init)))()

@@ -1,0 +1,78 @@
+"""Supplement Table 3: parameters, arithmetic, and the time the test split takes, part by part.
+
+FLOPs are those of one image and one text through the towers, in multiply-adds, which is what the
+paper's 20.25 G are; `dgia_jax.dry_run.flops` counts a multiply-add as two operations. Time is wall
+time on whatever machine this runs on, compilation left out: reading and decoding all test images,
+embedding images and captions that lie in memory, and ranking the gallery for every caption with all
+scores.
+"""
+
+import dataclasses
+import time
+
+import jax
+import numpy as np
+
+from dgia_jax import sharding
+from dgia_jax.data import batches as batches_lib
+from dgia_jax.dry_run import flops
+from dgia_jax.models import dual_encoder
+from dgia_jax.training import evaluate, retrieval_metrics
+from experiments.paper.measures import finished
+
+
+def measure(config, folder, splits, choice):
+  """Sizes and times of a run.
+
+  Args:
+    config, folder, splits, choice: as `finished.open_run`.
+
+  Returns:
+    {"step", "device", "queries", "gallery", "params_M", "flops_G" (multiply-adds), "load_s",
+    "embed_s", "rank_s"}.
+  """
+  parts, params, step = finished.open_run(config, folder, splits, choice)
+  pairs = splits["test"]
+  evaluator = evaluate.Evaluator(parts)
+  layouts = (sharding.batch(parts.mesh), sharding.replicated(parts.mesh))
+
+  images, load_s = _timed(lambda: _load(pairs, config))
+  in_memory = dataclasses.replace(pairs, images=images)
+  embed = lambda: evaluator.embed(params, in_memory)
+  embed()  # compiles
+  (images_MxD, texts_NxD), embed_s = _timed(embed)
+  rank = lambda: retrieval_metrics.retrieval_metrics_from_features(
+    texts_NxD, images_MxD, pairs.person_of_pair_N, pairs.person_of_image_M, layouts=layouts
+  )
+  rank()
+  _, rank_s = _timed(rank)
+  size = dual_encoder.SIZES[config.model.name]
+  forward = flops.forward_flops(
+    size, tuple(config.dataset.image_size), config.tokenizer.context_length
+  )
+  return {
+    "step": step,
+    "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    "queries": pairs.num_pairs,
+    "gallery": pairs.num_images,
+    "params_M": sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6,
+    "flops_G": sum(forward.values()) / 2 / 1e9,
+    "load_s": load_s,
+    "embed_s": embed_s,
+    "rank_s": rank_s,
+  }
+
+
+def _load(pairs, config):
+  """All images of a split as one uint8 (M, H, W, 3) array."""
+  batches = batches_lib.image_batches(
+    pairs, batch_size=config.eval.batch_size, workers=config.dataset.workers
+  )
+  return np.concatenate([batch["image"] for batch in batches])[: pairs.num_images]
+
+
+def _timed(function):
+  """Its result, and the seconds it took."""
+  start = time.perf_counter()
+  result = function()
+  return result, time.perf_counter() - start

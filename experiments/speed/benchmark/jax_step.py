@@ -1,0 +1,336 @@
+"""Our contender: the training step as it is run, and its parts, each compiled by itself."""
+
+import contextlib
+import dataclasses
+import functools
+import io
+import tempfile
+import time
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from PIL import Image
+
+from dgia_jax import sharding
+from dgia_jax.data import batches as batches_lib
+from dgia_jax.data.pairs import PairTable
+from dgia_jax.data.prefetch import Prefetcher
+from dgia_jax.method import memory_bank, train_state, train_step
+from dgia_jax.models import dual_encoder
+from dgia_jax.models import pixels as pixels_lib
+from dgia_jax.training import setup, train
+from experiments.speed.benchmark import device_time, timing
+from experiments.speed.benchmark import problem as problem_lib
+
+_FILL_ROWS = 8192  # bank rows written at once while a bank is filled
+_STORED_IMAGES = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class _Vocabulary:
+  """What the step reads of a tokenizer."""
+
+  vocab_size: int
+  mask_id: int
+
+
+class _StoredImages(Sequence):
+  """As many images as the dataset would have; a few JPEGs in memory, decoded on access."""
+
+  def __init__(self, image_size, count):
+    random, (height, width) = np.random.default_rng(0), image_size
+    self._count, self._encoded = count, []
+    for _ in range(min(_STORED_IMAGES, count)):
+      coarse = Image.fromarray(random.integers(0, 256, (height // 8, width // 8, 3), np.uint8))
+      file = io.BytesIO()
+      coarse.resize((width, height)).save(file, "JPEG")
+      self._encoded.append(file.getvalue())
+
+  def __len__(self):
+    return self._count
+
+  def __getitem__(self, image):
+    return np.asarray(Image.open(io.BytesIO(self._encoded[image % len(self._encoded)])))
+
+
+def make_run(problem):
+  """A `build.Run` of the problem's config on made-up pairs."""
+  config = problem.config
+  image_of_pair_N = np.arange(problem.num_pairs, dtype=np.int32) // 2
+  num_images = int(image_of_pair_N[-1]) + 1
+  pairs = PairTable(
+    images=_StoredImages(config.dataset.image_size, num_images),
+    image_of_pair_N=image_of_pair_N,
+    captions=[""] * problem.num_pairs,
+    person_of_image_M=np.arange(num_images),
+  )
+  vocabulary = _Vocabulary(config.tokenizer.vocab_size, problem.mask_id)
+  mesh = sharding.create_mesh(**config.mesh)
+  return setup.Run(
+    config=config,
+    workdir=None,
+    mesh=mesh,
+    splits={"train": pairs},
+    tokenizer=vocabulary,
+    graphdef=setup.abstract_graph(config, vocabulary.vocab_size, mesh),
+    optimizer=setup.create_optimizer(config, problem.steps_per_epoch),
+  )
+
+
+def fill_bank(bank, rows, mesh):
+  """Writes every pair's row: `rows` is ((N, D) images, (N, D) texts), in host memory."""
+  write = jax.jit(functools.partial(memory_bank.update, mesh=mesh), donate_argnums=0)
+  for start in range(0, len(rows[0]), _FILL_ROWS):
+    index = np.arange(start, min(start + _FILL_ROWS, len(rows[0])), dtype=np.int32)
+    part = [row[index] for row in rows]
+    bank = write(bank, index, index // 2, *part, np.ones(len(index), np.float32))
+  return bank
+
+
+def make_state(problem, run):
+  """A state in the first epoch with all losses, its bank filled around the batch's features."""
+  state = train_state.create(run.mesh, setup.init_state(run))
+  size = problem.config.batch_size
+  batch = sharding.global_batch(run.mesh, problem_lib.batch(problem, size), size)
+
+  @jax.jit
+  def encode(params, batch):
+    key = jax.random.key(0)
+    pixels, tokens = train_step.two_views(key, batch, run.config, problem.mask_id)
+    return run.encode(params, pixels[:, 0], tokens[:, 0])
+
+  features = jax.device_get(encode(state.params, batch))
+  rows = [problem_lib.bank(feature, problem.num_pairs) for feature in features]
+  return state.replace(
+    step=_first_step(problem, run.mesh), bank=fill_bank(state.bank, rows, run.mesh)
+  )
+
+
+def _first_step(problem, mesh):
+  step = jnp.int32((problem.epoch - 1) * problem.steps_per_epoch)
+  return jax.device_put(step, sharding.replicated(mesh))
+
+
+class JaxContender:
+  """Times the step and its parts.
+
+  Args:
+    problem: a `problem.Problem`.
+    threads: cores of this process, to which JAX keeps by itself.
+  """
+
+  def __init__(self, problem, threads):
+    del threads
+    self._problem, self._config = problem, problem.config
+    self._run = make_run(problem)
+    self._functions = {}
+
+  def describe(self):
+    """Version and devices."""
+    kind = jax.devices()[0].device_kind
+    return {
+      "version": f"JAX {jax.__version__}",
+      "device": kind,
+      "devices": jax.device_count(),
+      "platform": jax.default_backend(),
+    }
+
+  def prepare(self, part):
+    """Builds and warms up a part; returns what is known of it, such as its compile time."""
+    group, _, kind = part.partition("/")
+    make = getattr(self, f"_make_{group}")
+    self._functions[part], facts = make(kind)
+    self._functions[part]()
+    return facts
+
+  def drop(self, part):
+    """Frees a part."""
+    del self._functions[part]
+
+  def measure(self, part, calls):
+    """Seconds per call, over `calls` calls between two synchronisations."""
+    function = self._functions[part]
+
+    def run():
+      results = [function(wait=False) for _ in range(calls)]
+      jax.block_until_ready(results[-1])
+
+    return timing.timed(run) / calls
+
+  def profile(self, part, calls):
+    """Seconds a call by kind of kernel, see `device_time.by_kind`; {} without an accelerator."""
+    if jax.default_backend() == "cpu":  # whose trace has no kernels, and whose steps take long
+      return {}
+    with tempfile.TemporaryDirectory() as folder:
+      with jax.profiler.trace(folder):
+        self.measure(part, calls)
+      kernels = device_time.read(folder)
+    return device_time.by_kind(kernels, calls) if kernels else {}
+
+  def peak_memory(self):
+    """Bytes: of the fullest device where it says, else of this process."""
+    found = [(device.memory_stats() or {}) for device in jax.local_devices()]
+    peaks = [stats["peak_bytes_in_use"] for stats in found if "peak_bytes_in_use" in stats]
+    return max(peaks) if peaks else timing.peak_memory()
+
+  def input_wait(self, steps):
+    """Trains `steps` steps on what the input pipeline yields, JPEGs decoded by it.
+
+    Returns:
+      {"seconds": per step, "wait": seconds per step in which the step waited for its batch}.
+    """
+    random, run, size = np.random.default_rng(0), self._run, self._config.batch_size
+    few = problem_lib.tokens(self._problem, 256, random)
+    tokens_NxL = few[random.integers(0, len(few), self._problem.num_pairs)]
+
+    def on_device():
+      batches = batches_lib.train_batches(
+        run.train_pairs,
+        tokens_NxL,
+        batch_size=size,
+        seed=0,
+        num_epochs=1 + -(-steps // self._problem.steps_per_epoch),
+        workers=self._config.dataset.workers,
+        rows=sharding.batch_rows(run.mesh, size),
+      )
+      with contextlib.closing(batches):
+        for batch in batches:
+          yield sharding.global_batch(run.mesh, batch, size)
+
+    # As in training: the next batches are on their way while a step is computed, and the host runs
+    # one step ahead of the device.
+    step, waited = self._functions["step"], 0.0
+    with contextlib.closing(Prefetcher(on_device(), train.PREFETCH)) as batches:
+      report = step(batch=next(batches))
+      start = time.perf_counter()
+      for _ in range(steps):
+        asked = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - asked
+        before, report = report, step(batch=batch, wait=False)
+        jax.block_until_ready(before)
+      jax.block_until_ready(report)
+      seconds = time.perf_counter() - start
+    return {"seconds": seconds / steps, "wait": waited / steps}
+
+  def _batch(self, size):
+    return sharding.global_batch(self._run.mesh, problem_lib.batch(self._problem, size), size)
+
+  def _make_step(self, _):
+    run, batch = self._run, self._batch(self._config.batch_size)
+    state = [make_state(self._problem, run)]
+    start = time.perf_counter()
+    compiled = train_step.compile_step(setup.create_step(run), run.mesh, state[0], batch)
+    facts = {"compile": time.perf_counter() - start, **memory_facts(compiled)}
+
+    def step(wait=True, batch=batch):
+      state[0], report = compiled(state[0], batch)
+      return jax.block_until_ready(report.metrics) if wait else report.metrics
+
+    facts |= {name: float(value) for name, value in step().items() if "relations" in name}
+    return step, facts
+
+  def _make_association(self, _):
+    return self._association(self._problem.association_batch)
+
+  def _make_relations(self, _):
+    return self._association(self._config.batch_size)
+
+  def _association(self, size):
+    """The step itself with features in the place of parameters, and no encoders."""
+    problem, mesh = self._problem, self._run.mesh
+    dim = dual_encoder.SIZES[self._config.model.name].feature_width
+    views = [problem_lib.features(size, dim, seed) for seed in (0, 1)]
+    # (2B, D): both views of a pair beside each other, as `train_step.encode_views` has them.
+    beside = lambda modality: np.stack([view[modality] for view in views], 1).reshape(-1, dim)
+    features = {"image": beside(0), "text": beside(1)}
+    rows = [problem_lib.bank(feature, problem.num_pairs) for feature in views[0]]
+    init = train_state.initializer(
+      lambda: jax.tree.map(jnp.asarray, features), optax.identity(),
+      num_pairs=problem.num_pairs, feature_dim=dim,
+    )  # fmt: skip
+    state = train_state.create(mesh, init)
+    state = [state.replace(step=_first_step(problem, mesh), bank=fill_bank(state.bank, rows, mesh))]
+    step = functools.partial(
+      setup.create_step(self._run),
+      encode=lambda params, pixels, _: tuple(params[kind][: len(pixels)] for kind in features),
+      optimizer=optax.set_to_zero(),
+    )
+    batch = self._batch(size)
+    compiled = train_step.compile_step(step, mesh, state[0], batch)
+
+    def run(wait=True):
+      state[0], report = compiled(state[0], batch)
+      return jax.block_until_ready(report.metrics) if wait else report.metrics
+
+    facts = {name: float(value) for name, value in run().items() if "relations" in name}
+    return run, facts | memory_facts(compiled)
+
+  def _make_views(self, _):
+    batch = self._batch(self._config.batch_size)
+    views = jax.jit(
+      lambda key, batch: train_step.two_views(key, batch, self._config, self._problem.mask_id)
+    )
+    return _caller(views, jax.random.key(0), batch), {}
+
+  def _make_tower(self, kind):
+    batch = self._batch(2 * self._config.batch_size)
+    params = self._params()
+    scaled = jax.jit(lambda images: pixels_lib.normalize_pixels(images))
+    inputs = scaled(batch["image"]) if kind == "image" else batch["tokens"]
+
+    def total(tower_params, others, inputs):
+      model = nnx.merge(self._run.graphdef, {**others, kind: tower_params})
+      return jnp.sum({"image": model.encode_image, "text": model.encode_text}[kind](inputs))
+
+    others = {name: tree for name, tree in params.items() if name != kind}
+    return _caller(jax.jit(jax.grad(total)), params[kind], others, inputs), {}
+
+  def _make_optimiser(self, _):
+    optimizer = self._run.optimizer
+    state = train_state.create(self._run.mesh, setup.init_state(self._run))
+    gradient = jax.tree.map(lambda leaf: jnp.full_like(leaf, 1e-3), state.params)
+    state = [(state.params, state.opt_state)]
+    layouts = jax.tree.map(lambda leaf: leaf.sharding, state[0])
+
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=layouts)
+    def apply(state, gradient):
+      params, opt_state = state
+      updates, opt_state = optimizer.update(gradient, opt_state, params)
+      return optax.apply_updates(params, updates), opt_state
+
+    def run(wait=True):
+      state[0] = apply(state[0], gradient)
+      return jax.block_until_ready(state[0]) if wait else state[0]
+
+    return run, {}
+
+  def _make_product(self, _):
+    a = jnp.ones((problem_lib.PRODUCT_SIDE,) * 2, jnp.dtype(self._config.model.dtype))
+    return _caller(jax.jit(jnp.matmul), a, a), {}
+
+  def _params(self):
+    return train_state.create(self._run.mesh, setup.init_state(self._run)).params
+
+
+def _caller(function, *arguments):
+  def run(wait=True):
+    result = function(*arguments)
+    return jax.block_until_ready(result) if wait else result
+
+  return run
+
+
+def memory_facts(compiled):
+  """What the compiler says about memory: {"arguments", "temporaries"} in bytes; {} if nothing."""
+  analysis = compiled.memory_analysis()
+  if analysis is None:
+    return {}
+  return {
+    "arguments": analysis.argument_size_in_bytes,
+    "temporaries": analysis.temp_size_in_bytes,
+  }

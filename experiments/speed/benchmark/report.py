@@ -1,0 +1,233 @@
+"""From measurements to tables, and which targets are met."""
+
+from experiments.speed.benchmark.tables import Table, gigabytes, ratio, spread
+
+PARTS = {
+  "views": "two views",
+  "tower/image": "image tower",
+  "tower/text": "text tower",
+  "relations": "association + bank",
+  "optimiser": "optimiser",
+}
+# What must hold on a CPU, in times faster than PyTorch.
+STEP_TARGET, ASSOCIATION_TARGET, RANKING_TARGET = 1.0, 8.0, 3.0
+ASSOCIATION_SHARE = 0.01  # of a step, on an accelerator
+MFU_TARGET = 0.5  # on an accelerator whose peak is known
+
+
+def tables(results):
+  """All tables of what was measured, in the order in which it is read."""
+  makers = {
+    "agreement": _agreement,
+    "step": _step,
+    "association": _association,
+    "ranking": _ranking,
+    "input": _input,
+  }
+  found = [make(results) for name, make in makers.items() if name in results]
+  if "step" in results:
+    place = 1 + ("agreement" in results)
+    found.insert(place, _shares(results))
+    if results["step"].get("device_time"):
+      found.insert(place + 1, _device_time(results))
+  return [*found, _targets(results)]
+
+
+def _agreement(results):
+  found = dict(results["agreement"])
+  difference = found.pop("largest_difference")
+  names = list(found["ours"])
+  rows = [[name, *(f"{values[name]:.6g}" for values in found.values())] for name in names]
+  note = (
+    "One step each, float32, same weights, views and banks. Largest relative difference: "
+    f"{difference:.1e}."
+  )
+  return Table("Same numbers", ("", *found), rows, note)
+
+
+def _step(results):
+  step, batch = results["step"], results["settings"]["batch_size"]
+  rows = []
+  for name, found in step["contenders"].items():
+    seconds, pairs = found["seconds"], batch / found["seconds"]["median"]
+    achieved = step["flops"] / seconds["median"]
+    peak = step["peak_flops"]
+    rows.append(
+      [
+        name,
+        spread(seconds),
+        f"{pairs:,.2f}",
+        f"{achieved / 1e9:,.0f}",
+        f"{100 * achieved / peak:.1f} %" if peak else "-",
+        gigabytes(found["peak_memory"]),
+        f"{found['compile']:.1f}" if "compile" in found else "-",
+        f"{ratio(seconds, step['contenders']['ours']['seconds']):.2f}",
+      ]
+    )
+  note = (
+    f"A step of {batch} pairs needs {step['flops'] / 1e9:,.0f} GFLOP (2 x multiply-adds; towers, "
+    "search and losses). MFU is their share of the chip's dense bfloat16 peak, where that is known."
+    " `times ours` above 1: slower than ours. Peak memory is that of the device, or on a CPU of the"
+    " whole process, compilation included."
+  )
+  if "product_flops" in step:
+    products = ", ".join(f"{n} {v / 1e9:,.0f}" for n, v in step["product_flops"].items())
+    note += f" One 2,048 x 2,048 matrix product alone reaches, in GFLOP/s: {products}."
+  columns = ("training step", "ms (min to max)", "pairs/s", "GFLOP/s", "MFU", "peak memory",
+             "compile s", "times ours")  # fmt: skip
+  return Table("Training step", columns, rows, note)
+
+
+def _shares(results):
+  step = results["step"]
+  contenders = step["contenders"]
+  rows = []
+  for part, title in PARTS.items():
+    cells = [title]
+    for found in contenders.values():
+      seconds = found["parts"][part]
+      share = seconds["median"] / found["seconds"]["median"]
+      cells.append(f"{1e3 * seconds['median']:,.1f} ms, {100 * share:.1f} %")
+    rows.append(cells)
+  rest = ["rest (together minus parts)"]
+  for found in contenders.values():
+    left = 1 - sum(p["median"] for p in found["parts"].values()) / found["seconds"]["median"]
+    rest.append(f"{100 * left:+.1f} %")
+  rows.append(rest)
+  wait = step.get("input_wait")
+  if wait:
+    text = f"{1e3 * wait['wait']:,.1f} ms, {100 * wait['wait'] / wait['seconds']:.1f} %"
+    rows.append(["input wait", text, *("-" for _ in range(len(contenders) - 1))])
+  note = (
+    "Parts are timed apart, each compiled and run by itself, forward and backward; their sum is not"
+    " the step. Input wait is measured in a loop over the real pipeline that decodes JPEGs."
+  )
+  return Table("Shares of the step", ("part", *contenders), rows, note)
+
+
+def _device_time(results):
+  seconds = results["step"]["device_time"]
+  whole = sum(seconds.values())
+  rows = [
+    [kind, f"{1e3 * found:,.2f}", f"{100 * found / whole:.1f} %"] for kind, found in seconds.items()
+  ]
+  note = "Kernels of our step as a profiler saw them on the first device, by their names."
+  return Table("Where the device's time goes", ("kernels", "ms a step", "share"), rows, note)
+
+
+def _association(results):
+  found, settings = results["association"], results["settings"]
+  ours = found["contenders"]["ours"]
+  rows = [
+    [name, spread(seconds), f"{ratio(seconds, ours):.2f}"]
+    for name, seconds in found["contenders"].items()
+  ]
+  note = (
+    f"All four losses, search, gather and update of both banks, forward and backward to the "
+    f"features: N = {settings['num_pairs']:,}, D = {found['dim']}, B = "
+    f"{settings['association_batch']}, float32."
+  )
+  return Table("Association + bank", ("", "ms (min to max)", "times ours"), rows, note)
+
+
+def _ranking(results):
+  rows = []
+  for size, found in results["ranking"].items():
+    for name, contender in found["contenders"].items():
+      if "skipped" in contender:
+        rows.append([size, name, contender["skipped"], "-", "-"])
+        continue
+      rows.append(
+        [
+          size,
+          name,
+          spread(contender["seconds"], scale=1, digits=2),
+          gigabytes(contender["memory"]),
+          f"{ratio(contender['seconds'], found['contenders']['ours']['seconds']):.2f}",
+        ]
+      )
+  note = (
+    "R@1, R@5, R@10, mAP and mINP of all queries from 512-dimensional features, queries x gallery. "
+    "Memory is what ranking adds to the process, whose features are already in memory."
+  )
+  return Table("Ranking", ("", "", "s (min to max)", "memory", "times ours"), rows, note)
+
+
+def _input(results):
+  rows = [
+    [
+      row["dataset"],
+      str(row["workers"]),
+      f"{row['pairs_per_second']:,.0f}",
+      f"{row['cores']:.2f}",
+      f"{row['pairs_per_core_second']:,.0f}",
+    ]
+    for row in results["input"]
+  ]
+  columns = ("dataset", "workers", "pairs/s", "cores in use", "pairs/s per core")
+  note = "The pipeline alone. 0 workers: threads of one process. Per core: per processor second."
+  return Table("Input", columns, rows, note)
+
+
+def targets(results):
+  """What was asked for and what was found: [{"target", "needed", "measured", "met"}]."""
+  found = []
+
+  def add(target, needed, measured, met):
+    found.append({"target": target, "needed": needed, "measured": measured, "met": bool(met)})
+
+  accelerator = results["machine"]["platform"] != "cpu"
+  step = results.get("step", {}).get("contenders", {})
+  ours = step.get("ours")
+  for name, theirs in step.items():
+    if name != "ours":
+      times = ratio(theirs["seconds"], ours["seconds"])
+      add(f"full step against {name}", f"at least {STEP_TARGET:g} x", f"{times:.2f} x",
+          times >= STEP_TARGET)  # fmt: skip
+  if "association" in results:
+    contenders = results["association"]["contenders"]
+    if "torch loops" in contenders:
+      times = ratio(contenders["torch loops"], contenders["ours"])
+      add("association + bank against torch loops", f"at least {ASSOCIATION_TARGET:g} x",
+          f"{times:.2f} x", times >= ASSOCIATION_TARGET)  # fmt: skip
+  for size, ranking in results.get("ranking", {}).items():
+    torch = ranking["contenders"].get("torch", {})
+    if "seconds" in torch:
+      times = ratio(torch["seconds"], ranking["contenders"]["ours"]["seconds"])
+      add(f"ranking {size}", f"at least {RANKING_TARGET:g} x", f"{times:.2f} x",
+          times >= RANKING_TARGET)  # fmt: skip
+  if accelerator and ours:
+    share = ours["parts"]["relations"]["median"] / ours["seconds"]["median"]
+    add("association + bank, share of the step", f"under {100 * ASSOCIATION_SHARE:g} %",
+        f"{100 * share:.2f} %", share < ASSOCIATION_SHARE)  # fmt: skip
+    if results["step"]["peak_flops"]:
+      used = results["step"]["flops"] / ours["seconds"]["median"] / results["step"]["peak_flops"]
+      add("MFU of the step", f"at least {100 * MFU_TARGET:g} %", f"{100 * used:.1f} %",
+          used >= MFU_TARGET)  # fmt: skip
+  return found
+
+
+def _targets(results):
+  rows = [
+    [row["target"], row["needed"], row["measured"], "yes" if row["met"] else "NO"]
+    for row in results["targets"]
+  ]
+  return Table("Targets", ("", "needed", "measured", "met"), rows)
+
+
+def markdown(results):
+  """The whole report."""
+  machine, settings = results["machine"], results["settings"]
+  lines = ["# Benchmark", "", "```", results["command"], "```", ""]
+  lines.append(
+    f"{results['date']}; {machine['description']}; {machine['threads']} thread(s) each; "
+    f"{', '.join(machine['versions'])}; {settings['model']} at {settings['image_size']}, "
+    f"{settings['context_length']} tokens, encoders in {settings['dtype']}, remat "
+    f"{settings['remat']}."
+  )
+  lines += ["", "Made-up data, random weights, all four losses on. Contenders run in processes of"]
+  lines += ["their own and are measured in turn; a turn on the step, its parts or the association"]
+  lines += ["begins with a call that is not timed. Numbers are medians.", ""]
+  for table in tables(results):
+    lines += table.markdown()
+  return "\n".join(lines)

@@ -1,0 +1,175 @@
+"""Reports made from fabricated runs: the numbers by hand, and what is missing said as missing."""
+
+import csv
+import pathlib
+
+import pytest
+from PIL import Image
+
+from experiments import run
+from experiments.paper import render, report, runs, tables
+from tests.helpers import fabricated
+
+
+def prepare(workdir, dataset, experiment, values, protocol="last", lines=()):
+  """Finishes runs: {label: {seed: R@1}}."""
+  chosen = tables.DATASETS[dataset]
+  options = runs.Options(chosen, workdir, schedule=chosen.schedule, protocol=protocol)
+  for setting in tables.EXPERIMENTS[experiment].settings:
+    for seed, value in values.get(setting.label, {}).items():
+      made = runs.make_run(options, setting, seed)
+      fabricated.finish(made, last=value, val=value + 1, test=value + 2, lines=lines)
+
+
+def reported(workdir, dataset, experiment, *more):
+  """(Markdown, CSV as {(setting, measure): row}) that the command line writes."""
+  code = run.main(
+    [experiment, "--dataset", dataset, "--workdir", str(workdir), "--report_only", *more]
+  )
+  assert code == 0
+  folder = pathlib.Path(workdir) / "report" / dataset
+  with (folder / f"{experiment}.csv").open(newline="") as file:
+    rows = {(row["setting"], row["measure"]): row for row in csv.DictReader(file)}
+  return (folder / f"{experiment}.md").read_text(), rows
+
+
+def test_means_spread_and_differences_are_those_by_hand(tmp_path):
+  values = {"B": {0: 60.0, 1: 62.0, 2: 67.0}, "B+LRC": {1: 70.0}}
+  prepare(tmp_path, "cuhk_pedes", "modules", values)
+  text, rows = reported(tmp_path, "cuhk_pedes", "modules", "--seeds", "0,1,2", "--protocol", "last")
+  row = rows["B", "R@1"]
+  assert float(row["mean"]) == pytest.approx(63.0)
+  assert float(row["std"]) == pytest.approx((26 / 2) ** 0.5)  # 9 + 1 + 16 over n - 1
+  assert float(row["difference"]) == pytest.approx(63.0 - 64.69)
+  assert row["seeds"] == "3"
+  assert float(rows["B", "mAP"]["mean"]) == pytest.approx(93.0)
+  assert "| B | R@1 | 64.69 | 63.00 ± 3.61 | -1.69 | 3 |" in text
+  assert "| B+LRC | R@1 | 69.04 | 70.00 | +0.96 | 1 |" in text
+  assert "| B+GSRC-FR | R@1 | 67.56 | not run |  | 0 |" in text
+  assert rows["B+GSRC-FR", "R@1"]["mean"] == ""
+  assert "the last epoch" in text and "1 of 3" in text
+  order = [line.split(" | ")[0] for line in text.splitlines() if " | R@1 | " in line]
+  assert order == [f"| {s.label}" for s in tables.EXPERIMENTS["modules"].settings]
+
+
+def test_gains_are_taken_seed_by_seed(tmp_path):
+  values = {"B": {0: 60.0, 1: 62.0, 2: 67.0}, "B+LRC": {1: 63.0, 2: 70.0}, "B+GSRC-FR": {4: 99.0}}
+  prepare(tmp_path, "rstp_reid", "modules", values)
+  text, _ = reported(tmp_path, "rstp_reid", "modules", "--seeds", "0,1,2,4", "--protocol", "last")
+  assert "| gain over B, seed by seed | of R1 | of mAP | seeds |" in text
+  assert "| B+LRC | +2.00 ± 1.41 | +2.00 ± 1.41 | 2 |" in text
+  assert "| B+GSRC-FR | +" not in text
+
+
+@pytest.mark.parametrize("protocol, expected", [("last", 60.0), ("val", 61.0), ("test_best", 62.0)])
+def test_the_protocol_chooses_the_scores_and_is_named(tmp_path, protocol, expected):
+  prepare(tmp_path, "rstp_reid", "main", {"DGIA": {0: 60.0}})
+  text, rows = reported(tmp_path, "rstp_reid", "main", "--protocol", protocol)
+  assert float(rows["DGIA", "R@1"]["mean"]) == expected
+  assert float(rows["DGIA", "R@1"]["difference"]) == pytest.approx(expected - 61.30)
+  assert tables.PROTOCOLS[protocol] in text
+
+
+def test_the_papers_protocol_is_the_default_for_its_datasets(tmp_path):
+  prepare(tmp_path, "rstp_reid", "main", {"DGIA": {0: 60.0}})
+  _, rows = reported(tmp_path, "rstp_reid", "main")
+  assert float(rows["DGIA", "R@1"]["mean"]) == 62.0
+
+
+def test_main_shows_published_methods_and_makes_no_claim(tmp_path):
+  prepare(tmp_path, "cuhk_pedes", "main", {"DGIA": {0: 70.0}})
+  text, _ = reported(tmp_path, "cuhk_pedes", "main")
+  assert "| CPCL | weakly supervised | 70.03 | 87.28 | 91.78 | 63.19 | 47.54 |" in text
+  assert "| ICPG (not in the paper) | weakly supervised | 73.68 |" in text
+  assert "| DGIA, ours | weakly supervised | 72.00 |" in text
+  assert "Nothing here claims the state of the art" in text
+
+
+def test_own_data_has_no_paper_column_numbers(tmp_path):
+  prepare(tmp_path, "synth_pedes", "local", {"B": {0: 20.0}})
+  text, rows = reported(tmp_path, "synth_pedes", "local")
+  assert "| B | R@1 | no paper number | 21.00 |  | 1 |" in text  # the epoch best on val
+  assert all(row["paper"] == row["difference"] == "" for row in rows.values())
+
+
+def test_scores_on_val_stand_apart_and_beside_no_paper(tmp_path):
+  prepare(tmp_path, "cuhk_pedes", "modules", {"B": {0: 60.0}})
+  assert run.main(
+    ["modules", "--dataset", "cuhk_pedes", "--workdir", str(tmp_path), "--report_only",
+     "--split", "val"]
+  ) == 0  # fmt: skip
+  text = (tmp_path / "report" / "cuhk_pedes-val" / "modules.md").read_text()
+  assert "| B | R@1 | no paper number | 50.00 |  | 1 |" in text
+  assert "val scores are those of the last epoch" in text
+
+
+def test_nothing_run_is_a_report_without_numbers_of_ours(tmp_path):
+  for name in tables.EXPERIMENTS:
+    assert run.main([name, "--workdir", str(tmp_path), "--report_only"]) == 0
+  folder = tmp_path / "report" / "synth_pedes"
+  for name in tables.EXPERIMENTS:
+    assert "not run" in (folder / f"{name}.md").read_text()
+    assert not (folder / f"{name}.png").exists()
+  index = (folder / "README.md").read_text()
+  assert [line for line in index.splitlines() if "](main.md)" in line]
+  assert index.count(".csv") == len(tables.EXPERIMENTS)
+
+
+def train_line(step, epoch, precision, relations):
+  kinds = ("local", "global")
+  values = {f"{kind}_precision": precision for kind in kinds}
+  values |= {f"{kind}_relations": relations for kind in kinds}
+  return {"step": step, "epoch": epoch, "split": "train", **values}
+
+
+def test_precision_of_an_epoch_counts_every_relation_once():
+  lines = [
+    train_line(10, 1, None, 0.0),
+    train_line(20, 2, 50.0, 2.0),  # 10 steps with 2 relations a pair: half of them right
+    {"step": 20, "epoch": 2, "split": "val"},
+    train_line(25, 2, 80.0, 1.0),  # 5 steps with 1
+    train_line(35, 3, 90.0, 1.0),
+  ]
+  found = render.epoch_precision(lines, "global")
+  assert found == pytest.approx({2: (20 * 50 + 5 * 80) / 25, 3: 90.0})
+
+
+def test_relation_accuracy_over_epochs_and_at_the_end(tmp_path):
+  lines = [train_line(10, 2, 40.0, 1.0), train_line(20, 3, 70.0, 1.0)]
+  prepare(tmp_path, "cuhk_pedes", "relation_accuracy", {"DGIA": {0: 60.0, 1: 60.0}}, lines=lines)
+  text, rows = reported(tmp_path, "cuhk_pedes", "relation_accuracy", "--seeds", "0,1")
+  assert "| DGIA | global relations, last epoch | 92.00 | 70.00 ± 0.00 | -22.00 | 2 |" in text
+  assert "| DGIA | local relations, last epoch | no paper number | 70.00 ± 0.00 |  | 2 |" in text
+  assert float(rows["DGIA", "local relations, epoch 2"]["mean"]) == 40.0
+  assert "epoch 2" not in text.split("## Runs")[0].replace("begins in epoch 2", "")
+
+
+def test_beyond_the_paper_tells_how_many_relations_are_right(tmp_path):
+  values = {"DGIA": {0: 60.0, 1: 61.0}, "mutual": {0: 63.0}}
+  lines = [train_line(10, 2, 40.0, 1.0), train_line(20, 3, 70.0, 1.0)]
+  prepare(tmp_path, "synth_pedes", "plus", values, lines=lines)
+  prepare(tmp_path, "synth_pedes", "plus", {"B+guided": {0: 59.0}})
+  text, rows = reported(
+    tmp_path, "synth_pedes", "plus", "--seeds", "0,1", "--protocol", "last", "--split", "test"
+  )
+  assert "| DGIA | global relations, last epoch | no paper number | 70.00 ± 0.00 |  | 2 |" in text
+  assert "| twins | global relations, last epoch | no paper number | not run |  | 0 |" in text
+  assert float(rows["mutual", "local relations, last epoch"]["mean"]) == 70.0
+  assert "| mutual | +3.00 | +3.00 | 1 |" in text
+  # It is finished, and has no relations to judge.
+  assert ("B+guided", "R@1") in rows and ("B+guided", "global relations, last epoch") not in rows
+
+
+@pytest.mark.parametrize("name", ["main", "modules", "mask_ratio", "relation_accuracy"])
+def test_figures_are_drawn(tmp_path, name):
+  lines = [train_line(10, 2, 40.0, 1.0), train_line(20, 3, 70.0, 1.0)]
+  values = {s.label: {0: 60.0, 1: 61.0} for s in tables.EXPERIMENTS[name].settings[:2]}
+  prepare(tmp_path, "icfg_pedes", name, values, lines=lines)
+  text, _ = reported(tmp_path, "icfg_pedes", name, "--seeds", "0,1")
+  assert f"({name}.png)" in text
+  with Image.open(tmp_path / "report" / "icfg_pedes" / f"{name}.png") as image:
+    assert image.width > 300 and len(image.convert("L").getcolors(1 << 20)) > 10
+
+
+def test_bars_in_a_cell_do_not_break_the_table():
+  assert report.table(("a|b",), [("c|d",)]) == ["| a\\|b |", "|---|", "| c\\|d |"]

@@ -1,0 +1,38 @@
+"""PyTorch's step and ours on the same numbers."""
+
+import dataclasses
+
+import pytest
+
+from experiments.speed.benchmark import problem as problem_lib
+from experiments.speed.benchmark import program
+from tests.helpers.benchmark_problem import problem
+
+torch = pytest.importorskip("torch")
+
+
+def test_contenders_compute_the_same():
+  from experiments.speed.benchmark import agreement
+
+  found = agreement.compare(problem())
+  assert found["largest_difference"] < problem_lib.TOLERANCE
+  ours = found["ours"]
+  assert ours["global_relations"] > 0.5 and ours["bank_change"] > 0
+  assert len({round(ours[f"loss_{name}"], 4) for name in ("itc", "local", "global")}) == 3
+
+
+def test_another_threshold_is_noticed(monkeypatch):
+  from experiments.speed.benchmark import agreement
+
+  correct = agreement._torch_step
+
+  def other(made, start, way):
+    config = made.config
+    config.global_association.threshold = 0.95
+    return correct(dataclasses.replace(made, fields=config.to_dict()), start, way)
+
+  monkeypatch.setattr(agreement, "_torch_step", other)
+  found = agreement.compare(problem())
+  assert found["largest_difference"] > problem_lib.TOLERANCE
+  with pytest.raises(RuntimeError, match="do not compute the same"):
+    program._agreeing(found)

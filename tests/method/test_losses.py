@@ -1,0 +1,96 @@
+import jax
+import numpy as np
+import pytest
+
+from dgia_jax.method import association, losses
+from tests.helpers.golden_data import assert_gradient, assert_loss, cases, description
+
+pytestmark = pytest.mark.accelerator
+
+ITC_TEMPERATURES = {17: 0.1}  # all other reference cases use 1/50
+
+
+@pytest.mark.parametrize("number, case", cases("p01_itc"))
+def test_itc_equals_reference(number, case):
+  temperature = ITC_TEMPERATURES.get(number, 0.02)
+  loss = lambda image, text: losses.itc(image, text, temperature)
+  value, gradients = jax.value_and_grad(loss, (0, 1))(case["i"], case["t"])
+  assert_loss(value, case["loss_f64"])
+  assert_gradient(gradients[0], case["gi"])
+  assert_gradient(gradients[1], case["gt"])
+
+
+def test_itc_of_the_paper_is_the_sum_of_directions(rng):
+  image, text = rng.normal(size=(2, 6, 8)).astype(np.float32)
+  assert_loss(losses.itc(image, text, reduction="sum"), 2 * losses.itc(image, text))
+  with pytest.raises(ValueError, match="median"):
+    losses.itc(image, text, reduction="median")
+
+
+@pytest.mark.parametrize("number, case", cases("p02_local"))
+def test_matching_equals_reference(number, case):
+  del number
+  loss = lambda image, text: losses.similarity_distribution_matching(image, text, case["q"])
+  value, gradients = jax.value_and_grad(loss, (0, 1))(case["i"], case["t"])
+  assert_loss(value, case["loss_f64"])
+  assert_gradient(gradients[0], case["gi"])
+  assert_gradient(gradients[1], case["gt"])
+
+
+def _padded(rng, padding):
+  image, text = rng.normal(size=(2, 6, 8)).astype(np.float32)
+  junk = rng.normal(size=(2, padding, 8)).astype(np.float32)
+  mask = np.arange(6 + padding) < 6
+  return image, text, np.concatenate([image, junk[0]]), np.concatenate([text, junk[1]]), mask
+
+
+def test_padded_rows_change_no_loss_and_no_gradient(rng):
+  image, text, image_p, text_p, mask = _padded(rng, 3)
+  targets = association.local_targets(image, text, threshold=0.1)
+  relations_p = association.local_relations(image_p, text_p, threshold=0.1, row_mask=mask)
+  targets_p = association.targets_of_relations(relations_p)
+  for plain, padded in (
+    (losses.itc, lambda v, t: losses.itc(v, t, row_mask=mask)),
+    (
+      lambda v, t: losses.similarity_distribution_matching(v, t, targets),
+      lambda v, t: losses.similarity_distribution_matching(v, t, targets_p, row_mask=mask),
+    ),
+  ):
+    value, gradient = jax.value_and_grad(plain)(image, text)
+    value_p, gradient_p = jax.value_and_grad(padded)(image_p, text_p)
+    np.testing.assert_allclose(value_p, value, rtol=1e-6)
+    np.testing.assert_allclose(gradient_p[:6], gradient, rtol=1e-5, atol=1e-7)
+    assert not np.any(gradient_p[6:])
+
+
+def test_spared_pairs_are_no_negatives(rng):
+  """As if they were not in each other's rows and columns."""
+  image, text = rng.normal(size=(2, 4, 8)).astype(np.float32)
+  spared = np.eye(4, dtype=bool)
+  spared[1, 3] = spared[3, 1] = True
+  logits = np.asarray(losses.cosine(image, text)) / 0.1
+  terms = []
+  for direction in (logits, logits.T):
+    for row in range(4):
+      kept = [column for column in range(4) if column == row or not spared[row, column]]
+      terms.append(np.log(np.exp(direction[row, kept]).sum()) - direction[row, row])
+  value = losses.itc(image, text, 0.1, spared=spared)
+  np.testing.assert_allclose(value, np.mean(terms), rtol=1e-5)
+  gradient = jax.grad(lambda v: losses.itc(v, text, 0.1, spared=spared))(image)
+  assert np.isfinite(gradient).all()
+  np.testing.assert_allclose(
+    losses.itc(image, text, spared=np.eye(4, dtype=bool)), losses.itc(image, text), rtol=1e-6
+  )
+
+
+def test_rows_of_zeros_have_finite_gradients(rng):
+  image, text, image_p, text_p, mask = _padded(rng, 2)
+  image_p[6:], text_p[6:] = 0.0, 0.0
+  gradient = jax.grad(lambda v: losses.itc(v, text_p, row_mask=mask))(image_p)
+  assert np.isfinite(gradient).all() and not np.any(gradient[6:])
+
+
+def test_reference_files_describe_what_is_tested():
+  assert {number for number, _ in cases("p02_local")} == {
+    case["case"] for case in description("p02_local")
+  }

@@ -1,0 +1,191 @@
+"""Loading CLIP checkpoints of every kind, and refusing those that do not fit."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax import nnx
+
+from dgia_jax.errors import UserError
+from dgia_jax.models import dual_encoder
+from dgia_jax.models.pretrained import hugging_face, position_embedding
+from dgia_jax.models.pretrained import load as load_lib
+from tests.helpers import golden_data, model_b
+
+
+@pytest.fixture(scope="module")
+def template():
+  _, params = model_b.split(nnx.eval_shape(model_b.create))
+  return params
+
+
+@pytest.fixture(scope="module")
+def reference():
+  return model_b.reference_model()[1]
+
+
+def assert_equal(params, expected):
+  assert jax.tree.structure(params) == jax.tree.structure(expected)
+  assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
+  assert all(jax.tree.leaves(jax.tree.map(np.array_equal, params, expected)))
+
+
+def torch_state(torch, prefix=""):
+  return {prefix + name: torch.tensor(array) for name, array in model_b.checkpoint().items()}
+
+
+def load(path, template, image_size=model_b.IMAGE_SIZE):
+  return load_lib.load_pretrained(str(path), template, image_size=image_size)
+
+
+def test_the_released_programs_checkpoint(tmp_path, template, reference):
+  torch = pytest.importorskip("torch")
+  state = torch_state(torch, "base_model.")
+  state["image_bank"] = torch.zeros(24, 512)
+  state["base_model.logit_scale"] = torch.tensor(4.6)
+  optimizer = {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 1e-5}]}
+  torch.save({"model": state, "optimizer": optimizer, "epoch": 7}, tmp_path / "best.pth")
+  loaded = load(tmp_path / "best.pth", template)
+  assert_equal(loaded.params, reference)
+  assert loaded.dropped == (
+    "model.base_model.logit_scale", "model.image_bank", "optimizer.state.0.exp_avg",
+  )  # fmt: skip
+
+
+def test_a_resized_checkpoint_of_the_released_program_keeps_its_positions(tmp_path, template):
+  torch = pytest.importorskip("torch")
+  state = torch_state(torch)
+  table = golden_data.arrays("p11_fwd_B")["visual.positional_embedding_after_load"]
+  state["visual.positional_embedding"] = torch.tensor(table)
+  torch.save(state, tmp_path / "best.pth")
+  loaded = load(tmp_path / "best.pth", template)
+  np.testing.assert_array_equal(loaded.params["image"]["position_embedding"], table)
+
+
+def test_openais_archive(tmp_path, template, reference):
+  torch = pytest.importorskip("torch")
+
+  class Module(torch.nn.Module):
+    """Any tree of modules whose state has the given names."""
+
+    def forward(self, x):
+      return x
+
+  root = Module()
+  for name, tensor in torch_state(torch).items():
+    *parents, last = name.split(".")
+    module = root
+    for parent in parents:
+      if not hasattr(module, parent):
+        setattr(module, parent, Module())
+      module = getattr(module, parent)
+    module.register_parameter(last, torch.nn.Parameter(tensor))
+  for name, value in {"input_resolution": 64, "context_length": 77, "vocab_size": 1000}.items():
+    root.register_buffer(name, torch.tensor(value))
+  torch.jit.trace(root, torch.zeros(1)).save(str(tmp_path / "ViT.pt"))
+  loaded = load(tmp_path / "ViT.pt", template)
+  assert_equal(loaded.params, reference)
+  assert loaded.dropped == ("context_length", "input_resolution", "vocab_size")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_transformers_model_with_random_weights(tmp_path, dtype):
+  """Live parity: their random weights, loaded here, give their features."""
+  torch = pytest.importorskip("torch")
+  transformers = pytest.importorskip("transformers")
+  torch.manual_seed(0)
+  tower = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 2}
+  theirs = transformers.CLIPModel(
+    transformers.CLIPConfig(
+      projection_dim=48,
+      text_config={**tower, "num_hidden_layers": 3, "vocab_size": 500, "eos_token_id": 499},
+      vision_config={**tower, "num_hidden_layers": 2, "image_size": 64, "patch_size": 16},
+    )
+  ).eval()
+  with torch.no_grad():
+    for parameter in theirs.parameters():  # fresh biases are all zero, which hides mistakes
+      parameter.add_(0.02 * torch.randn_like(parameter))
+  theirs.to(getattr(torch, dtype)).save_pretrained(tmp_path)
+  theirs.float()
+  size = dual_encoder.Size(
+    dual_encoder.TowerSize(64, 2, 2),
+    dual_encoder.TowerSize(64, 3, 2),
+    feature_width=48,
+    patch_size=16,
+  )
+  graphdef, params = model_b.split(model_b.create((64, 64), size, vocab_size=500))
+  ours = nnx.merge(graphdef, load(tmp_path, params, image_size=(64, 64)).params)
+  pixels, tokens = model_b.inputs(image_size=(64, 64), vocab_size=500)
+  with torch.no_grad():
+    image = theirs.get_image_features(torch.tensor(np.array(pixels)).permute(0, 3, 1, 2))
+    text = theirs.get_text_features(torch.tensor(np.array(tokens), dtype=torch.long))
+  for actual, expected in (
+    (ours.encode_image(pixels), image.pooler_output.numpy()),
+    (ours.encode_text(tokens), text.pooler_output.numpy()),
+  ):
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.fixture
+def folder(tmp_path, reference):
+  hugging_face.write_folder(tmp_path, reference, image_size=model_b.IMAGE_SIZE)
+  return tmp_path
+
+
+def edit_config(folder, **changes):
+  config = json.loads((folder / "config.json").read_text())
+  for section, fields in changes.items():
+    config[section] |= fields
+  (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_positions_of_another_size_are_resized(folder, reference):
+  _, other = model_b.split(nnx.eval_shape(lambda: model_b.create(image_size=(64, 48))))
+  loaded = load(folder, other, image_size=(64, 48))
+  expected = position_embedding.resize(reference["image"]["position_embedding"], (6, 2), (4, 3))
+  np.testing.assert_allclose(loaded.params["image"]["position_embedding"], expected, atol=1e-6)
+
+
+def test_equally_many_patches_of_another_shape_are_resized(folder, reference):
+  _, other = model_b.split(nnx.eval_shape(lambda: model_b.create(image_size=(32, 96))))
+  loaded = load(folder, other, image_size=(32, 96))
+  expected = position_embedding.resize(reference["image"]["position_embedding"], (6, 2), (2, 6))
+  np.testing.assert_allclose(loaded.params["image"]["position_embedding"], expected, atol=1e-6)
+
+
+def test_everything_that_does_not_fit_is_in_one_line(folder):
+  tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+  del tensors["visual_projection.weight"]
+  tensors["text_projection.weight"] = np.zeros((3, 3), np.float32)
+  tensors["text_model.extra"] = np.zeros(1, np.float32)
+  safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+  edit_config(folder, text_config={"num_attention_heads": 4, "hidden_act": "gelu"})
+  _, params = model_b.split(nnx.eval_shape(model_b.create))
+  with pytest.raises(UserError) as error:
+    load(folder, params)
+  message = str(error.value)
+  for part in (
+    "model.name",
+    "its text tower has 4 attention heads, the model 2",
+    "text_config.hidden_act in its config.json is 'gelu', not 'quick_gelu'",
+    "visual_projection.weight (512, 128) is missing",
+    "text_projection.weight is (3, 3), the model needs (512, 128)",
+    "text_model.extra has no place in the model",
+  ):
+    assert part in message
+  assert "\n" not in message
+
+
+def test_a_model_of_another_size_is_refused(folder):
+  size = dual_encoder.SIZES["tiny"]
+  _, tiny = model_b.split(nnx.eval_shape(lambda: model_b.create((64, 32), size)))
+  with pytest.raises(UserError, match=r"does not fit model\.name.*class_embedding is \(128,\)"):
+    load(folder, tiny, image_size=(64, 32))
+
+
+def test_a_checkpoint_of_something_else_is_refused(folder, template):
+  safetensors.numpy.save_file({"fc.weight": np.zeros(2)}, folder / "model.safetensors")
+  with pytest.raises(UserError, match="holds no CLIP weights"):
+    load(folder, template)

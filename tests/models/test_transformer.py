@@ -1,0 +1,121 @@
+"""The shared transformer parts against their formulas."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dgia_jax.models import transformer
+from dgia_jax.models.backend import PLAIN, Execution
+
+
+def make_block(rngs, causal=False):
+  return transformer.Block(
+    64, 2, depth=3, causal=causal, dtype=jnp.float32, execution=PLAIN, rngs=rngs
+  )
+
+
+def test_quick_gelu():
+  x = np.linspace(-6, 6, 25, dtype=np.float32)
+  np.testing.assert_allclose(
+    transformer.quick_gelu(jnp.asarray(x)), x / (1 + np.exp(-1.702 * x)), rtol=1e-5, atol=1e-7
+  )
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_equals_its_formula(causal):
+  attention = make_block(nnx.Rngs(0), causal).attention
+  x = np.asarray(jax.random.normal(jax.random.key(1), (2, 7, 64)), np.float64)
+  qkv = np.einsum("bsc,cpae->pbsae", x, attention.qkv.kernel[...]) + np.asarray(
+    attention.qkv.bias[...]
+  ).reshape(3, 1, 1, 2, 32)
+  scores = np.einsum("bqae,bkae->baqk", qkv[0], qkv[1]) / np.sqrt(32)
+  if causal:
+    scores = np.where(np.tril(np.ones((7, 7), bool)), scores, -np.inf)
+  weights = np.exp(scores - scores.max(-1, keepdims=True))
+  weights /= weights.sum(-1, keepdims=True)
+  mixed = np.einsum("baqk,bkae->bqae", weights, qkv[2])
+  expected = np.einsum("bqae,aec->bqc", mixed, attention.out.kernel[...])
+  np.testing.assert_allclose(attention(jnp.asarray(x, jnp.float32)), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_padding_is_seen_by_no_token(causal):
+  block = make_block(nnx.Rngs(0), causal)
+  x = jax.random.normal(jax.random.key(1), (2, 7, 64))
+  padded = jnp.concatenate([x, 100 * jnp.ones((2, 3, 64))], axis=1)
+  np.testing.assert_allclose(block(padded, 7)[:, :7], block(x), rtol=1e-5, atol=1e-5)
+  if not causal:
+    assert not np.allclose(block(padded)[:, :7], block(x), atol=0.1)
+
+
+@pytest.mark.accelerator
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("causal, tokens", [(False, 193), (True, 77), (False, 64)])
+def test_cudnns_attention_equals_the_written_out_one(causal, tokens):
+  keys = jax.random.split(jax.random.key(0), 2)
+  x, wanted = (jax.random.normal(key, (4, tokens, 64)) for key in keys)
+
+  def features_and_gradients(dtype, attention):
+    how = Execution(attention)
+    make = lambda rngs: transformer.Block(
+      64, 2, depth=3, causal=causal, dtype=dtype, execution=how, rngs=rngs
+    )
+    graphdef, params = nnx.split(transformer.stack_blocks(make, 3, nnx.Rngs(0)), nnx.Param)
+
+    def loss(params, x):
+      out = transformer.run_blocks(nnx.merge(graphdef, params), x.astype(dtype), how)
+      return jnp.sum(out.astype(jnp.float32) * wanted), out
+
+    result = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(params, x)
+    return [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(result)]
+
+  exact = features_and_gradients(jnp.float32, "written_out")
+  coarse = features_and_gradients(jnp.bfloat16, "written_out")
+  fused = features_and_gradients(jnp.bfloat16, "cudnn")
+  for expected, plain, actual in zip(exact, coarse, fused, strict=True):
+    error = lambda found, expected=expected: np.linalg.norm(found - expected)
+    # As far from the exact result as bfloat16 is anyway; gradients of key biases are 0 but for it.
+    assert error(actual) < 2 * error(plain) + 1e-3 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("unroll", [False, True])
+@pytest.mark.parametrize("row_major", [False, True])
+def test_execution_changes_neither_features_nor_gradients(remat, unroll, row_major):
+  graphdef, state = nnx.split(
+    transformer.stack_blocks(lambda rngs: make_block(rngs), 3, nnx.Rngs(0)), nnx.Param
+  )
+  x = jax.random.normal(jax.random.key(1), (2, 5, 64))
+
+  def first_token(state, x, execution):
+    out = transformer.run_blocks(nnx.merge(graphdef, state), x, execution)
+    return jnp.sum(jnp.sin(out[:, 0])), out
+
+  run = jax.jit(jax.grad(first_token, argnums=(0, 1), has_aux=True), static_argnums=2)
+  expected = run(state, x, PLAIN)
+  actual = run(state, x, Execution(remat=remat, unroll=unroll, row_major=row_major))
+  for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_stacked_blocks_run_in_order(remat):
+  stacked = transformer.stack_blocks(lambda rngs: make_block(rngs), 3, nnx.Rngs(0))
+  graphdef, state = nnx.split(stacked, nnx.Param)
+  x = jax.random.normal(jax.random.key(1), (2, 5, 64))
+  expected = x
+  for layer in range(3):
+    expected = nnx.merge(graphdef, jax.tree.map(lambda leaf, i=layer: leaf[i], state))(expected)
+  actual = transformer.run_blocks(stacked, x, Execution(remat=remat))
+  np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_layer_norm_takes_statistics_in_float32():
+  norm = transformer.layer_norm(256, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+  # In bfloat16 the mean of these would be off by more than their spread.
+  x = 100 + jnp.arange(256, dtype=jnp.bfloat16) / 256
+  exact = np.asarray(x, np.float32)
+  exact = (exact - exact.mean()) / np.sqrt(exact.var() + 1e-5)
+  np.testing.assert_allclose(np.asarray(norm(x[None])[0], np.float32), exact, atol=0.02)

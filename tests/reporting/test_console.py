@@ -1,0 +1,124 @@
+import io
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dgia_jax.reporting import console as consoles
+
+SCORES = {"R1": 41.25, "R5": 70.0, "R10": 80.5, "mAP": 35.0, "mINP": 100.0}
+BOTH = {"t2i": SCORES, "i2t": {**SCORES, "R1": 50.0}}
+VALUES = {
+  "loss": 3.21, "loss_itc": 1.1, "loss_local": 0.7, "loss_global": 0.62, "loss_consistency": 0.79,
+  "local_precision": 41.3, "global_precision": 22.0, "pairs_per_second": 1234.4,
+}  # fmt: skip
+
+
+def everything(console):
+  """Calls all there is to see."""
+  pairs = types.SimpleNamespace(
+    num_images=1200, num_pairs=2400, person_of_image_M=np.repeat(np.arange(300), 4)
+  )
+  console.dataset_summary("synth_pedes", {"train": pairs}, (64, 32))
+  console.parameter_overview({"image": {"blocks": {"a": jnp.zeros((2, 500)), "b": jnp.zeros(24)}}})
+  with console.training(steps_per_epoch=125, num_epochs=8) as progress:
+    progress.advance(249)
+    progress.advance(250)
+    progress.report(250, VALUES, seconds_left=125.4)
+    console.evaluation("val, epoch 2", BOTH, unmatched=3)
+  console.final("test", {"last": {"epoch": 8, **BOTH}})
+  console.outcome({"results.json": "scores"}, "python -m dgia_jax.main --mode evaluate")
+
+
+def shown(call):
+  out = io.StringIO()
+  call(consoles.Console(file=out))
+  return out.getvalue()
+
+
+def rows(text):
+  """Lines as lists of words."""
+  return [line.split() for line in text.splitlines()]
+
+
+def test_training_prints_plain_lines_where_there_is_no_terminal():
+  def train(console):
+    with console.training(steps_per_epoch=125, num_epochs=8) as progress:
+      for step in range(1, 251):
+        progress.advance(step)
+      progress.report(250, VALUES, seconds_left=125.4)
+      progress.report(251, {"loss": 3.0, "local_precision": None})
+
+  assert shown(train) == (
+    "epoch 2/8  step 250/1,000  loss 3.21 (itc 1.10 local 0.70 global 0.62 consistency 0.79)"
+    "  precision local 41% global 22%  1,234 pairs/s  2:05 left\n"
+    "epoch 3/8  step 251/1,000  loss 3.00\n"
+  )
+
+
+def test_clock():
+  times = [consoles.clock(seconds) for seconds in (0.4, 59.6, 125, 3600, 36001)]
+  assert times == ["0:00", "1:00", "2:05", "1:00:00", "10:00:01"]
+
+
+def test_dataset_summary_counts_persons():
+  text = shown(everything)
+  assert "synth_pedes: images of 64 x 32 pixels (height x width)" in text
+  assert ["train", "1,200", "2,400", "300"] in rows(text)
+
+
+def test_parameters_are_added_up_by_part():
+  params = {
+    "image": {"blocks": {"a": jnp.zeros((12, 100)), "b": jnp.zeros((12, 3), jnp.bfloat16)}},
+    "text": jnp.zeros((1000, 1000)),
+  }
+  for tree in (params, jax.eval_shape(lambda: params)):
+    found = rows(shown(lambda console, tree=tree: console.parameter_overview(tree)))
+    assert ["image/blocks", "2", "1,236", "0.0"] in found
+    assert ["text", "1", "1,000,000", "4.0"] in found
+    assert ["total", "3", "1,001,236", "4.0"] in found
+
+
+def test_scores_of_both_directions_and_models():
+  best = {"epoch": 6, "selected_on": "val", **BOTH}
+  text = shown(lambda console: console.final("test", {"last": {"epoch": 8, **BOTH}, "best": best}))
+  assert ["R@1", "R@5", "R@10", "mAP", "mINP"] in rows(text)
+  assert (
+    rows(text).count(["text", "to", "image", "41.25", "70.00", "80.50", "35.00", "100.00"]) == 2
+  )
+  assert (
+    rows(text).count(["image", "to", "text", "50.00", "70.00", "80.50", "35.00", "100.00"]) == 2
+  )
+  assert text.index("last: epoch 8") < text.index("best on val: epoch 6")
+
+  text = shown(lambda console: console.evaluation("val, epoch 3", BOTH, unmatched=2))
+  assert text.startswith("val, epoch 3\n")
+  assert "2 queries without a correct item" in text
+  assert "without" not in shown(lambda console: console.evaluation("val", BOTH))
+
+
+def test_long_lines_and_brackets_stay_as_they_are():
+  path, command = "/a/[bold]/" + "long/" * 40, "python -m dgia_jax.main " + "--flag [x] " * 30
+  text = shown(lambda console: console.outcome({path: "all :smile: results"}, command.strip()))
+  assert f"  {path}  all :smile: results\n" in text
+  assert f"  {command.strip()}\n" in text
+
+
+def test_other_processes_are_silent(capsys):
+  out = io.StringIO()
+  everything(consoles.Console(active=False, file=out))
+  assert out.getvalue() == ""
+  everything(consoles.Console(active=False))
+  assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("kind, live", [("xterm-256color", True), ("dumb", False)])
+def test_a_terminal_gets_a_live_bar(monkeypatch, kind, live):
+  monkeypatch.setenv("TERM", kind)
+  monkeypatch.setenv("TTY_COMPATIBLE", "1")  # makes rich take a plain file for a terminal
+  text = shown(everything)
+  assert "epoch 2/8" in text and "consistency 0.79" in text
+  assert ("step 250/1,000" in text) != live  # the bar says it; a plain line would be one too many
+  assert ("\x1b[?25l" in text) == live  # the cursor is hidden while the bar moves

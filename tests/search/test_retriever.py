@@ -1,0 +1,99 @@
+"""Features of a retriever are those of the model, and its ranking is that of a plain argsort."""
+
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import dgia_jax
+from dgia_jax import convert, sharding
+from dgia_jax.errors import UserError
+from dgia_jax.method import losses
+from dgia_jax.models import pixels as pixels_lib
+from dgia_jax.search.retriever import Gallery, Retriever
+from tests.helpers.known_run import IMAGE_SIZE, make_model
+
+TEXTS = ["a man with a red coat", "a woman wears blue shoes", "red"]
+
+
+@pytest.fixture
+def paths(tmp_path, rng):
+  """Five images of other sizes than the model's."""
+  found = []
+  for number in range(5):
+    pixels = rng.integers(0, 255, (40 + number, 30, 3), np.uint8)
+    found.append(tmp_path / f"{number}.png")
+    Image.fromarray(pixels).save(found[-1])
+  return found
+
+
+def test_opening_a_run_warns_of_nothing(known_run, caplog, monkeypatch):
+  monkeypatch.setattr(logging.getLogger("absl"), "filters", [])  # as in a new process
+  with caplog.at_level("WARNING"):
+    dgia_jax.Retriever.from_run(known_run)
+  assert not [record.getMessage() for record in caplog.records]
+
+
+def test_features_are_those_of_the_model(known_run, paths):
+  retriever = dgia_jax.Retriever.from_run(known_run, batch_size=8)
+  words = retriever._tokenizer
+  model = make_model(words, seed=1)  # of the best checkpoint
+  resized = np.stack(
+    [
+      np.asarray(Image.open(path).resize(IMAGE_SIZE[::-1], Image.Resampling.BICUBIC))
+      for path in paths
+    ]
+  )
+  images = losses.normalize(model.encode_image(pixels_lib.normalize_pixels(resized)))
+  texts = losses.normalize(model.encode_text(words.encode(TEXTS)))
+  np.testing.assert_allclose(retriever.embed_images(paths), images, atol=1e-5)
+  np.testing.assert_allclose(retriever.embed_images(list(resized)), images, atol=1e-5)
+  np.testing.assert_allclose(retriever.embed_texts(TEXTS), texts, atol=1e-5)
+  assert retriever.embed_texts([]).shape == (0, retriever.feature_width)
+
+  last = Retriever.from_run(known_run, "last", batch_size=8)
+  assert np.abs(last.embed_texts(TEXTS) - texts).max() > 0.01
+  assert last.digest() != retriever.digest() == Retriever.from_run(known_run).digest()
+
+
+def test_a_hugging_face_folder_gives_the_same_features(known_run, paths, tmp_path):
+  out = tmp_path / "hugging_face"
+  convert.convert(known_run, out)
+  ours, theirs = Retriever.open(known_run, batch_size=8), Retriever.open(out, batch_size=8)
+  assert theirs.image_size == IMAGE_SIZE
+  np.testing.assert_array_equal(theirs.embed_texts(TEXTS), ours.embed_texts(TEXTS))
+  # The folder keeps the position table of oblong images as a square, which rounds.
+  np.testing.assert_allclose(theirs.embed_images(paths), ours.embed_images(paths), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
+def test_ranking_equals_argsort(shape, rng):
+  import jax
+
+  mesh = sharding.create_mesh(*shape, devices=jax.devices()[: np.prod(shape)])
+  gallery = rng.normal(size=(45, 8)).astype(np.float32)
+  gallery[7] = gallery[3]  # a tie
+  queries = np.concatenate([gallery[3:4], rng.normal(size=(2, 8))]).astype(np.float32)
+  scores, rows = Gallery(gallery, mesh).search(queries, 6)
+  cosines = np.asarray(losses.cosine(queries, gallery))
+  np.testing.assert_array_equal(rows, np.argsort(-cosines, axis=1, kind="stable")[:, :6])
+  np.testing.assert_allclose(scores, -np.sort(-cosines, axis=1)[:, :6], atol=1e-6)
+  assert list(rows[0, :2]) == [3, 7]
+  assert Gallery(gallery[:2], mesh).search(queries, 6)[1].shape == (3, 2)
+
+
+def test_mistakes(known_run, tmp_path):
+  retriever = Retriever.from_run(known_run, batch_size=8)
+  (tmp_path / "broken.jpg").write_text("no image")
+  with pytest.raises(UserError, match="broken.jpg"):
+    retriever.embed_images([tmp_path / "broken.jpg"])
+  with pytest.raises(UserError, match="uint8"):
+    retriever.embed_images([np.zeros((3, 3, 3), np.uint8)])
+  with pytest.raises(UserError, match="holds no run"):
+    Retriever.open(tmp_path)
+  (tmp_path / "config.json").write_text('{"model_type": "bert", "vision_config": {}}')
+  with pytest.raises(UserError, match="bert"):
+    Retriever.open(tmp_path)
+  with pytest.raises(AttributeError, match="Retrieve"):
+    _ = dgia_jax.Retrieve

@@ -1,0 +1,306 @@
+import dataclasses
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dgia_jax import sharding
+from dgia_jax.data import datasets, pairs
+from dgia_jax.data import tokenizer as tokenizer_lib
+from dgia_jax.errors import UserError
+from dgia_jax.method import train_state
+from dgia_jax.models import dual_encoder
+from dgia_jax.models.pretrained import load as load_lib
+from dgia_jax.reporting import console
+from dgia_jax.training import checkpoint, setup, train
+from dgia_jax.training import workdir as workdir_lib
+from tests.helpers import tiny_run
+
+ALL_DEVICES = dict(mesh__data=8)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  config = tiny_run.config(**ALL_DEVICES)
+  return setup.build(config, tmp_path_factory.mktemp("run"), tiny_run.splits())
+
+
+def test_own_tokenizer_is_kept_with_the_run(tmp_path):
+  config, captions = tiny_run.config(), tiny_run.splits()["train"].captions
+  made = setup.load_tokenizer(config, tmp_path, captions)
+  assert (tmp_path / workdir_lib.TOKENIZER).is_dir()
+  assert made.context_length == 8 and made.vocab_size <= 300
+  workdir_lib.claim(tmp_path, config)
+  # Other captions: a vocabulary made anew would give other ids.
+  again = setup.load_tokenizer(config, tmp_path, ["qqqq zzzz"] * 5)
+  np.testing.assert_array_equal(again.encode(captions), made.encode(captions))
+  assert again.vocab_size == made.vocab_size
+
+
+def test_own_tokenizer_is_made_anew_until_the_folder_is_claimed(tmp_path):
+  """What an attempt that failed has left behind belongs to no run."""
+  config, captions = tiny_run.config(), tiny_run.splits()["train"].captions
+  setup.load_tokenizer(config, tmp_path, ["qqqq zzzz"] * 5)
+  made = setup.load_tokenizer(config, tmp_path, captions)
+  anew = setup.load_tokenizer(config, tmp_path / "other", captions)
+  np.testing.assert_array_equal(made.encode(captions), anew.encode(captions))
+
+
+def test_lost_tokenizer_of_a_run_is_named(tmp_path):
+  """Training another would give the run's tokens other meanings."""
+  workdir_lib.claim(tmp_path, tiny_run.config())
+  with pytest.raises(UserError, match=f"{workdir_lib.TOKENIZER}.*missing"):
+    setup.load_tokenizer(tiny_run.config(), tmp_path, ["red coat"])
+
+
+def test_only_the_first_process_writes_the_tokenizer(tmp_path, monkeypatch):
+  monkeypatch.setattr(jax, "process_index", lambda: 1)
+  captions = tiny_run.splits()["train"].captions
+  assert setup.load_tokenizer(tiny_run.config(), tmp_path, captions).vocab_size
+  assert not (tmp_path / workdir_lib.TOKENIZER).exists()
+
+
+def test_named_tokenizer_is_looked_up_and_not_trained(tmp_path, monkeypatch):
+  monkeypatch.setattr(tokenizer_lib, "clip_tokenizer", lambda name, length: (name, length))
+  config = tiny_run.config(tokenizer__name="some/clip")
+  assert setup.load_tokenizer(config, tmp_path, []) == ("some/clip", 8)
+  assert not (tmp_path / workdir_lib.TOKENIZER).exists()
+
+
+@pytest.mark.parametrize("batch_size, fits", [(8, True), (16, True), (4, False), (12, False)])
+def test_check_batch(batch_size, fits):
+  mesh = sharding.create_mesh(data=4, fsdp=2)
+  config = tiny_run.config(batch_size=batch_size)
+  if fits:
+    setup.check_batch(config, mesh)
+  else:
+    with pytest.raises(UserError, match=rf"config.batch_size={batch_size} .* = 8 device"):
+      setup.check_batch(config, mesh)
+
+
+def test_check_batch_divides_the_rows_of_a_device_by_accumulation():
+  mesh = sharding.create_mesh(data=4, fsdp=2)
+  setup.check_batch(tiny_run.config(batch_size=32, gradient_accumulation=4), mesh)
+  with pytest.raises(UserError, match=r"gradient_accumulation=8 .* the 4 pair.* = 8 device"):
+    setup.check_batch(tiny_run.config(batch_size=32, gradient_accumulation=8), mesh)
+
+
+def test_check_batch_counts_no_tensor_devices():
+  setup.check_batch(tiny_run.config(batch_size=6), sharding.create_mesh(data=2, fsdp=1, tensor=4))
+
+
+@pytest.mark.parametrize(
+  "fields, says",
+  [
+    ({"batch_size": 12}, "config.batch_size=12"),
+    ({"loss__temperature": 0.0}, "config.loss.temperature"),
+    ({"mesh__data": 3}, "mesh.data=3"),
+    ({"model__name": "huge"}, "model.name 'huge' is not one of .*vit_b_16"),
+    ({"dataset__image_size": (16, 20)}, r"dataset.image_size \(16, 20\).*patch size 8"),
+  ],
+)
+def test_build_refuses_what_cannot_work(tmp_path, fields, says):
+  with pytest.raises(UserError, match=says) as caught:
+    setup.build(tiny_run.config(**ALL_DEVICES | fields), tmp_path, tiny_run.splits())
+  assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def built_dataset(monkeypatch):
+  """Puts a builder in the registry's place; returns what it was asked for and its splits."""
+  asked, splits = {}, tiny_run.splits()
+
+  def load_builder(name, **settings):
+    asked.update(name=name, **settings)
+    return types.SimpleNamespace(info=types.SimpleNamespace(splits=splits))
+
+  monkeypatch.setattr(datasets, "load_builder", load_builder)
+  monkeypatch.setattr(pairs, "load_pairs", lambda builder, split, size: (split, size))
+  return asked, splits
+
+
+def test_load_splits_asks_for_the_configured_dataset(built_dataset):
+  asked, _ = built_dataset
+  config = tiny_run.config(dataset__source="folder", dataset__data_dir="built")
+  found = setup.load_splits(config)
+  assert found == {name: (name, (16, 16)) for name in ("train", "val", "test")}
+  # Empty settings are not passed on: not every dataset knows them.
+  assert asked == dict(
+    name="synth_pedes", image_size=(16, 16), data_dir="built", source="folder",
+    train_people=400, val_people=40, test_people=40,
+  )  # fmt: skip
+
+
+def test_missing_val_split(built_dataset):
+  _, splits = built_dataset
+  del splits["val"]
+  with pytest.raises(UserError, match=r"no val split \(found: train, test\); set config.eval.sele"):
+    setup.load_splits(tiny_run.config(eval__select_on="val"))
+  assert list(setup.load_splits(tiny_run.config(eval__select_on="test"))) == ["train", "test"]
+
+
+@pytest.mark.parametrize("missing", ["train", "test"])
+def test_missing_train_or_test_split(built_dataset, missing):
+  _, splits = built_dataset
+  del splits[missing]
+  with pytest.raises(UserError, match=f"synth_pedes has no {missing} split.*check its annotations"):
+    setup.load_splits(tiny_run.config())
+
+
+def test_length_of_a_run(run):
+  """36 pairs in batches of 8 are 5 steps, the last with 4 pairs; 3 epochs."""
+  assert run.train_pairs is run.splits["train"] and run.train_pairs.num_pairs == 36
+  assert (run.steps_per_epoch, run.total_steps) == (5, 15)
+
+
+def parameter_count(size, image_size, context_length, vocab_size):
+  """Counted by hand from the architecture."""
+
+  def tower(width, depth):
+    attention = width * 3 * width + 3 * width + width * width + width
+    mlp = width * 4 * width + 4 * width + 4 * width * width + width
+    return depth * (attention + mlp + 2 * 2 * width)
+
+  image, text = size.image, size.text
+  patches = (image_size[0] // size.patch_size) * (image_size[1] // size.patch_size)
+  return (
+    tower(image.width, image.depth)
+    + tower(text.width, text.depth)
+    + 3 * size.patch_size**2 * image.width  # patch embedding, no bias
+    + (1 + 1 + patches) * image.width  # class token, positions
+    + 2 * 2 * image.width  # norms before and after
+    + (vocab_size + context_length) * text.width
+    + 2 * text.width
+    + (image.width + text.width) * size.feature_width
+  )
+
+
+def test_init_state_has_the_models_parameters(run):
+  state = jax.eval_shape(setup.init_state(run))
+  sizes = [leaf.size for leaf in jax.tree.leaves(state.params)]
+  assert sum(sizes) == parameter_count(tiny_run.SIZE, (16, 16), 8, run.tokenizer.vocab_size)
+  assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+  assert state.bank.image.shape == (3072, 16)
+
+
+def test_hand_count_gives_clips_number():
+  """149.6 M, as the paper says of ViT-B/16 at 384 x 128."""
+  size = dual_encoder.SIZES["vit_b_16"]
+  assert parameter_count(size, (384, 128), 77, 49408) == pytest.approx(149.6e6, rel=1e-3)
+
+
+def test_encode_uses_the_parameters_it_is_given(run, rng):
+  model = setup.create_model(run.config, run.tokenizer.vocab_size)
+  params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+  pixels = rng.normal(size=(3, 16, 16, 3)).astype(np.float32)
+  tokens = run.tokenizer.encode(run.train_pairs.captions[:3])
+  encode = jax.jit(run.encode)
+  image, text = encode(params, pixels, tokens)
+  assert image.shape == text.shape == (3, 16)
+  direct = jax.jit(lambda: (model.encode_image(pixels), model.encode_text(tokens)))()
+  np.testing.assert_allclose(image, direct[0], rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(text, direct[1], rtol=1e-5, atol=1e-6)
+  assert np.any(image) and np.any(text)
+  zeros = encode(jax.tree.map(jnp.zeros_like, params), pixels, tokens)
+  assert not np.any(zeros[0]) and not np.any(zeros[1])
+
+
+def test_pretrained_weights_are_laid_out_like_the_fresh_ones(run, monkeypatch):
+  asked = {}
+
+  def load_pretrained(name, params, *, image_size):
+    asked.update(name=name, image_size=image_size)
+    ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), params)
+    return types.SimpleNamespace(params=ones, dropped=["logit_scale"])
+
+  monkeypatch.setattr(load_lib, "load_pretrained", load_pretrained)
+  config = tiny_run.config(pretrained="some/clip")
+  changed = dataclasses.replace(run, config=config, mesh=sharding.create_mesh(2, 2, 2))
+  abstract = jax.eval_shape(setup.init_state(changed)).params
+  params, dropped = setup.load_pretrained(changed, abstract)
+  assert asked == {"name": "some/clip", "image_size": (16, 16)} and dropped == ["logit_scale"]
+  expected = jax.tree.leaves(sharding.parameters(changed.mesh, abstract))
+  for leaf, layout in zip(jax.tree.leaves(params), expected, strict=True):
+    assert leaf.sharding == layout and np.all(leaf == 1)
+  assert any(not layout.is_fully_replicated for layout in expected)
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("finished")
+  train.train(
+    tiny_run.config(num_epochs=1, **ALL_DEVICES),
+    folder,
+    console.Console(active=False),
+    tiny_run.splits(),
+  )
+  return folder
+
+
+def test_a_run_starts_from_another_ones_weights_and_vocabulary(finished_run, tmp_path):
+  config = tiny_run.config(pretrained=str(finished_run), **ALL_DEVICES)
+  splits = tiny_run.splits()
+  splits["train"].captions[:] = ["qqqq zzzz"] * 36  # would give another vocabulary
+  parts = setup.build(config, tmp_path, splits)
+  words = tokenizer_lib.load_tokenizer(finished_run / workdir_lib.TOKENIZER)
+  captions = tiny_run.splits()["train"].captions
+  np.testing.assert_array_equal(parts.tokenizer.encode(captions), words.encode(captions))
+  fresh = train_state.create(parts.mesh, setup.init_state(parts)).params
+  loaded, dropped = setup.load_pretrained(parts, fresh)
+  _, expected = checkpoint.restore_params(finished_run)
+  assert dropped == ()
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(loaded), expected)
+  assert jax.tree.map(lambda x: x.sharding, loaded) == jax.tree.map(lambda x: x.sharding, fresh)
+
+
+def test_a_run_of_another_model_is_refused(finished_run, tmp_path):
+  config = tiny_run.config(
+    pretrained=str(finished_run), dataset__image_size=(32, 16), **ALL_DEVICES
+  )
+  parts = setup.build(config, tmp_path, tiny_run.splits())
+  fresh = train_state.create(parts.mesh, setup.init_state(parts)).params
+  with pytest.raises(UserError, match="another model.*position_embedding.*dgia_jax.convert"):
+    setup.load_pretrained(parts, fresh)
+  config = tiny_run.config(pretrained=str(finished_run), tokenizer__context_length=9, **ALL_DEVICES)
+  with pytest.raises(UserError, match="context_length=9.*has 8"):
+    setup.build(config, tmp_path / "other", tiny_run.splits())
+
+
+def test_seed_decides_the_initial_weights():
+  models = [setup.create_model(tiny_run.config(seed=seed), 300) for seed in (0, 0, 1)]
+  first, same, other = (model.image.projection[...] for model in models)
+  np.testing.assert_array_equal(first, same)
+  assert not np.array_equal(first, other)
+
+
+def test_optimizer_gets_every_setting_of_the_recipe():
+  """Moves two parameters by one step of a recipe in which every number shows."""
+  config = tiny_run.config(
+    num_epochs=10, optimizer__learning_rate=0.3, optimizer__warmup_epochs=4,
+    optimizer__betas=(0.5, 0.75), optimizer__epsilon=0.1, optimizer__weight_decay=0.2,
+    optimizer__decoupled=True, optimizer__bias_rate=3.0, optimizer__rate_per="step",
+  )  # fmt: skip
+  tx = setup.create_optimizer(config, steps_per_epoch=2)
+  params = {"kernel": jnp.full(1, 2.0), "bias": jnp.full(1, 2.0)}
+  state, gradients = tx.init(params), jax.tree.map(jnp.ones_like, params)
+  for _ in range(2):
+    updates, state = tx.update(gradients, state, params)
+  rate = 0.3 * (0.1 * 7 / 8 + 1 / 8)  # the second step is half an epoch into the warm-up
+  direction = 1 / (1 + 0.1)
+  assert updates["kernel"][0] == pytest.approx(-rate * (direction + 0.2 * 2.0), rel=1e-5)
+  assert updates["bias"][0] == pytest.approx(-3 * rate * direction, rel=1e-5)
+  moments = next(part for part in state if hasattr(part, "mu"))
+  assert moments.mu["kernel"][0] == 0.75 and moments.nu["kernel"][0] == 1 - 0.75**2
+  half = setup.create_optimizer(tiny_run.config(optimizer__second_moment="float16"), 2)
+  assert jnp.dtype("float16") in {leaf.dtype for leaf in jax.tree.leaves(half.init(params))}
+
+
+def test_create_step_binds_the_run(run):
+  step = setup.create_step(run, mine_local="replaced")
+  assert step.keywords["mine_local"] == "replaced"
+  assert step.keywords["mask_id"] == run.tokenizer.mask_id
+  assert step.keywords["steps_per_epoch"] == 5
+  assert step.keywords["same_image_rows"] == 1  # images have up to two captions

@@ -1,0 +1,302 @@
+"""Whole runs: on any mesh, with shuffled identities, compiled once, stopped by a bad loss."""
+
+import dataclasses
+import io
+import json
+import logging
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from dgia_jax import sharding
+from dgia_jax.errors import UserError
+from dgia_jax.method import train_step
+from dgia_jax.reporting.console import Console
+from dgia_jax.training import checkpoint, setup, train
+from tests.helpers import tiny_run
+
+
+def run(workdir, splits=None, **fields):
+  """Trains; returns results.json and the lines of metrics.jsonl."""
+  console = Console(file=io.StringIO())
+  results = train.train(tiny_run.config(**fields), workdir, console, splits or tiny_run.splits())
+  return results, tiny_run.metrics(workdir)
+
+
+def restored(workdir, **fields):
+  """The last checkpoint of a finished run, on one device."""
+  parts = setup.build(tiny_run.config(**fields), workdir, tiny_run.splits())
+  checkpoints = checkpoint.Checkpoints(workdir)
+  state, _ = checkpoints.restore(
+    checkpoints.latest(), parts.mesh, jax.eval_shape(setup.init_state(parts))
+  )
+  checkpoints.close()
+  return jax.device_get(state)
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory):
+  """Workdir, results and log of the run that all others are compared with."""
+  workdir = tmp_path_factory.mktemp("one_device")
+  return workdir, *run(workdir)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device_by_default():
+  """Meshes of one device exist although the process has eight."""
+  with pytest.MonkeyPatch.context() as patch:
+    original = sharding.create_mesh
+    patch.setattr(
+      sharding,
+      "create_mesh",
+      lambda data, fsdp, tensor: original(
+        data, fsdp, tensor, devices=jax.devices()[: data * fsdp * tensor]
+      ),
+    )
+    yield
+
+
+def losses(lines):
+  return np.array([line["loss"] for line in lines if line["split"] == "train"])
+
+
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 4, 1), (2, 2, 2)], ids=str)
+def test_any_mesh_gives_the_same_run(one_device, tmp_path, mesh):
+  workdir, _, lines = one_device
+  axes = dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), mesh, strict=True))
+  _, mesh_lines = run(tmp_path, **axes)
+  np.testing.assert_allclose(losses(mesh_lines), losses(lines), rtol=2e-4)
+  for ours, theirs in zip(mesh_lines, lines, strict=True):
+    for name in ("local_relations", "global_relations", "local_precision", "global_precision"):
+      assert ours.get(name) == pytest.approx(theirs.get(name), abs=1e-4), (name, ours["step"])
+  one, many = restored(workdir), restored(tmp_path)
+  # Adam divides by the root of the second moment, so rounding near zero gradients is amplified.
+  np.testing.assert_allclose(many.bank.image, one.bank.image, atol=5e-3)
+  np.testing.assert_allclose(many.bank.text, one.bank.text, atol=5e-3)
+  np.testing.assert_array_equal(many.bank.group, one.bank.group)
+
+
+def _steps(mesh, count=6, splits=None, **fields):
+  """Reports of the first steps and the last state, on a mesh."""
+  config = tiny_run.config(**fields)
+  config.mesh.update(dict(zip(("data", "fsdp", "tensor"), mesh, strict=True)))
+  parts = setup.build(config, "/nonexistent", splits or tiny_run.splits())
+  state = train.train_state.create(parts.mesh, setup.init_state(parts))
+  batches = train._placed_batches(parts, 0, parts.total_steps, None, None)
+  reports, compiled = [], None
+  for _, batch in zip(range(count), batches, strict=False):
+    compiled = compiled or train_step.compile_step(
+      setup.create_step(parts), parts.mesh, state, batch
+    )
+    state, report = compiled(state, batch)
+    reports.append(jax.device_get(report))
+  batches.close()
+  return reports, jax.device_get(state)
+
+
+@pytest.fixture
+def no_tokenizer_folder(monkeypatch):
+  """The vocabulary is made anew and kept nowhere."""
+  monkeypatch.setattr(setup.tokenizer.Tokenizer, "save", lambda self, folder: None)
+
+
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2)], ids=str)
+def test_relations_are_the_same_row_by_row(no_tokenizer_folder, mesh):
+  # Untrained features are nearly all alike: a threshold inside their range makes some related.
+  fields = {"local_association__threshold": 0.93, "global_association__threshold": 0.9}
+  one, state = _steps((1, 1, 1), 7, **fields)
+  many, mesh_state = _steps(mesh, 7, **fields)
+  mined = 0
+  for ours, theirs in zip(many, one, strict=True):
+    np.testing.assert_array_equal(ours.index, theirs.index)
+    np.testing.assert_array_equal(ours.local_relations, theirs.local_relations)
+    np.testing.assert_array_equal(ours.neighbours.valid, theirs.neighbours.valid)
+    valid = theirs.neighbours.valid
+    np.testing.assert_array_equal(ours.neighbours.rows[valid], theirs.neighbours.rows[valid])
+    mined += valid.sum()
+  assert mined > 0 and (one[4].index == -1).sum() == 4  # the padded partial batch is among them
+  np.testing.assert_allclose(mesh_state.bank.image, state.bank.image, rtol=1e-3, atol=1e-4)
+
+
+def test_identities_never_reach_training(one_device, tmp_path):
+  _, results, lines = one_device
+  splits = tiny_run.splits()
+  pairs = splits["train"]
+  shuffled = np.random.default_rng(5).permutation(pairs.person_of_image_M)
+  assert (shuffled != pairs.person_of_image_M).any()
+  splits["train"] = dataclasses.replace(pairs, person_of_image_M=shuffled)
+  other, other_lines = run(tmp_path, splits)
+  assert other["digest"] == results["digest"]
+  precision = lambda lines: [line.get("local_precision") for line in lines]
+  assert precision(other_lines) != precision(lines)
+
+
+def test_a_training_batch_has_no_identity(no_tokenizer_folder):
+  parts = setup.build(tiny_run.config(), "/nonexistent", tiny_run.splits())
+  batches = train._placed_batches(parts, 0, parts.total_steps, None, None)
+  assert set(next(batches)) == {"image", "tokens", "index", "image_index", "mask"}
+  batches.close()
+
+
+def test_batches_are_made_beside_the_loop_and_its_wait_is_logged(one_device, tmp_path):
+  makers = set()
+
+  def slow(batch, step):
+    makers.add(threading.current_thread())
+    time.sleep(0.3)
+    return batch
+
+  console = Console(file=io.StringIO())
+  train.train(tiny_run.config(num_epochs=1), tmp_path, console, tiny_run.splits(), slow)
+  assert threading.main_thread() not in makers and len(makers) == 1
+  waits = lambda lines: [line["input_wait"] for line in lines if line.get("input_wait") is not None]
+  assert max(waits(tiny_run.metrics(tmp_path))) > 0.2
+  assert waits(one_device[2]) and all(0 <= wait <= 1 for wait in waits(one_device[2]))
+
+
+LED = {"sampling__group": 3, "checkpoint__every_steps": 1}
+
+
+class Stopped(Exception):
+  """Stands for whatever ends a process between two steps."""
+
+
+@pytest.fixture(scope="module")
+def led(tmp_path_factory):
+  """results.json of a run whose batches the bank leads from the second epoch on."""
+  return run(tmp_path_factory.mktemp("led"), **LED)[0]
+
+
+@pytest.mark.parametrize("steps", [7, 10], ids=["within an epoch", "between epochs"])
+def test_a_led_run_goes_on_as_if_it_had_never_stopped(one_device, led, tmp_path, steps):
+  """The order of an epoch depends on the bank at its start, which a later one no longer is."""
+
+  def stop(batch, step):
+    if step >= steps:
+      raise Stopped
+    return batch
+
+  arguments = (tiny_run.config(**LED), tmp_path, Console(file=io.StringIO()), tiny_run.splits())
+  with pytest.raises(Stopped):
+    train.train(*arguments, stop)
+  assert checkpoint.steps_saved(tmp_path)[-1] == steps
+  resumed, _ = run(tmp_path, **LED)
+  assert resumed["digest"] == led["digest"] != one_device[1]["digest"]
+
+
+def test_a_led_epoch_holds_every_pair_once(tmp_path):
+  seen = []
+
+  def note(batch, step):
+    seen.append(batch["index"][batch["mask"]])
+    return batch
+
+  console = Console(file=io.StringIO())
+  config = tiny_run.config(sampling__group=3, num_epochs=3)
+  train.train(config, tmp_path, console, tiny_run.splits(), note)
+  for epoch in range(3):
+    indices = np.concatenate(seen[5 * epoch : 5 * epoch + 5])
+    np.testing.assert_array_equal(np.sort(indices), np.arange(36))
+
+
+CONFIRMED = {
+  "global_association__mutual": True, "global_association__agreement": True,
+  "global_association__deviations": 0.5, "local_association__deviations": 0.5,
+  "global_association__exclude_same_image": True, "loss__itc_spares_relations": True,
+  "sampling__group": 2,
+}  # fmt: skip
+
+
+def test_what_goes_beyond_the_paper_is_the_same_on_any_mesh(tmp_path):
+  _, lines = run(tmp_path / "one", **CONFIRMED)
+  _, mesh_lines = run(tmp_path / "mesh", **CONFIRMED, mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
+  np.testing.assert_allclose(losses(mesh_lines), losses(lines), rtol=1e-3)
+  mined = [line["global_relations"] for line in lines if line["split"] == "train"]
+  assert max(mined) > 0
+
+
+def test_the_step_compiles_once(tmp_path, caplog):
+  with jax.log_compiles(), caplog.at_level(logging.WARNING):
+    run(tmp_path, num_epochs=2)
+  compiled = [r.message for r in caplog.records if r.message.startswith("Finished XLA compilation")]
+  steps = [message for message in compiled if "train_step" in message]
+  assert len(steps) == 1, compiled
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
+  config = tiny_run.config(optimizer__learning_rate=1e30, optimizer__warmup_epochs=0)
+  with pytest.raises(UserError, match=r"loss is (nan|inf|-inf) at step \d+"):
+    train.train(config, tmp_path, Console(file=io.StringIO()), tiny_run.splits())
+  assert all(np.isfinite(line["loss"]) for line in tiny_run.metrics(tmp_path) if "loss" in line)
+  for step in checkpoint.steps_saved(tmp_path):
+    assert step < 15
+
+
+def test_the_files_hold_what_the_contract_lists(one_device):
+  workdir, results, lines = one_device
+  assert results == json.loads((workdir / "results.json").read_text())
+  scores = {"R1", "R5", "R10", "mAP", "mINP"}
+  for part in (results["last"], results["best"]):
+    assert set(part["t2i"]) == set(part["i2t"]) == scores
+  assert results["best"]["selected_on"] == "val" and results["best"]["epoch"] in (1, 2, 3)
+  assert len(results["digest"]) == 64
+  assert {"queries", "gallery", "seed", "wall_time_seconds", "device"} <= set(results)
+  train_lines = [line for line in lines if line["split"] == "train"]
+  named = {"step", "epoch", "loss", "loss_itc", "loss_local", "loss_global", "loss_consistency"}
+  named |= {"pairs_per_second", "local_precision", "global_precision"}
+  assert all(named <= set(line) for line in train_lines)
+  assert [line["epoch"] for line in lines if line["split"] == "val"] == [1, 2, 3]
+  assert json.loads((workdir / "config.json").read_text())["batch_size"] == 8
+  assert list(workdir.glob("events*"))
+
+
+def test_global_loss_starts_with_the_second_epoch(one_device):
+  _, _, lines = one_device
+  for line in lines:
+    if line["split"] == "train":
+      assert (line["loss_global"] > 0) == (line["epoch"] >= 2), line
+
+
+def test_padded_rows_change_nothing(no_tokenizer_folder):
+  """A batch of 8 with 4 rows of padding equals the same batch of 4, whatever the padding holds."""
+  fields = {"loss__weights__consistency": 0.0, "local_association__threshold": 0.9}
+  wide = setup.build(tiny_run.config(**fields), "/nonexistent", tiny_run.splits())
+  narrow = setup.build(tiny_run.config(batch_size=4, **fields), "/nonexistent", tiny_run.splits())
+  batches = train._placed_batches(wide, 4, 5, None, None)
+  batch = jax.tree.map(np.array, jax.device_get(next(batches)))
+  batches.close()
+  assert batch["mask"].sum() == 4
+  junk = np.random.default_rng(0)
+  batch["image"][4:] = junk.integers(0, 255, batch["image"][4:].shape)
+  batch["tokens"][4:] = batch["tokens"][:4]
+  states = []
+  for parts, rows in ((wide, 8), (narrow, 4)):
+    state = train.train_state.create(parts.mesh, setup.init_state(parts))
+    step = jax.jit(setup.create_step(parts))
+    for _ in range(2):
+      state, report = step(state, {name: value[:rows] for name, value in batch.items()})
+    states.append((state, report))
+  (state_8, report_8), (state_4, report_4) = states
+  for name, value in report_4.metrics.items():
+    np.testing.assert_allclose(report_8.metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+  np.testing.assert_allclose(state_8.bank.image, state_4.bank.image, rtol=1e-4, atol=1e-5)
+  np.testing.assert_array_equal(state_8.bank.group, state_4.bank.group)
+  written = np.flatnonzero(np.asarray(state_8.bank.group) >= 0)
+  np.testing.assert_array_equal(written, np.sort(batch["index"][:4]))
+
+
+def test_a_view_that_is_not_needed_yet_is_not_missed(no_tokenizer_folder, monkeypatch):
+  """Skipping the distorted view before its losses start gives the steps that encoding it gives."""
+  fields = {"local_association__start_epoch": 2}
+  skipped, skipped_state = _steps((1, 1, 1), 8, **fields)
+  together = train_step.encode_views
+  monkeypatch.setattr(train_step, "encode_views", lambda *args: together(*args[:4]))
+  encoded, encoded_state = _steps((1, 1, 1), 8, **fields)
+  for ours, theirs in zip(skipped, encoded, strict=True):
+    for name, value in theirs.metrics.items():
+      np.testing.assert_allclose(ours.metrics[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+  assert skipped[4].metrics["loss_consistency"] == 0 < skipped[5].metrics["loss_consistency"]
+  np.testing.assert_allclose(skipped_state.bank.image, encoded_state.bank.image, atol=1e-3)
