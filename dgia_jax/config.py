@@ -74,7 +74,7 @@ def base():
 
   config.local_association = ConfigDict()
   config.local_association.threshold = 0.7  # theta, cosine, strict
-  config.local_association.softening = 0.1  # lambda, label of a mined relation
+  config.local_association.relation_label = 0.1  # lambda, label of a mined relation
   config.local_association.modality = "both"  # both, image, text (Table 5) or none
   config.local_association.start_epoch = 1  # from 1; first epoch with these two losses
   # Not the paper's: a cosine must also exceed the batch's mean by so many standard deviations.
@@ -85,7 +85,7 @@ def base():
   config.global_association.k = 3  # neighbours an anchor may keep
   config.global_association.anchor = "image"  # image, text or both: mean cosine (Table 6)
   config.global_association.soft_scale = 1.0  # of the confidence weights' bracket
-  config.global_association.rows = "all"  # rows of the loss: all (released) or batch (Eq. 13)
+  config.global_association.loss_over = "all"  # rows of the loss: all (released) or batch (Eq. 13)
   config.global_association.exclude = "top1"  # drop the best-ranked row (released) or the own: self
   config.global_association.exclude_same_image = False  # drop rows that hold the anchor's own image
   config.global_association.consult_batch = False  # related pairs of the batch become positives
@@ -101,14 +101,16 @@ def base():
   config.sampling.start_epoch = 2  # from 2; first epoch that is led by the bank
 
   config.bank = ConfigDict()
-  config.bank.momentum = 0.9  # alpha, weight of the NEW feature in a row, from the second epoch on
+  config.bank.update_rate = (
+    0.9  # alpha, weight of the NEW feature in a row, from the second epoch on
+  )
   config.bank.gated = False  # scale alpha by the cosine of the pair's image and text
   config.bank.block_rows = 0  # rows of a shard scored at once, bounds memory; 0 = by platform
 
   config.augment = ConfigDict()  # of the distorted view
-  config.augment.flip = 0.5  # probability of mirroring
+  config.augment.flip_prob = 0.5  # probability of mirroring
   config.augment.padding = 10  # pixels around the image before the random crop
-  config.augment.erase = 0.5  # probability of erasing a rectangle
+  config.augment.erase_prob = 0.5  # probability of erasing a rectangle
   config.augment.erase_area = (0.02, 0.4)  # smallest and largest share of the image
   config.augment.erase_aspect = (0.3, 3.3)  # smallest and largest height / width
   config.augment.mask_ratio = 0.5  # probability of masking a word, independently
@@ -117,12 +119,12 @@ def base():
   config.optimizer = ConfigDict()
   config.optimizer.learning_rate = 1e-5  # after the warm-up
   config.optimizer.warmup_epochs = 5  # linear, from a tenth
-  config.optimizer.rate_per = "epoch"  # set the rate once an epoch (released) or every step
+  config.optimizer.lr_update = "epoch"  # set the rate once an epoch (released) or every step
   config.optimizer.betas = (0.9, 0.999)  # of Adam's two averages
   config.optimizer.epsilon = 1e-3  # large on purpose: the released code trains float16 weights
   config.optimizer.weight_decay = 4e-5  # not on biases
   config.optimizer.decoupled = False  # False: added to the gradient (released); True: AdamW
-  config.optimizer.bias_rate = 2.0  # biases learn this many times faster
+  config.optimizer.bias_lr_multiplier = 2.0  # biases learn this many times faster
   config.optimizer.second_moment = "float32"  # float16 emulates the released code's precision
 
   config.eval = ConfigDict()
@@ -143,7 +145,7 @@ def paper_equations(config):
     The same config.
   """
   config.loss.itc_reduction = "sum"  # Eq. 1-2
-  config.global_association.rows = "batch"  # Eq. 13
+  config.global_association.loss_over = "batch"  # Eq. 13
   config.augment.mask_first = False  # every word is masked with the same probability
   config.num_epochs = 40
   return config
@@ -185,11 +187,11 @@ def from_scratch(config):
   config.augment.padding = 4
   config.optimizer.learning_rate = 2e-3
   config.optimizer.warmup_epochs = 1
-  config.optimizer.rate_per = "step"
+  config.optimizer.lr_update = "step"
   config.optimizer.epsilon = 1e-8
   config.optimizer.weight_decay = 0.05
   config.optimizer.decoupled = True
-  config.optimizer.bias_rate = 1.0
+  config.optimizer.bias_lr_multiplier = 1.0
   return config
 
 
@@ -237,9 +239,9 @@ def check(config):
   _one_of(config, "loss.itc_reduction", ("mean", "sum"))
   _one_of(config, "local_association.modality", ("both", "image", "text", "none"))
   _one_of(config, "global_association.anchor", ("image", "text", "both"))
-  _one_of(config, "global_association.rows", ("all", "batch"))
+  _one_of(config, "global_association.loss_over", ("all", "batch"))
   _one_of(config, "global_association.exclude", ("top1", "self"))
-  _one_of(config, "optimizer.rate_per", ("epoch", "step"))
+  _one_of(config, "optimizer.lr_update", ("epoch", "step"))
   _one_of(config, "optimizer.second_moment", ("float32", "float16"))
   _one_of(config, "eval.select_on", ("val", "test"))
   if min(config.dataset.image_size) <= 0 or len(config.dataset.image_size) != 2:
@@ -256,7 +258,7 @@ def check(config):
       f"config.sampling.start_epoch={config.sampling.start_epoch}: the bank is filled during epoch"
       " 1, so it can lead the sampling from epoch 2 on"
     )
-  for field in ("bank.momentum", "augment.flip", "augment.erase", "augment.mask_ratio",
+  for field in ("bank.update_rate", "augment.flip_prob", "augment.erase_prob", "augment.mask_ratio",
                 "augment.erase_area", "optimizer.betas"):  # fmt: skip
     _within(config, field, 0, 1)
   for field in ("seed", "dataset.workers", "augment.padding", "augment.erase_aspect",

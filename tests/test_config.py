@@ -54,9 +54,9 @@ CHOICES = {
   "loss.itc_reduction": ("mean", "sum"),
   "local_association.modality": ("both", "image", "text", "none"),
   "global_association.anchor": ("image", "text", "both"),
-  "global_association.rows": ("all", "batch"),
+  "global_association.loss_over": ("all", "batch"),
   "global_association.exclude": ("top1", "self"),
-  "optimizer.rate_per": ("epoch", "step"),
+  "optimizer.lr_update": ("epoch", "step"),
   "optimizer.second_moment": ("float32", "float16"),
   "eval.select_on": ("val", "test"),
 }
@@ -80,16 +80,16 @@ WRONG = [
   ("optimizer.betas", (0.9, 1.5)),
   ("loss.epsilon", -1.0),
   ("augment.padding", -2),
-  ("augment.flip", 1.5),
-  ("augment.erase", -0.5),
+  ("augment.flip_prob", 1.5),
+  ("augment.erase_prob", -0.5),
   ("augment.mask_ratio", 1.1),
   ("augment.erase_area", (0.5, 0.1)),
   ("augment.erase_area", (0.1, 2.0)),
   ("augment.erase_aspect", (0.3,)),
   ("augment.erase_aspect", (0.0, 3.3)),
   ("augment.erase_area", (0.0, 0.4)),
-  ("bank.momentum", 1.1),
-  ("bank.momentum", -0.1),
+  ("bank.update_rate", 1.1),
+  ("bank.update_rate", -0.1),
 ]
 
 
@@ -115,8 +115,8 @@ def test_check_names_the_choices():
 
 
 def test_limits_are_allowed():
-  config_lib.check(changed(bank__momentum=0.0))
-  config_lib.check(changed(bank__momentum=1.0))
+  config_lib.check(changed(bank__update_rate=0.0))
+  config_lib.check(changed(bank__update_rate=1.0))
   config_lib.check(changed(loss__weights__itc=0.0))
   # A loss that is off may start whenever it likes.
   config_lib.check(changed(global_association__start_epoch=1, loss__weights__global=0.0))
@@ -233,10 +233,10 @@ def test_pod_takes_the_batch_as_its_variant_and_scales_the_rate():
 
 def test_paper_equations_and_released_defaults():
   base = config_lib.base()
-  assert (base.loss.itc_reduction, base.global_association.rows) == ("mean", "all")
+  assert (base.loss.itc_reduction, base.global_association.loss_over) == ("mean", "all")
   assert base.augment.mask_first and base.optimizer.epsilon == 1e-3
   paper = config_lib.paper_equations(config_lib.base())
-  assert (paper.loss.itc_reduction, paper.global_association.rows) == ("sum", "batch")
+  assert (paper.loss.itc_reduction, paper.global_association.loss_over) == ("sum", "batch")
   assert not paper.augment.mask_first and paper.num_epochs == 40
 
 
@@ -366,13 +366,13 @@ def test_a_setting_nobody_reads_is_found():
 @pytest.mark.parametrize(
   "source, expected",
   [
-    ("settings = config.augment\n  return settings.flip", {"augment.flip"}),
+    ("settings = config.augment\n  return settings.flip_prob", {"augment.flip_prob"}),
     ("settings = config.augment", set()),
     ("a, b = run.config.loss.weights, 3\n  return a['itc']", {"loss.weights.itc"}),
     ("s = config.dataset\n  return [s[n] for n in ('source',)]", {"dataset.source"}),
     ("return f(**self._run.config.mesh)", {"mesh.data", "mesh.fsdp", "mesh.tensor"}),
     ("jax.config.update('x', 1)", set()),
-    ("return settings.flip", set()),
+    ("return settings.flip_prob", set()),
   ],
 )
 def test_what_counts_as_reading(source, expected):

@@ -104,34 +104,36 @@ def targets_of_labels(labels):
   return jax.nn.softmax(jnp.where(labels == 0, -jnp.inf, labels), axis=1)
 
 
-def targets_of_relations(relations_BxB, softening=0.1):
+def targets_of_relations(relations_BxB, relation_label=0.1):
   """Target distributions q of local relations: row softmax of I + lambda (A - I).
 
   Args:
     relations_BxB: (B, B) bool, True on the diagonal.
-    softening: lambda, the label of a mined relation beside 1 for the true pair.
+    relation_label: lambda, the label of a mined relation beside 1 for the true pair.
 
   Returns:
     (B, B) float32, rows sum to 1.
   """
   identity_BxB = jnp.eye(relations_BxB.shape[0], dtype=jnp.float32)
-  return targets_of_labels(identity_BxB + softening * (relations_BxB - identity_BxB))
+  return targets_of_labels(identity_BxB + relation_label * (relations_BxB - identity_BxB))
 
 
-def local_targets(image_features, text_features, threshold=0.7, softening=0.1, modality="both"):
+def local_targets(
+  image_features, text_features, threshold=0.7, relation_label=0.1, modality="both"
+):
   """Target distributions mined inside the batch (section 3.2).
 
   Args:
     image_features, text_features: (B, D), unnormalised.
     threshold: theta, strict.
-    softening: lambda.
+    relation_label: lambda.
     modality: "both", "image", "text" or "none".
 
   Returns:
     (B, B) float32 target probabilities, without gradient.
   """
   relations_BxB = local_relations(image_features, text_features, threshold, modality)
-  return targets_of_relations(relations_BxB, softening)
+  return targets_of_relations(relations_BxB, relation_label)
 
 
 # ---------------------------------------------------------------- global, section 3.3
@@ -297,7 +299,7 @@ def global_association_loss(
   neighbour_texts,
   *,
   soft_scale=1.0,
-  rows="all",
+  loss_over="all",
   temperature=0.02,
   epsilon=1e-6,
   row_mask=None,
@@ -310,8 +312,8 @@ def global_association_loss(
     neighbours: Neighbours (B, K).
     neighbour_images, neighbour_texts: (B, K, D) the bank rows `neighbours.rows`.
     soft_scale: see `confidence_weights_of_anchor`.
-    rows: the loss is the mean over "all" rows that exist (released code) or over the "batch" rows
-      alone (Eq. 13).
+    loss_over: the loss is the mean over "all" rows that exist (released code) or over the
+      "batch" rows alone (Eq. 13).
     temperature, epsilon: as in `losses.similarity_distribution_matching`.
     row_mask: (B,) bool, False for padded rows: they and what they mined count nowhere.
     batch_relations: see `extended_labels`.
@@ -320,10 +322,10 @@ def global_association_loss(
     Scalar float32.
 
   Raises:
-    ValueError: for unknown `rows`.
+    ValueError: for unknown `loss_over`.
   """
-  if rows not in ("all", "batch"):
-    raise ValueError(f"rows must be 'all' or 'batch', not {rows!r}")
+  if loss_over not in ("all", "batch"):
+    raise ValueError(f"loss_over must be 'all' or 'batch', not {loss_over!r}")
   size, k = neighbours.valid.shape
   row_mask = jnp.ones(size, bool) if row_mask is None else row_mask
   neighbours = neighbours._replace(valid=neighbours.valid & row_mask[:, None])
@@ -341,7 +343,7 @@ def global_association_loss(
     temperature,
     epsilon,
     row_mask=exists_E,
-    loss_mask=None if rows == "all" else jnp.arange(size * (1 + k)) % (1 + k) == 0,
+    loss_mask=None if loss_over == "all" else jnp.arange(size * (1 + k)) % (1 + k) == 0,
   )
 
 
@@ -353,7 +355,7 @@ def global_loss(
   k=3,
   threshold=0.7,
   soft_scale=1.0,
-  rows="all",
+  loss_over="all",
   exclude="top1",
   index=None,
 ):
@@ -368,7 +370,7 @@ def global_loss(
     k: neighbours an anchor may keep.
     threshold: theta, strict.
     soft_scale: see `confidence_weights_of_anchor`.
-    rows: "all" (released code) or "batch" (Eq. 13).
+    loss_over: "all" (released code) or "batch" (Eq. 13).
     exclude: "top1" (released code) or "self".
     index: (B,) int32 own bank rows; needed when `exclude` is "self".
 
@@ -376,7 +378,7 @@ def global_loss(
     Scalar float32.
 
   Raises:
-    ValueError: for unknown `rows` or `exclude`, or exclude="self" without `index`.
+    ValueError: for unknown `loss_over` or `exclude`, or exclude="self" without `index`.
   """
   if exclude == "self" and index is None:
     raise ValueError("exclude='self' needs `index`, the own bank row of every pair")
@@ -394,5 +396,5 @@ def global_loss(
     image_bank[neighbours.rows],
     text_bank[neighbours.rows],
     soft_scale=soft_scale,
-    rows=rows,
+    loss_over=loss_over,
   )

@@ -16,11 +16,11 @@ from dgia_jax.models.pixels import PIXEL_MEAN, normalize_pixels
 ERASE_ATTEMPTS = 10
 
 
-def _flip_and_shift(key, image_HxWx3, flip_probability, padding):
+def _flip_and_shift(key, image_HxWx3, flip_prob, padding):
   """Mirror with the given probability, then crop back from a frame of `padding` black pixels."""
   flip_key, crop_key = jax.random.split(key)
   height, width, _ = image_HxWx3.shape
-  flip = jax.random.bernoulli(flip_key, flip_probability)
+  flip = jax.random.bernoulli(flip_key, flip_prob)
   image_HxWx3 = jnp.where(flip, image_HxWx3[:, ::-1], image_HxWx3)
   framed = jnp.pad(image_HxWx3, ((padding, padding), (padding, padding), (0, 0)))
   top, left = jax.random.randint(crop_key, (2,), 0, 2 * padding + 1)
@@ -63,9 +63,9 @@ def distort_images(
   key,
   images,
   *,
-  flip_probability=0.5,
+  flip_prob=0.5,
   padding=10,
-  erase_probability=0.5,
+  erase_prob=0.5,
   erase_area=(0.02, 0.4),
   erase_aspect=(0.3, 3.3),
 ):
@@ -74,9 +74,9 @@ def distort_images(
   Args:
     key: a JAX random key.
     images: (B, H, W, 3) uint8.
-    flip_probability: of mirroring left and right.
+    flip_prob: of mirroring left and right.
     padding: pixels of zeros around the image before the random crop back to (H, W).
-    erase_probability: of erasing a rectangle after normalisation.
+    erase_prob: of erasing a rectangle after normalisation.
     erase_area: smallest and largest erased share of the image's area.
     erase_aspect: smallest and largest height / width of the rectangle, drawn log-uniformly.
 
@@ -84,8 +84,8 @@ def distort_images(
     (B, H, W, 3) float32, normalised.
   """
   shift_keys, erase_keys = jax.random.split(key, (2, images.shape[0]))
-  shift = lambda key, image: _flip_and_shift(key, image, flip_probability, padding)
-  erase = lambda key, image: _erase(key, image, erase_probability, erase_area, erase_aspect)
+  shift = lambda key, image: _flip_and_shift(key, image, flip_prob, padding)
+  erase = lambda key, image: _erase(key, image, erase_prob, erase_area, erase_aspect)
   return jax.vmap(erase)(erase_keys, normalize_pixels(jax.vmap(shift)(shift_keys, images)))
 
 

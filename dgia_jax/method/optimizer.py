@@ -123,12 +123,12 @@ def create(
   steps_per_epoch,
   base=1e-5,
   warmup_epochs=5,
-  rate_per="epoch",
+  lr_update="epoch",
   betas=(0.9, 0.999),
   epsilon=1e-3,
   weight_decay=4e-5,
   decoupled=False,
-  bias_rate=2.0,
+  bias_lr_multiplier=2.0,
   second_moment="float32",
 ):
   """The optimiser as an optax chain.
@@ -137,27 +137,27 @@ def create(
     num_epochs, steps_per_epoch: length of the run.
     base: learning rate after the warm-up.
     warmup_epochs: epochs of linear warm-up.
-    rate_per: "epoch" sets the rate once an epoch (released code), "step" every step.
+    lr_update: "epoch" sets the rate once an epoch (released code), "step" every step.
     betas: decay of Adam's two averages.
     epsilon: added to the root of the second moment, after bias correction.
     weight_decay: on everything but biases.
     decoupled: False adds the decay to the gradient (L2, released code), True to the update (AdamW).
-    bias_rate: biases learn this many times faster.
+    bias_lr_multiplier: biases learn this many times faster.
     second_moment: "float32", or "float16" to emulate the released code's precision.
 
   Returns:
     An `optax.GradientTransformation`.
 
   Raises:
-    ValueError: for an unknown `rate_per` or `second_moment`.
+    ValueError: for an unknown `lr_update` or `second_moment`.
   """
-  if rate_per not in ("epoch", "step"):
-    raise ValueError(f"rate_per must be 'epoch' or 'step', not {rate_per!r}")
+  if lr_update not in ("epoch", "step"):
+    raise ValueError(f"lr_update must be 'epoch' or 'step', not {lr_update!r}")
   if second_moment not in SECOND_MOMENTS:
     raise ValueError(f"second_moment must be one of {SECOND_MOMENTS}, not {second_moment!r}")
 
   def schedule(count):
-    epoch = count // steps_per_epoch if rate_per == "epoch" else count / steps_per_epoch
+    epoch = count // steps_per_epoch if lr_update == "epoch" else count / steps_per_epoch
     return learning_rate(epoch, num_epochs, base, warmup_epochs)
 
   decay = optax.add_decayed_weights(
@@ -169,5 +169,5 @@ def create(
   return optax.chain(
     *((adam, decay) if decoupled else (decay, adam)),
     optax.scale_by_learning_rate(schedule),
-    optax.masked(optax.scale(bias_rate), is_bias),
+    optax.masked(optax.scale(bias_lr_multiplier), is_bias),
   )

@@ -46,9 +46,9 @@ def two_views(key, batch, config, mask_id):
       augment.distort_images(
         image_key,
         batch["image"],
-        flip_probability=settings.flip,
+        flip_prob=settings.flip_prob,
         padding=settings.padding,
-        erase_probability=settings.erase,
+        erase_prob=settings.erase_prob,
         erase_area=settings.erase_area,
         erase_aspect=settings.erase_aspect,
       )
@@ -213,7 +213,7 @@ def train_step(
   global_started = epoch >= config.global_association.start_epoch
 
   def association_loss(features, relations):
-    targets = association.targets_of_relations(relations, config.local_association.softening)
+    targets = association.targets_of_relations(relations, config.local_association.relation_label)
     loss = losses.similarity_distribution_matching(*features, targets, temperature, epsilon, mask)
     return jnp.where(local_started, loss, 0.0)
 
@@ -227,7 +227,7 @@ def train_step(
       neighbours,
       *mined,
       soft_scale=config.global_association.soft_scale,
-      rows=config.global_association.rows,
+      loss_over=config.global_association.loss_over,
       temperature=temperature,
       epsilon=epsilon,
       row_mask=mask,
@@ -268,7 +268,7 @@ def train_step(
     mesh=mesh,
   )
   updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-  momentum = memory_bank.agreement_weight(*clean, config.bank.momentum, config.bank.gated)
+  momentum = memory_bank.agreement_weight(*clean, config.bank.update_rate, config.bank.gated)
   bank = memory_bank.update(
     state.bank,
     batch["index"],

@@ -208,12 +208,12 @@ def create_optimizer(config, steps_per_epoch):
     steps_per_epoch=steps_per_epoch,
     base=settings.learning_rate,
     warmup_epochs=settings.warmup_epochs,
-    rate_per=settings.rate_per,
+    lr_update=settings.lr_update,
     betas=tuple(settings.betas),
     epsilon=settings.epsilon,
     weight_decay=settings.weight_decay,
     decoupled=settings.decoupled,
-    bias_rate=settings.bias_rate,
+    bias_lr_multiplier=settings.bias_lr_multiplier,
     second_moment=settings.second_moment,
   )
 

@@ -96,7 +96,7 @@ def test_rows_batch_is_the_mean_over_batch_rows(rng):
     per_row = per_row + (np.exp(log_p) * (log_p - np.log(q + 1e-6))).sum(1)
   of_pair = (np.arange(4 * 4) % 4 == 0)[exists]
   for mode, expected in (("batch", per_row[of_pair].mean()), ("all", per_row.mean())):
-    value = association.global_loss(image, text, *bank, threshold=0.5, rows=mode)
+    value = association.global_loss(image, text, *bank, threshold=0.5, loss_over=mode)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
   with pytest.raises(ValueError, match="columns"):
     association.global_loss(image, text, *bank, rows="columns")

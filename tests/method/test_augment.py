@@ -10,7 +10,7 @@ from tests.helpers.golden_data import description
 
 CLIP_MEAN = np.float32([0.48145466, 0.4578275, 0.40821073])
 CLIP_STD = np.float32([0.26862954, 0.26130258, 0.27577711])
-PLAIN = dict(flip_probability=0.0, padding=0, erase_probability=0.0)
+PLAIN = dict(flip_prob=0.0, padding=0, erase_prob=0.0)
 START, END, MASK = 49406, 49407, 49405
 # Compiling is what takes time here, so most tests share one shape.
 SHAPE = COUNT, HEIGHT, WIDTH, _ = (1500, 40, 20, 3)
@@ -52,7 +52,7 @@ def erased_boxes(images, key=0, **options):
 
   Fails unless the erased pixels are one full rectangle and no other pixel changed.
   """
-  options = PLAIN | dict(erase_probability=1.0) | options
+  options = PLAIN | dict(erase_prob=1.0) | options
   result = distort(images, key, **options)
   erased = (result == CLIP_MEAN).all(axis=-1)
   np.testing.assert_allclose(result[~erased], expected_pixels(images)[~erased], atol=1e-6)
@@ -96,12 +96,12 @@ def test_same_key_same_views_other_key_other_views(rng):
 @pytest.mark.parametrize("probability, step", [(1.0, -1), (0.0, 1)])
 def test_flip_mirrors_columns_exactly(rng, probability, step):
   images = random_images(rng)
-  actual = distort(images, **PLAIN | dict(flip_probability=probability))
+  actual = distort(images, **PLAIN | dict(flip_prob=probability))
   np.testing.assert_array_equal(actual, distort(images[:, :, ::step], **PLAIN))
 
 
 def test_flip_happens_half_of_the_time():
-  pixels = stored_pixels(distort(places(), **PLAIN | dict(flip_probability=0.5)))
+  pixels = stored_pixels(distort(places(), **PLAIN | dict(flip_prob=0.5)))
   assert set(pixels[:, 0, 0, 1]) == {1, WIDTH}
   assert 0.44 < np.mean(pixels[:, 0, 0, 1] == WIDTH) < 0.56  # 4.6 deviations
 
@@ -110,7 +110,7 @@ def test_flip_happens_half_of_the_time():
 def test_crop_moves_by_every_shift_inside_a_black_frame(flip):
   """With the flip on, the mirrored image is what moves."""
   padding = 2
-  actual = stored_pixels(distort(places(), **PLAIN | dict(padding=padding, flip_probability=flip)))
+  actual = stored_pixels(distort(places(), **PLAIN | dict(padding=padding, flip_prob=flip)))
   image = places()[0, :, :: -1 if flip else 1]
   framed = np.pad(image, ((padding,) * 2, (padding,) * 2, (0, 0)))
   crops = {
@@ -159,14 +159,14 @@ def test_erased_boxes_reach_every_border():
 def test_erased_pixels_hold_the_mean_as_a_plain_value():
   """The mean's own value in normalised space, as released, and not its normalised value, 0."""
   images = flat_images()
-  result = distort(images, **PLAIN | dict(erase_probability=1.0))
+  result = distort(images, **PLAIN | dict(erase_prob=1.0))
   values = np.unique(result.reshape(-1, 3), axis=0)
   kept = distort(images, **PLAIN)[0, 0, 0]
   np.testing.assert_array_equal(values, sorted([kept, CLIP_MEAN], key=tuple))
 
 
 def test_erasing_happens_half_of_the_time():
-  boxes = erased_boxes(flat_images(), erase_probability=0.5)
+  boxes = erased_boxes(flat_images(), erase_prob=0.5)
   assert 0.44 < np.mean(boxes[:, 2] > 0) < 0.56
 
 

@@ -77,8 +77,8 @@ def test_learning_rate_without_warmup_and_beyond_the_end():
 
 def test_rate_per_step_moves_between_the_epochs():
   settings = dict(num_epochs=8, steps_per_epoch=4, base=1.0, warmup_epochs=2)
-  per_step = [r["kernel"] for r in rates(plain(rate_per="step", **settings), 32, PAIR)]
-  per_epoch = [r["kernel"] for r in rates(plain(rate_per="epoch", **settings), 32, PAIR)]
+  per_step = [r["kernel"] for r in rates(plain(lr_update="step", **settings), 32, PAIR)]
+  per_epoch = [r["kernel"] for r in rates(plain(lr_update="epoch", **settings), 32, PAIR)]
   expected = [float(optimizer.learning_rate(step / 4, 8, 1.0, 2)) for step in range(32)]
   np.testing.assert_allclose(per_step, expected, rtol=5e-5)
   np.testing.assert_allclose(per_step[::4], per_epoch[::4], rtol=1e-6)
@@ -88,7 +88,7 @@ def test_rate_per_step_moves_between_the_epochs():
 
 def test_bias_rate():
   for factor in (1.0, 2.0, 5.0):
-    tx = plain(num_epochs=8, steps_per_epoch=1, bias_rate=factor)
+    tx = plain(num_epochs=8, steps_per_epoch=1, bias_lr_multiplier=factor)
     (found,) = rates(tx, 1, PAIR)
     assert found["bias"] == pytest.approx(factor * found["kernel"], rel=1e-6)
 
@@ -226,8 +226,8 @@ def test_half_second_moment_vanishes_for_small_gradients():
 def test_decoupled_decay_equals_adamw(rng):
   params = {"kernel": rng.normal(size=5).astype(np.float32), "bias": np.ones(3, np.float32)}
   ours = optimizer.create(
-    num_epochs=4, steps_per_epoch=2, base=1e-2, warmup_epochs=1, rate_per="step", epsilon=1e-8,
-    weight_decay=0.1, decoupled=True, bias_rate=1.0, betas=(0.8, 0.95),
+    num_epochs=4, steps_per_epoch=2, base=1e-2, warmup_epochs=1, lr_update="step", epsilon=1e-8,
+    weight_decay=0.1, decoupled=True, bias_lr_multiplier=1.0, betas=(0.8, 0.95),
   )  # fmt: skip
   theirs = optax.adamw(
     lambda count: optimizer.learning_rate(count / 2, 4, 1e-2, 1), b1=0.8, b2=0.95, eps=1e-8,
@@ -286,7 +286,7 @@ def test_everything_but_biases_decays_layer_norm_weights_included(decoupled):
 
 
 def test_unknown_choices_are_errors():
-  with pytest.raises(ValueError, match="rate_per.*'week'"):
-    optimizer.create(num_epochs=1, steps_per_epoch=1, rate_per="week")
+  with pytest.raises(ValueError, match="lr_update.*'week'"):
+    optimizer.create(num_epochs=1, steps_per_epoch=1, lr_update="week")
   with pytest.raises(ValueError, match="second_moment.*'int8'"):
     optimizer.create(num_epochs=1, steps_per_epoch=1, second_moment="int8")

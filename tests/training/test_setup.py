@@ -281,7 +281,7 @@ def test_optimizer_gets_every_setting_of_the_recipe():
   config = tiny_run.config(
     num_epochs=10, optimizer__learning_rate=0.3, optimizer__warmup_epochs=4,
     optimizer__betas=(0.5, 0.75), optimizer__epsilon=0.1, optimizer__weight_decay=0.2,
-    optimizer__decoupled=True, optimizer__bias_rate=3.0, optimizer__rate_per="step",
+    optimizer__decoupled=True, optimizer__bias_lr_multiplier=3.0, optimizer__lr_update="step",
   )  # fmt: skip
   tx = setup.create_optimizer(config, steps_per_epoch=2)
   params = {"kernel": jnp.full(1, 2.0), "bias": jnp.full(1, 2.0)}

@@ -18,7 +18,7 @@ _RELEASED = {
   "loss.itc_reduction": "mean",
   "local_association.modality": "both",
   "global_association.anchor": "image",
-  "global_association.rows": "all",
+  "global_association.loss_over": "all",
   "global_association.exclude": "top1",
   "global_association.exclude_same_image": False,
   "global_association.consult_batch": False,

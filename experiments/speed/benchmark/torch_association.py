@@ -33,15 +33,15 @@ def matching(images, texts, labels, temperature, epsilon):
 
 
 @torch.no_grad()
-def local_labels_vectorised(images, texts, threshold, softening):
+def local_labels_vectorised(images, texts, threshold, relation_label):
   """Labels of the local relations of a batch: (B, B)."""
   related = (cosine(images, images) > threshold) & (cosine(texts, texts) > threshold)
   identity = torch.eye(len(images), device=images.device)
-  return torch.maximum(identity, softening * related)
+  return torch.maximum(identity, relation_label * related)
 
 
 @torch.no_grad()
-def local_labels_loops(images, texts, threshold, softening):
+def local_labels_loops(images, texts, threshold, relation_label):
   """As `local_labels_vectorised`, anchor by anchor."""
   image_scores, text_scores = cosine(images, images), cosine(texts, texts)
   labels = torch.eye(len(images), device=images.device)
@@ -49,7 +49,7 @@ def local_labels_loops(images, texts, threshold, softening):
     related = (image_scores[i] > threshold) & (text_scores[i] > threshold)
     for j in related.nonzero().flatten().tolist():
       if j != i:
-        labels[i, j] = softening
+        labels[i, j] = relation_label
   return labels
 
 
@@ -130,7 +130,7 @@ def losses(clean, distorted, image_bank, text_bank, config, way):
   temperature, epsilon = config.loss.temperature, config.loss.epsilon
 
   def association(images, texts):
-    labels = local_labels(images, texts, local.threshold, local.softening)
+    labels = local_labels(images, texts, local.threshold, local.relation_label)
     return matching(images, texts, labels, temperature, epsilon)
 
   images, texts = clean

@@ -36,7 +36,7 @@ def make_optimizer(encoders, config, epoch):
   return kind(
     [
       {"params": others, "lr": rate, "weight_decay": settings.weight_decay},
-      {"params": biases, "lr": rate * settings.bias_rate, "weight_decay": 0.0},
+      {"params": biases, "lr": rate * settings.bias_lr_multiplier, "weight_decay": 0.0},
     ],
     betas=tuple(settings.betas),
     eps=settings.epsilon,
@@ -204,4 +204,4 @@ def all_losses(images, texts, banks, config, way):
 def update_banks(banks, index, clean, config, way):
   """Both banks' rows of the batch, in place."""
   for bank, features in zip(banks, clean, strict=True):
-    torch_association.WAYS[way][2](bank, index, features.detach(), config.bank.momentum)
+    torch_association.WAYS[way][2](bank, index, features.detach(), config.bank.update_rate)

@@ -17,12 +17,12 @@ def normalize(images):
 def distort_image(image, settings):
   """One (3, H, W) uint8 image flipped, shifted and normalised, with a rectangle erased."""
   height, width = image.shape[1:]
-  if torch.rand(()) < settings.flip:
+  if torch.rand(()) < settings.flip_prob:
     image = image.flip(2)
   image = torch.nn.functional.pad(image, (settings.padding,) * 4)
   top, left = torch.randint(0, 2 * settings.padding + 1, (2,)).tolist()
   image = normalize(image[:, top : top + height, left : left + width])
-  if torch.rand(()) < settings.erase:
+  if torch.rand(()) < settings.erase_prob:
     _erase(image, settings)
   return image
 

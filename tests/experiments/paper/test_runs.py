@@ -175,9 +175,9 @@ def test_a_folder_of_another_config_is_refused(run):
   del stored["bank"]["gated"]  # a field that was added after the run, now at its default
   path.write_text(json.dumps(stored))
   assert runs.results(run) is not None
-  stored["bank"]["momentum"] = 0.5
+  stored["bank"]["update_rate"] = 0.5
   path.write_text(json.dumps(stored))
-  with pytest.raises(UserError, match=r"another config \(differing: bank.momentum\)"):
+  with pytest.raises(UserError, match=r"another config \(differing: bank.update_rate\)"):
     runs.results(run)
 
 
