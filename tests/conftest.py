@@ -1,7 +1,10 @@
 """Every test sees eight CPU devices, and silent rank promotion is an error.
 
-What one test has compiled, the others and the processes they start take from a folder that is
-removed at the end.
+Compiled programs are shared through a persistent cache: by all tests and the processes they start,
+in a temporary folder, or in $JAX_COMPILATION_CACHE_DIR where that is set.
+
+jaxtyping's import hook checks every annotation of the package, array shapes included, while the
+tests run.
 
 With DGIA_JAX_ACCELERATOR=1 the tests marked `accelerator` run on the GPU or TPU that is there.
 """
@@ -19,10 +22,14 @@ else:
   os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}".strip()
 _COMPILED = tempfile.TemporaryDirectory(prefix="dgia_jax_compiled_")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _COMPILED.name)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 _TESTS = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(_TESTS))
+
+import jaxtyping  # noqa: E402
+
+jaxtyping.install_import_hook("dgia_jax", "beartype.beartype")
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
