@@ -1,0 +1,48 @@
+"""Programs end with one line on stderr and the right exit code."""
+
+import pytest
+
+from dgia_jax import cli
+from dgia_jax.errors import UserError
+
+
+def fail(error):
+  raise error
+
+
+@pytest.mark.parametrize("returned, code", [(None, 0), (0, 0), (1, 1)])
+def test_run_returns_the_code_of_the_function(returned, code):
+  assert cli.run(lambda value: value, returned) == code
+
+
+def test_run_prints_a_user_error_as_one_line(capsys):
+  assert cli.run(fail, UserError("--images=a\nb:\tno \x1b[31msuch folder")) == 2
+  output = capsys.readouterr()
+  assert output.out == ""
+  assert output.err == "error: --images=a b: no \\x1b[31msuch folder\n"
+
+
+def test_run_reports_an_interruption(capsys):
+  assert cli.run(fail, KeyboardInterrupt(), interrupted="start it again to resume") == 130
+  assert capsys.readouterr().err == "start it again to resume\n"
+
+
+def test_run_lets_bugs_pass():
+  with pytest.raises(ZeroDivisionError):
+    cli.run(fail, ZeroDivisionError())
+
+
+def test_mistakes_in_arguments_are_user_errors():
+  parser = cli.ArgumentParser(prog="dgia data")
+  commands = parser.add_subparsers()
+  commands.add_parser("check").add_argument("--show", type=int)
+  with pytest.raises(UserError, match="--show: invalid int value: 'x'; see dgia data check --help"):
+    parser.parse_args(["check", "--show", "x"])
+
+
+@pytest.mark.parametrize(
+  "started, name", [("/bin/dgia", "dgia data"), ("/x/data/__main__.py", "python -m dgia_jax.data")]
+)
+def test_a_program_is_named_as_it_was_started(started, name, monkeypatch):
+  monkeypatch.setattr("sys.argv", [started, "check"])
+  assert cli.program("data") == name
