@@ -1,25 +1,27 @@
-"""The CLIP dual encoder: an image tower and a text tower that end in one feature space.
+"""CLIP's dual encoder: an image tower and a text tower that share one feature space.
 
-Written as Flax NNX modules, which serve as a language for models only. Callers split the model
-once, `graphdef, params = nnx.split(model, nnx.Param)`, keep `params` as their state, and call
-`nnx.merge(graphdef, params)` inside `jax.jit`. Parameters are the only state there is.
+The modules are Flax NNX, used only to describe the model. Callers split it once,
+`graphdef, params = nnx.split(model, nnx.Param)`, keep `params` as their state, and call
+`nnx.merge(graphdef, params)` inside `jax.jit`. The model has no state besides its parameters.
 """
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
 
 from dgia_jax.errors import UserError
-from dgia_jax.models.backend import PLAIN, Execution
+from dgia_jax.models import backend as backend_lib
 from dgia_jax.models.image_tower import ImageTower
 from dgia_jax.models.text_tower import TextTower
 
 
 @dataclasses.dataclass(frozen=True)
 class TowerSize:
-  """A transformer: its width, number of blocks and number of attention heads."""
+  """The size of one transformer: its width, number of blocks and number of attention heads."""
 
   width: int
   depth: int
@@ -28,7 +30,7 @@ class TowerSize:
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-  """A dual encoder: both towers, the width of the shared feature and the patch side in pixels."""
+  """The size of a dual encoder; `patch_size` is the side of a square patch in pixels."""
 
   image: TowerSize
   text: TowerSize
@@ -37,10 +39,10 @@ class Size:
 
 
 SIZES = {
-  # From scratch on a CPU, for images of 64 x 32.
+  # For training from scratch on a CPU, with images of 64 x 32 pixels.
   "tiny": Size(TowerSize(64, 3, 2), TowerSize(64, 2, 2), feature_width=64, patch_size=8),
   "small": Size(TowerSize(256, 6, 4), TowerSize(256, 4, 4), feature_width=256, patch_size=16),
-  # CLIP's own.
+  # The sizes of OpenAI's CLIP.
   "vit_b_32": Size(TowerSize(768, 12, 12), TowerSize(512, 12, 8), feature_width=512, patch_size=32),
   "vit_b_16": Size(TowerSize(768, 12, 12), TowerSize(512, 12, 8), feature_width=512, patch_size=16),
   "vit_l_14": Size(
@@ -50,16 +52,19 @@ SIZES = {
 
 
 class DualEncoder(nnx.Module):
-  """Both towers; every state is an `nnx.Param` in float32.
+  """Both towers. Every parameter is a float32 `nnx.Param`.
 
   Args:
-    size: of the model.
+    size: of both towers.
     image_size: (height, width) in pixels, both multiples of `size.patch_size`.
-    context_length: the longest text, in tokens.
-    vocab_size: number of token ids; the end token is the highest.
+    context_length: longest text in tokens.
+    vocab_size: number of token ids; the end token has the highest.
     dtype: of the computation inside the towers; weights and features are float32.
-    execution: how blocks are computed.
-    rngs: draws the starting weights (stream `params`).
+    backend: how the blocks are computed.
+    rngs: draws the initial weights (stream `params`).
+
+  Raises:
+    UserError: the patch size does not divide `image_size`.
   """
 
   def __init__(
@@ -69,8 +74,8 @@ class DualEncoder(nnx.Module):
     image_size: tuple[int, int],
     context_length: int,
     vocab_size: int,
-    dtype: jnp.dtype = jnp.float32,
-    execution: Execution = PLAIN,
+    dtype: DTypeLike = jnp.float32,
+    backend: backend_lib.Backend = backend_lib.DEFAULT,
     rngs: nnx.Rngs,
   ):
     if any(side <= 0 or side % size.patch_size for side in image_size):
@@ -84,7 +89,7 @@ class DualEncoder(nnx.Module):
       patch_size=size.patch_size,
       image_size=image_size,
       dtype=dtype,
-      execution=execution,
+      backend=backend,
       rngs=rngs,
     )
     self.text = TextTower(
@@ -93,16 +98,18 @@ class DualEncoder(nnx.Module):
       vocab_size=vocab_size,
       context_length=context_length,
       dtype=dtype,
-      execution=execution,
+      backend=backend,
       rngs=rngs,
     )
 
-  def encode_image(self, pixels_BxHxWx3: jax.Array) -> jax.Array:
-    """Pixels normalised with CLIP's mean and std, float (B, H, W, 3), to float32 (B, D)."""
+  def encode_image(
+    self, pixels_BxHxWx3: Float[Array | np.ndarray, "B H W 3"]
+  ) -> Float[Array, "B D"]:
+    """Encodes normalised pixels (see `pixels`); the features are float32 and not normalised."""
     return self.image(pixels_BxHxWx3)
 
-  def encode_text(self, tokens_BxL: jax.Array) -> jax.Array:
-    """Token ids, int32 (B, L) with L up to the context length, to float32 (B, D)."""
+  def encode_text(self, tokens_BxL: Int[Array | np.ndarray, "B L"]) -> Float[Array, "B D"]:
+    """Encodes token ids, L <= context length; the features are float32 and not normalised."""
     return self.text(tokens_BxL)
 
 
@@ -112,15 +119,15 @@ def create(
   image_size: tuple[int, int],
   context_length: int,
   vocab_size: int,
-  dtype: jnp.dtype = jnp.float32,
-  execution: Execution = PLAIN,
+  dtype: DTypeLike = jnp.float32,
+  backend: backend_lib.Backend = backend_lib.DEFAULT,
   rngs: nnx.Rngs,
   patch_size: int | None = None,
 ) -> DualEncoder:
-  """Makes the model called `name` in `SIZES`; `patch_size` replaces the size's own.
+  """Creates the model of the size `SIZES[name]`; `patch_size` replaces that of the size.
 
   Raises:
-    UserError: the name is unknown, or `image_size` is not a multiple of the patch size.
+    UserError: the name is unknown, or the patch size does not divide `image_size`.
   """
   if name not in SIZES:
     raise UserError(f"model.name {name!r} is not one of {', '.join(SIZES)}")
@@ -133,6 +140,6 @@ def create(
     context_length=context_length,
     vocab_size=vocab_size,
     dtype=dtype,
-    execution=execution,
+    backend=backend,
     rngs=rngs,
   )

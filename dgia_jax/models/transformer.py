@@ -1,33 +1,37 @@
-"""The transformer both towers share: attention, MLP and the scanned stack of pre-norm blocks.
+"""The transformer both towers share: attention, MLP and a scanned stack of pre-norm blocks.
 
-The weights of all blocks of a tower are stacked along a leading layer axis and `lax.scan` runs
-over them, so compile time and the number of arrays in a checkpoint do not grow with depth.
-Letters here: S tokens of a sequence, C width of the tower, A attention heads, E width of a head.
+The weights of a tower's blocks are stacked along a leading axis of Y layers, and `lax.scan` runs
+over that axis. Compile time and the number of arrays in a checkpoint thus do not grow with depth.
+The letter F is local to this module: the width of one attention head.
 """
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.experimental.layout import Layout, with_layout_constraint
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
-from dgia_jax.models.backend import Execution
+from dgia_jax.models.backend import Backend
 
-# CLIP's value; flax's default (1e-6) gives other features.
+# CLIP's value. Flax's default, 1e-6, gives different features.
 LAYER_NORM_EPSILON = 1e-5
 
 
-def quick_gelu(x: jax.Array) -> jax.Array:
-  """CLIP's activation, x * sigmoid(1.702 x), an approximation of GELU."""
+def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+  """CLIP's activation: x * sigmoid(1.702 x), an approximation of GELU."""
   return x * jax.nn.sigmoid(1.702 * x)
 
 
-def layer_norm(width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
-  """A LayerNorm over `width` features with CLIP's epsilon.
+def layer_norm(width: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
+  """Creates a LayerNorm with CLIP's epsilon.
 
-  Statistics are taken in float32 in one pass, as mean(x^2) - mean(x)^2: tokens of a residual
-  stream have means far smaller than their deviations, so nothing is lost by the subtraction.
+  Flax computes the statistics in float32 in one pass, with the variance as mean(x^2) - mean(x)^2.
+  That is accurate here, because the tokens of a residual stream have means far smaller than their
+  standard deviations.
   """
   return nnx.LayerNorm(width, epsilon=LAYER_NORM_EPSILON, dtype=dtype, rngs=rngs)
 
@@ -35,8 +39,8 @@ def layer_norm(width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm
 class Attention(nnx.Module):
   """Multi-head self-attention.
 
-  Kernels keep heads as an axis of their own, (C, 3, A, E) and (A, E, C), so that a sharding rule
-  can split them by heads. Scores and softmax are float32 whatever the compute dtype.
+  Heads are an axis of the kernels, (U, 3, A, F) and (A, F, U), so that a sharding rule can split
+  them by heads. Scores and softmax are float32 for every compute dtype.
   """
 
   def __init__(
@@ -46,13 +50,13 @@ class Attention(nnx.Module):
     *,
     causal: bool,
     out_std: float,
-    dtype: jnp.dtype,
-    execution: Execution,
+    dtype: DTypeLike,
+    backend: Backend,
     rngs: nnx.Rngs,
   ):
     head_width = width // heads
     self.causal = causal
-    self.mix = {"written_out": _mix_written_out, "cudnn": _mix_cudnn}[execution.attention]
+    self.attend = {"written_out": _attend_written_out, "cudnn": _attend_cudnn}[backend.attention]
     self.qkv = nnx.LinearGeneral(
       width,
       (3, heads, head_width),
@@ -69,77 +73,88 @@ class Attention(nnx.Module):
       rngs=rngs,
     )
 
-  def __call__(self, x_BxSxC: jax.Array, num_tokens: int | None = None) -> jax.Array:
-    """Tokens (B, S, C) to tokens (B, S, C); those from `num_tokens` on are seen by no other."""
-    # Splitting rather than indexing lets the backward pass join three gradients instead of adding.
-    q_BxSxAxE, k_BxSxAxE, v_BxSxAxE = (
-      jnp.squeeze(part_BxSx1xAxE, 2) for part_BxSx1xAxE in jnp.split(self.qkv(x_BxSxC), 3, axis=2)
+  def __call__(
+    self, x_BxTxU: Float[Array | np.ndarray, "B T U"], num_tokens: int | None = None
+  ) -> Float[Array, "B T U"]:
+    """Mixes tokens; those from `num_tokens` on are padding, which no other token attends to."""
+    # The gradient of a split is a concatenation; that of indexing is a sum of three padded arrays.
+    q_BxTxAxF, k_BxTxAxF, v_BxTxAxF = (
+      jnp.squeeze(part_BxTx1xAxF, 2) for part_BxTx1xAxF in jnp.split(self.qkv(x_BxTxU), 3, axis=2)
     )
     return self.out(
-      self.mix(q_BxSxAxE, k_BxSxAxE, v_BxSxAxE, self.causal, num_tokens or x_BxSxC.shape[1])
+      self.attend(q_BxTxAxF, k_BxTxAxF, v_BxTxAxF, self.causal, num_tokens or x_BxTxU.shape[1])
     )
 
 
-def _mix_written_out(
-  q_BxSxAxE: jax.Array, k_BxSxAxE: jax.Array, v_BxSxAxE: jax.Array, causal: bool, num_tokens: int
-) -> jax.Array:
-  """softmax(q k / sqrt(E)) v. On a CPU a fifth faster than jax.nn.dot_product_attention."""
-  # Heads stand before tokens, so that both products run over whole matrices where they lie; the
-  # scale goes onto q, which is smaller than the scores.
-  q_BxAxSxE, k_BxAxSxE, v_BxAxSxE = (
-    jnp.swapaxes(part, 1, 2) for part in (q_BxSxAxE, k_BxSxAxE, v_BxSxAxE)
+def _attend_written_out(
+  q_BxTxAxF: Float[Array, "B T A F"],
+  k_BxTxAxF: Float[Array, "B T A F"],
+  v_BxTxAxF: Float[Array, "B T A F"],
+  causal: bool,
+  num_tokens: int,
+) -> Float[Array, "B T A F"]:
+  """softmax(q k / sqrt(F)) v; on a CPU a fifth faster than jax.nn.dot_product_attention."""
+  # With heads before tokens, both products run over contiguous matrices. Scaling q is cheaper than
+  # scaling the scores.
+  q_BxAxTxF, k_BxAxTxF, v_BxAxTxF = (
+    jnp.swapaxes(part, 1, 2) for part in (q_BxTxAxF, k_BxTxAxF, v_BxTxAxF)
   )
-  scores_BxAxSxS = jnp.einsum(
-    "base,bate->bast",
-    q_BxAxSxE * q_BxAxSxE.shape[-1] ** -0.5,
-    k_BxAxSxE,
+  scores_BxAxTxT = jnp.einsum(
+    "baqf,bakf->baqk",
+    q_BxAxTxF * q_BxAxTxF.shape[-1] ** -0.5,
+    k_BxAxTxF,
     preferred_element_type=jnp.float32,
   )
-  size = q_BxSxAxE.shape[1]
+  length = q_BxTxAxF.shape[1]
   if causal:
-    scores_BxAxSxS = jnp.where(jnp.tri(size, dtype=bool), scores_BxAxSxS, -jnp.inf)
-  elif num_tokens < size:
-    scores_BxAxSxS = jnp.where(jnp.arange(size) < num_tokens, scores_BxAxSxS, -jnp.inf)
-  shares_BxAxSxS = jax.nn.softmax(scores_BxAxSxS, axis=-1).astype(v_BxAxSxE.dtype)
-  return jnp.einsum("bast,bate->bsae", shares_BxAxSxS, v_BxAxSxE)
+    scores_BxAxTxT = jnp.where(jnp.tri(length, dtype=bool), scores_BxAxTxT, -jnp.inf)
+  elif num_tokens < length:
+    scores_BxAxTxT = jnp.where(jnp.arange(length) < num_tokens, scores_BxAxTxT, -jnp.inf)
+  weights_BxAxTxT = jax.nn.softmax(scores_BxAxTxT, axis=-1).astype(v_BxAxTxF.dtype)
+  return jnp.einsum("baqk,bakf->bqaf", weights_BxAxTxT, v_BxAxTxF)
 
 
-def _mix_cudnn(
-  q_BxSxAxE: jax.Array, k_BxSxAxE: jax.Array, v_BxSxAxE: jax.Array, causal: bool, num_tokens: int
-) -> jax.Array:
-  """The same, by the fused kernel of cuDNN; S must be even."""
-  size, length = q_BxSxAxE.shape[:2]
-  # What follows a token is hidden from it anyway where attention is causal.
-  whole = causal or num_tokens == length
+def _attend_cudnn(
+  q_BxTxAxF: Float[Array, "B T A F"],
+  k_BxTxAxF: Float[Array, "B T A F"],
+  v_BxTxAxF: Float[Array, "B T A F"],
+  causal: bool,
+  num_tokens: int,
+) -> Float[Array, "B T A F"]:
+  """The same with cuDNN's fused kernel; T must be even."""
+  batch, length = q_BxTxAxF.shape[:2]
+  # Causal attention hides padding, which comes last, without a mask of its own.
+  needs_no_mask = causal or num_tokens == length
   return jax.nn.dot_product_attention(
-    q_BxSxAxE,
-    k_BxSxAxE,
-    v_BxSxAxE,
+    q_BxTxAxF,
+    k_BxTxAxF,
+    v_BxTxAxF,
     is_causal=causal,
-    key_value_seq_lengths=None if whole else jnp.full(size, num_tokens, jnp.int32),
+    key_value_seq_lengths=None if needs_no_mask else jnp.full(batch, num_tokens, jnp.int32),
     implementation="cudnn",
   )
 
 
 class Mlp(nnx.Module):
-  """Two linear layers with QuickGELU between them; the inner width is 4 C."""
+  """Two linear layers with QuickGELU in between; the inner width is 4 U."""
 
-  def __init__(self, width: int, *, out_std: float, dtype: jnp.dtype, rngs: nnx.Rngs):
+  def __init__(self, width: int, *, out_std: float, dtype: DTypeLike, rngs: nnx.Rngs):
     normal = nnx.initializers.normal
     self.up = nnx.Linear(
       width, 4 * width, kernel_init=normal((2 * width) ** -0.5), dtype=dtype, rngs=rngs
     )
     self.down = nnx.Linear(4 * width, width, kernel_init=normal(out_std), dtype=dtype, rngs=rngs)
 
-  def __call__(self, x_BxSxC: jax.Array) -> jax.Array:
-    return self.down(quick_gelu(self.up(x_BxSxC)))
+  def __call__(self, x_BxTxU: Float[Array | np.ndarray, "B T U"]) -> Float[Array, "B T U"]:
+    return self.down(quick_gelu(self.up(x_BxTxU)))
 
 
 class Block(nnx.Module):
   """One pre-norm block: x + attention(norm(x)), then x + mlp(norm(x)).
 
-  Weights start as in CLIP: normals scaled by the width, the two layers that write into the
-  residual stream also by 1 / sqrt(2 depth), so the stream's variance does not grow with depth.
+  Weights are initialised as in CLIP, from normals scaled by the width. The two layers that write
+  to the residual stream are also scaled by 1 / sqrt(2 depth), so that the variance of the stream
+  does not grow with depth.
   """
 
   def __init__(
@@ -149,61 +164,64 @@ class Block(nnx.Module):
     *,
     depth: int,
     causal: bool,
-    dtype: jnp.dtype,
-    execution: Execution,
+    dtype: DTypeLike,
+    backend: Backend,
     rngs: nnx.Rngs,
   ):
     out_std = width**-0.5 * (2 * depth) ** -0.5
     self.norm_1 = layer_norm(width, dtype=dtype, rngs=rngs)
     self.attention = Attention(
-      width, heads, causal=causal, out_std=out_std, dtype=dtype, execution=execution, rngs=rngs
+      width, heads, causal=causal, out_std=out_std, dtype=dtype, backend=backend, rngs=rngs
     )
     self.norm_2 = layer_norm(width, dtype=dtype, rngs=rngs)
     self.mlp = Mlp(width, out_std=out_std, dtype=dtype, rngs=rngs)
 
-  def __call__(self, x_BxSxC: jax.Array, num_tokens: int | None = None) -> jax.Array:
-    """Tokens (B, S, C) to tokens (B, S, C), of which those from `num_tokens` on are padding."""
-    x_BxSxC = x_BxSxC + self.attention(self.norm_1(x_BxSxC), num_tokens)
-    return x_BxSxC + self.mlp(self.norm_2(x_BxSxC))
+  def __call__(
+    self, x_BxTxU: Float[Array | np.ndarray, "B T U"], num_tokens: int | None = None
+  ) -> Float[Array, "B T U"]:
+    """Applies the block; tokens from `num_tokens` on are padding."""
+    x_BxTxU = x_BxTxU + self.attention(self.norm_1(x_BxTxU), num_tokens)
+    return x_BxTxU + self.mlp(self.norm_2(x_BxTxU))
 
 
-def stack_blocks(make_block: Callable[[nnx.Rngs], Block], depth: int, rngs: nnx.Rngs) -> Block:
-  """Makes `depth` blocks at once; every weight gets a leading axis of that length."""
-  return nnx.vmap(make_block)(rngs.fork(split=depth))
+def stack_blocks(create_block: Callable[[nnx.Rngs], Block], depth: int, rngs: nnx.Rngs) -> Block:
+  """Creates `depth` blocks as one, whose weights all have a leading axis of Y = depth layers."""
+  return nnx.vmap(create_block)(rngs.fork(split=depth))
 
 
-def run_blocks(blocks: Block, x_BxSxC: jax.Array, execution: Execution) -> jax.Array:
+def run_blocks(
+  blocks: Block, x_BxTxU: Float[Array | np.ndarray, "B T U"], backend: Backend
+) -> Float[Array, "B T U"]:
   """Applies stacked blocks one after another.
 
-  The backward pass keeps the results of matrix products by weights and computes the rest again:
-  attention's scores, norms and activations, which cost more to write and read back than to
-  compute. With `execution.remat` it keeps blocks' inputs alone: about a third more arithmetic, and
-  memory for one block instead of all.
+  The backward pass keeps the results of the products with weights and recomputes the rest
+  (attention scores, norms and activations), which costs more to write and read back than to
+  compute. With `backend.remat` it keeps only the input of each block: about a third more
+  arithmetic, and memory for the activations of one block instead of all.
   """
-  num_tokens = x_BxSxC.shape[1]
-  if execution.attention == "cudnn":  # wants an even number of tokens
-    x_BxSxC = jnp.pad(x_BxSxC, ((0, 0), (0, num_tokens % 2), (0, 0)))
-  lay = _row_major if execution.row_major else lambda x: x
+  num_tokens = x_BxTxU.shape[1]
+  if backend.attention == "cudnn":  # needs an even number of tokens
+    x_BxTxU = jnp.pad(x_BxTxU, ((0, 0), (0, num_tokens % 2), (0, 0)))
+  set_layout = _row_major if backend.row_major else lambda x: x
 
-  def apply(x_BxSxC: jax.Array, block: Block) -> jax.Array:
-    return lay(block(x_BxSxC, num_tokens))
+  def apply(x_BxTxU: Float[Array | np.ndarray, "B T U"], block: Block) -> Float[Array, "B T U"]:
+    return set_layout(block(x_BxTxU, num_tokens))
 
   policies = jax.checkpoint_policies
+  policy = policies.nothing_saveable if backend.remat else policies.dots_with_no_batch_dims_saveable
   apply = jax.checkpoint(
     apply,
-    # In a loop the compiler cannot merge the two computations, so no barrier is needed. Unrolled,
-    # it may merge them where that is cheaper, unless memory is to be saved.
-    prevent_cse=execution.unroll and execution.remat,
-    policy=policies.nothing_saveable
-    if execution.remat
-    else policies.dots_with_no_batch_dims_saveable,
+    # In a loop the compiler cannot merge the recomputation with the forward pass, so no barrier is
+    # needed. Unrolled, it may merge them where that is cheaper, except when memory is to be saved.
+    prevent_cse=backend.unroll and backend.remat,
+    policy=policy,
   )
-  x_BxSxC, _ = jax.lax.scan(
-    lambda x, block: (apply(x, block), None), lay(x_BxSxC), blocks, unroll=execution.unroll
+  x_BxTxU, _ = jax.lax.scan(
+    lambda x, block: (apply(x, block), None), set_layout(x_BxTxU), blocks, unroll=backend.unroll
   )
-  return x_BxSxC[:, :num_tokens]
+  return x_BxTxU[:, :num_tokens]
 
 
-def _row_major(x: jax.Array) -> jax.Array:
-  """Asks the compiler to keep an array in memory as it is indexed."""
+def _row_major(x: Array) -> Array:
+  """Makes the compiler store an array in the order of its axes."""
   return with_layout_constraint(x, Layout(tuple(range(x.ndim))))

@@ -244,7 +244,7 @@ def _abstract_model(size, image_size, context_length, vocab_size, dtype):
       context_length=context_length,
       vocab_size=vocab_size,
       dtype=dtype,
-      execution=backend.on(jax.local_devices()[0], dtype),
+      backend=backend.choose(jax.local_devices()[0], dtype),
       rngs=nnx.Rngs(0),
     )
 

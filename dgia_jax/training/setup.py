@@ -177,7 +177,7 @@ def create_model(config, vocab_size, device=None):
     context_length=config.tokenizer.context_length,
     vocab_size=vocab_size,
     dtype=dtype,
-    execution=backend.on(
+    backend=backend.choose(
       device or jax.local_devices()[0],
       dtype,
       attention=config.model.attention,

@@ -19,8 +19,8 @@ def device(platform, **known):
 
 def test_cpus_and_tpus_keep_the_defaults():
   for known in (jax.devices()[0], device("cpu"), device("tpu")):
-    assert backend.on(known, jnp.bfloat16) == backend.PLAIN
-  assert backend.on(device("tpu"), jnp.bfloat16, remat=True) == backend.Execution(remat=True)
+    assert backend.choose(known, jnp.bfloat16) == backend.DEFAULT
+  assert backend.choose(device("tpu"), jnp.bfloat16, remat=True) == backend.Backend(remat=True)
 
 
 @pytest.mark.parametrize(
@@ -35,14 +35,14 @@ def test_cpus_and_tpus_keep_the_defaults():
   ],
 )
 def test_gpus_take_cudnns_attention_where_it_works(capability, dtype, expected):
-  found = backend.on(device("gpu", compute_capability=capability), dtype)
-  assert found == backend.Execution(expected, row_major=True, unroll=True)
+  found = backend.choose(device("gpu", compute_capability=capability), dtype)
+  assert found == backend.Backend(expected, row_major=True, unroll=True)
 
 
 def test_attention_can_be_chosen():
   gpu = device("gpu", compute_capability="9.0")
-  assert backend.on(gpu, jnp.bfloat16, attention="written_out").attention == "written_out"
-  assert backend.on(gpu, jnp.bfloat16, attention="cudnn").attention == "cudnn"
+  assert backend.choose(gpu, jnp.bfloat16, attention="written_out").attention == "written_out"
+  assert backend.choose(gpu, jnp.bfloat16, attention="cudnn").attention == "cudnn"
   for refused, dtype in ((gpu, jnp.float32), (jax.devices()[0], jnp.bfloat16)):
     with pytest.raises(UserError, match=r"model\.attention=cudnn cannot compute \w+ on .*use auto"):
-      backend.on(refused, dtype, attention="cudnn")
+      backend.choose(refused, dtype, attention="cudnn")

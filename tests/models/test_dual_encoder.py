@@ -8,7 +8,7 @@ from flax import nnx
 
 from dgia_jax.errors import UserError
 from dgia_jax.models import dual_encoder
-from dgia_jax.models.backend import Execution
+from dgia_jax.models.backend import Backend
 from tests.helpers import golden_data, model_b
 
 
@@ -65,7 +65,7 @@ def test_remat_keeps_less_for_the_backward_pass_and_changes_no_number():
   pixels, tokens = model_b.inputs(batch=128)
   graphdefs, params = {}, None
   for remat in (False, True):
-    graphdefs[remat], params = model_b.split(model_b.create(execution=Execution(remat=remat)))
+    graphdefs[remat], params = model_b.split(model_b.create(backend=Backend(remat=remat)))
 
   def loss(params, tower, remat):
     image, text = encode(graphdefs[remat], params, pixels, tokens)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dgia_jax.models import transformer
-from dgia_jax.models.backend import PLAIN
+from dgia_jax.models.backend import DEFAULT
 from tests.helpers import model_b
 
 
@@ -14,7 +14,7 @@ def test_no_position_sees_a_later_one():
   x_BxSxC = jax.random.normal(jax.random.key(0), (1, 9, 128))
 
   def position_4(x):
-    return jnp.sum(transformer.run_blocks(blocks, x, PLAIN)[0, 4] ** 2)
+    return jnp.sum(transformer.run_blocks(blocks, x, DEFAULT)[0, 4] ** 2)
 
   gradient_S = jnp.abs(jax.grad(position_4)(x_BxSxC)).sum(axis=(0, 2))
   assert bool((gradient_S[:5] > 0).all())
@@ -26,7 +26,7 @@ def test_image_blocks_are_not_causal():
   x_BxSxC = jax.random.normal(jax.random.key(0), (1, 9, 128))
 
   def first(x):
-    return jnp.sum(transformer.run_blocks(blocks, x, PLAIN)[0, 0] ** 2)
+    return jnp.sum(transformer.run_blocks(blocks, x, DEFAULT)[0, 0] ** 2)
 
   assert bool((jnp.abs(jax.grad(first)(x_BxSxC)).sum(axis=(0, 2)) > 0).all())
 

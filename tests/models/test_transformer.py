@@ -7,12 +7,12 @@ import pytest
 from flax import nnx
 
 from dgia_jax.models import transformer
-from dgia_jax.models.backend import PLAIN, Execution
+from dgia_jax.models.backend import DEFAULT, Backend
 
 
 def make_block(rngs, causal=False):
   return transformer.Block(
-    64, 2, depth=3, causal=causal, dtype=jnp.float32, execution=PLAIN, rngs=rngs
+    64, 2, depth=3, causal=causal, dtype=jnp.float32, backend=DEFAULT, rngs=rngs
   )
 
 
@@ -58,9 +58,9 @@ def test_cudnns_attention_equals_the_written_out_one(causal, tokens):
   x, wanted = (jax.random.normal(key, (4, tokens, 64)) for key in keys)
 
   def features_and_gradients(dtype, attention):
-    how = Execution(attention)
+    how = Backend(attention)
     make = lambda rngs: transformer.Block(
-      64, 2, depth=3, causal=causal, dtype=dtype, execution=how, rngs=rngs
+      64, 2, depth=3, causal=causal, dtype=dtype, backend=how, rngs=rngs
     )
     graphdef, params = nnx.split(transformer.stack_blocks(make, 3, nnx.Rngs(0)), nnx.Param)
 
@@ -89,13 +89,13 @@ def test_execution_changes_neither_features_nor_gradients(remat, unroll, row_maj
   )
   x = jax.random.normal(jax.random.key(1), (2, 5, 64))
 
-  def first_token(state, x, execution):
-    out = transformer.run_blocks(nnx.merge(graphdef, state), x, execution)
+  def first_token(state, x, backend):
+    out = transformer.run_blocks(nnx.merge(graphdef, state), x, backend)
     return jnp.sum(jnp.sin(out[:, 0])), out
 
   run = jax.jit(jax.grad(first_token, argnums=(0, 1), has_aux=True), static_argnums=2)
-  expected = run(state, x, PLAIN)
-  actual = run(state, x, Execution(remat=remat, unroll=unroll, row_major=row_major))
+  expected = run(state, x, DEFAULT)
+  actual = run(state, x, Backend(remat=remat, unroll=unroll, row_major=row_major))
   for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
@@ -108,7 +108,7 @@ def test_stacked_blocks_run_in_order(remat):
   expected = x
   for layer in range(3):
     expected = nnx.merge(graphdef, jax.tree.map(lambda leaf, i=layer: leaf[i], state))(expected)
-  actual = transformer.run_blocks(stacked, x, Execution(remat=remat))
+  actual = transformer.run_blocks(stacked, x, Backend(remat=remat))
   np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 

@@ -11,7 +11,7 @@ CASES = list(golden_data.cases("p12_posembed"))
 
 @pytest.mark.parametrize("number, case", CASES, ids=[str(number) for number, _ in CASES])
 def test_resize_equals_the_released_code(number, case):
-  side, ny, nx = case["grid_ny_nx"]
+  side, ny, nx = map(int, case["grid_ny_nx"])
   resized = position_embedding.resize(case["in"], (side, side), (ny, nx))
   assert resized.dtype == np.float32
   # Float32 interpolation of values of size 1: a few units in the last place.
