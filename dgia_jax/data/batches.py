@@ -20,7 +20,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from dgia_jax.data.pairs import PairTable
+from dgia_jax.data.pairs import Images, PairTable
 
 Batch = dict[str, np.ndarray]
 
@@ -45,7 +45,7 @@ def train_batches(
   num_epochs: int,
   start_step: int = 0,
   workers: int = 0,
-  rows: Sequence[int] | None = None,
+  rows: Sequence[int] | np.ndarray | None = None,
   order_N: np.ndarray | None = None,
 ) -> Iterator[Batch]:
   """This process's share of every global batch of a run, from `start_step` on.
@@ -97,7 +97,7 @@ def image_batches(
   *,
   batch_size: int,
   workers: int = 0,
-  rows: Sequence[int] | None = None,
+  rows: Sequence[int] | np.ndarray | None = None,
 ) -> Iterator[Batch]:
   """All M images once, in order, in padded batches of b = len(rows) rows.
 
@@ -115,7 +115,7 @@ def image_batches(
 
 
 def token_batches(
-  tokens_NxL: np.ndarray, *, batch_size: int, rows: Sequence[int] | None = None
+  tokens_NxL: np.ndarray, *, batch_size: int, rows: Sequence[int] | np.ndarray | None = None
 ) -> Iterator[Batch]:
   """All N encoded captions once, in order, in padded batches of b = len(rows).
 
@@ -136,7 +136,7 @@ def token_batches(
 class _ImageBatch:
   """Makes the local part of evaluation batch `step`; sent to the worker processes."""
 
-  images: Sequence[np.ndarray]
+  images: Images
   image_shape: tuple[int, int, int]
   batch_size: int
   rows: np.ndarray
@@ -157,7 +157,7 @@ class _TrainBatch:
   Holds what a batch is made of and nothing else of the PairTable, above all no identities.
   """
 
-  images: Sequence[np.ndarray]
+  images: Images
   image_of_pair_N: np.ndarray
   tokens_NxL: np.ndarray
   image_shape: tuple[int, int, int]
@@ -196,7 +196,7 @@ def _epoch_order(num_pairs: int, seed: int, epoch: int) -> np.ndarray:
   return np.argsort(bits_N, kind="stable").astype(np.int32)
 
 
-def _checked_rows(batch_size: int, rows: Sequence[int] | None) -> np.ndarray:
+def _checked_rows(batch_size: int, rows: Sequence[int] | np.ndarray | None) -> np.ndarray:
   """Rows of the global batch that this process yields."""
   rows = np.arange(batch_size) if rows is None else np.asarray(rows)
   if not len(rows) or rows[0] < 0 or rows[-1] >= batch_size or (np.diff(rows) < 1).any():
@@ -210,7 +210,7 @@ def _positions(step: int, batch_size: int, rows: np.ndarray, total: int) -> np.n
   return positions[positions < total]
 
 
-def _read_images(images, index, shape: tuple[int, int, int, int]) -> np.ndarray:
+def _read_images(images: Images, index: np.ndarray, shape: tuple[int, int, int, int]) -> np.ndarray:
   """uint8 batch of the images in `index`, zeros below them."""
   batch = np.zeros(shape, np.uint8)
   for row, image in enumerate(index):
@@ -260,7 +260,7 @@ def _smallest_shared_array(needed_bytes: int, folder: str = "/dev/shm") -> int:
   return 1 << 16
 
 
-def _start_worker(worker: int, num_workers: int):
+def _start_worker(worker: int, num_workers: int) -> None:
   """Runs first in each worker process."""
   del worker, num_workers
   # grain imports jax in its workers; should anything there use it, it must not take a GPU.
@@ -271,6 +271,6 @@ def _start_worker(worker: int, num_workers: int):
   threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _end_with_parent():
+def _end_with_parent() -> None:
   multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
   os._exit(1)

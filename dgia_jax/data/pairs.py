@@ -1,15 +1,16 @@
-"""The table of training or test pairs: which caption belongs to which image, and to whom.
+"""Tables of (image, caption) pairs.
 
-One row per (image, caption) pair, images first, captions within an image second; the row number is
-the pair's index everywhere else, the memory banks included. Captions and identities fit in memory
-and are read once; images stay in their files and are decoded one at a time, mostly by the worker
-processes of the input pipeline. Everything here pickles, and an image reader pickles small: it
-carries file names, not the builder.
+A table has one row per pair, ordered by image and then by caption; the row number is the pair's
+index everywhere else, memory banks included. Captions and identities are read once and kept in
+memory. Images stay in their files and are decoded one by one, usually by the worker processes of
+the input pipeline. Tables can be pickled cheaply: an image reader carries file names, not the TFDS
+builder.
 """
 
 import dataclasses
 import io
 from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -19,65 +20,70 @@ from dgia_jax.errors import UserError
 _RECORDS_PER_READ = 1024
 
 
+@runtime_checkable
+class Images(Protocol):
+  """Random access to M images, each uint8 (H, W, 3); a NumPy array is one."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, image: int, /) -> np.ndarray: ...
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class PairTable:
   """N pairs over M images.
 
   Attributes:
-    images: random access to M images; images[m] is uint8 (H, W, 3).
-    image_of_pair_N: int32 (N,), the image of each pair, never decreasing.
+    images: images[m] is uint8 (H, W, 3).
+    image_of_pair_N: int32, the image number of each pair; never decreasing.
     captions: N captions.
-    person_of_image_M: int64 (M,), identity labels. For evaluation and logging only: training is
-      weakly supervised, and no training batch carries them.
+    person_of_image_M: int64, identity labels. For evaluation and logging only: training is weakly
+      supervised, and no training batch carries them.
   """
 
-  images: Sequence[np.ndarray]
+  images: Images
   image_of_pair_N: np.ndarray
-  captions: list[str]
+  captions: Sequence[str]
   person_of_image_M: np.ndarray
 
   @property
   def num_pairs(self) -> int:
+    """N."""
     return len(self.captions)
 
   @property
   def num_images(self) -> int:
+    """M."""
     return len(self.images)
 
   @property
   def person_of_pair_N(self) -> np.ndarray:
-    """int64 (N,), identity labels of the pairs; for evaluation and logging only."""
+    """int64, the identity label of each pair; for evaluation and logging only."""
     return self.person_of_image_M[self.image_of_pair_N]
 
   @classmethod
   def from_arrays(
     cls,
-    images_MxHxWx3: np.ndarray,
+    images: Images,
     captions_of_image: Sequence[Sequence[str]],
-    person_ids: Sequence[int],
+    person_ids: Sequence[int] | np.ndarray,
   ) -> "PairTable":
-    """A table of data held in memory, such as a test's.
-
-    Args:
-      images_MxHxWx3: uint8.
-      captions_of_image: M lists of captions, of any length.
-      person_ids: M identity labels.
-    """
-    if not len(images_MxHxWx3) == len(captions_of_image) == len(person_ids):
+    """A table of data in memory; images may have different numbers of captions, or none."""
+    if not len(images) == len(captions_of_image) == len(person_ids):
       raise ValueError(
-        f"{len(images_MxHxWx3)} images, {len(captions_of_image)} caption lists and"
+        f"{len(images)} images, {len(captions_of_image)} caption lists and"
         f" {len(person_ids)} person ids: one of each per image is needed"
       )
     counts = [len(captions) for captions in captions_of_image]
     return cls(
-      images=images_MxHxWx3,
+      images=images,
       image_of_pair_N=np.repeat(np.arange(len(counts), dtype=np.int32), counts),
       captions=[caption for captions in captions_of_image for caption in captions],
       person_of_image_M=np.asarray(person_ids, np.int64),
     )
 
 
-def load_pairs(builder, split: str, image_size: tuple[int, int]) -> PairTable:
+def load_pairs(builder: Any, split: str, image_size: tuple[int, int]) -> PairTable:
   """Reads a split's captions and identities without decoding its images.
 
   Args:
@@ -97,7 +103,7 @@ def load_pairs(builder, split: str, image_size: tuple[int, int]) -> PairTable:
   captions_of_image, person_ids = [], []
   for example in images.undecoded():
     captions_of_image.append([caption.decode("utf-8") for caption in example["captions"]])
-    person_ids.append(example["person_id"])
+    person_ids.append(int(example["person_id"]))
   table = PairTable.from_arrays(images, captions_of_image, person_ids)
   if not table.captions:
     raise UserError(

@@ -1,38 +1,45 @@
-"""Elements of an iterator made ready in the background, a few ahead of their use."""
+"""A background thread that prepares the next elements of an iterator."""
 
 import collections
 import concurrent.futures
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
 
 
-class Prefetcher:
-  """Iterates over `source` in a thread of its own, so that its work overlaps the user's.
+class Prefetcher(Iterator[T], Generic[T]):
+  """Runs `source` in its own thread, so that its work overlaps with the consumer's.
+
+  grain's `ThreadPrefetchIterDataset` accepts only iterators with a checkpointable state, which it
+  copies for every element. Our source is a generator that already places batches on the devices,
+  and the step number is its whole state.
 
   Args:
-    source: an iterator with a `close()`, such as a generator; only that thread runs it.
-    depth: elements made ready ahead of the one in use, at least 1.
+    source: a generator; only the background thread runs it.
+    depth: number of elements to prepare ahead of the current one, at least 1.
   """
 
-  def __init__(self, source: Iterator, depth: int):
+  def __init__(self, source: Generator[T], depth: int):
     self._source = source
     self._thread = concurrent.futures.ThreadPoolExecutor(1, "prefetch")
-    self._ahead = collections.deque(self._ask() for _ in range(depth))
+    self._pending = collections.deque(self._request() for _ in range(depth))
 
-  def _ask(self) -> concurrent.futures.Future:
+  def _request(self) -> concurrent.futures.Future:
     return self._thread.submit(next, self._source)
 
-  def __iter__(self):
+  def __iter__(self) -> "Prefetcher[T]":
     return self
 
-  def __next__(self):
-    """The next element; raises in its place whatever the source raised."""
-    element = self._ahead.popleft()
-    self._ahead.append(self._ask())
+  def __next__(self) -> T:
+    """Returns the next element, or raises the exception that `source` raised in its place."""
+    element = self._pending.popleft()
+    self._pending.append(self._request())
     return element.result()
 
-  def close(self):
-    """Ends the thread once what it is making is ready, and closes the source."""
-    for element in self._ahead:
+  def close(self) -> None:
+    """Waits for the element in progress, then ends the thread and closes the source."""
+    for element in self._pending:
       element.cancel()
     self._thread.shutdown()
     self._source.close()

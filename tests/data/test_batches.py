@@ -179,11 +179,12 @@ def test_workers_stay_off_accelerators(monkeypatch):
 _KILLED = """
 import multiprocessing, os, signal
 import numpy as np
-from dgia_jax.data import pairs, pipeline
+from dgia_jax.data import batches as batches_lib
+from dgia_jax.data import pairs
 
 if __name__ == "__main__":
   table = pairs.PairTable.from_arrays(np.zeros((9, 64, 32, 3), np.uint8), [["a"]] * 9, range(9))
-  batches = pipeline.train_batches(
+  batches = batches_lib.train_batches(
     table, np.zeros((9, 5), np.int32), batch_size=3, seed=0, num_epochs=10**6, workers=1
   )
   next(batches)

@@ -233,15 +233,15 @@ def test_killed_build_is_not_taken_for_complete(tmp_path):
   out = tmp_path / "out"
   code = f"""
 import time
-from dgia_jax.data import images, person_search, source
+from dgia_jax.data import dataset_files, images, tfds_builder
 real = images.encode_resized
 def slow(path, *rest):
   if "0003" in path:
     time.sleep(60)
   return real(path, *rest)
 images.encode_resized = slow
-opened = source.open_source("rstp_reid", source={str(tmp_path / "in")!r})
-person_search.build(opened, data_dir={str(out)!r}, image_size={SIZE}, workers=1)
+opened = dataset_files.open_source("rstp_reid", source={str(tmp_path / "in")!r})
+tfds_builder.build(opened, data_dir={str(out)!r}, image_size={SIZE}, workers=1)
 """
   process = subprocess.Popen([sys.executable, "-c", code], cwd=os.getcwd())
   try:
@@ -265,9 +265,9 @@ person_search.build(opened, data_dir={str(out)!r}, image_size={SIZE}, workers=1)
 def test_two_builds_at_once_wait_for_each_other(tmp_path):
   fake_datasets.rstp_reid(tmp_path / "in")
   code = f"""
-from dgia_jax.data import person_search, source
-opened = source.open_source("rstp_reid", source={str(tmp_path / "in")!r})
-print(person_search.build(opened, data_dir={str(tmp_path / "out")!r}, image_size={SIZE}).data_dir)
+from dgia_jax.data import dataset_files, tfds_builder
+opened = dataset_files.open_source("rstp_reid", source={str(tmp_path / "in")!r})
+print(tfds_builder.build(opened, data_dir={str(tmp_path / "out")!r}, image_size={SIZE}).data_dir)
 """
   runs = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
           for _ in range(2)]  # fmt: skip
