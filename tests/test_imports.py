@@ -19,7 +19,7 @@ LAYERS = (
 SEE_THE_CONFIG = {
   "config", "cli", "main", "convert", "reporting.model_card", "method.train_step",
   "training.setup", "training.evaluate", "training.train", "training.checkpoint",
-  "training.workdir", "training.sampling", "dry_run.compile_report",
+  "training.workdir", "dry_run.compile_report",
 }  # fmt: skip
 CORE = ("method", "models", "sharding", "dry_run.flops", "training.retrieval_metrics")
 DATA_STACK = (
@@ -129,11 +129,11 @@ def config_uses(tree):
       yield f"imports {name}"
   for node in ast.walk(tree):
     if isinstance(node, ast.Attribute) and node.attr == "config":
-      if ast.unparse(node.value).split(".")[-1] in ("run", "_run"):
+      if ast.unparse(node.value).split(".")[-1] in ("run", "_run", "setup", "_setup"):
         yield f"reads {ast.unparse(node)}"
     elif isinstance(node, ast.FunctionDef | ast.Lambda):
       arguments = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
-      yield from (f"receives {a.arg}" for a in arguments if a.arg in ("config", "run"))
+      yield from (f"receives {a.arg}" for a in arguments if a.arg in ("config", "run", "setup"))
 
 
 def test_only_the_edge_sees_the_config():

@@ -52,16 +52,16 @@ class Sizes:
 
 
 def abstract_run(config, devices, num_pairs):
-  """The Run of a config on some devices, for a dataset of so many pairs that is not there.
+  """The TrainingSetup of a config on some devices, for a dataset of so many pairs that is not there.
 
   Raises:
-    UserError: as `build.build`.
+    UserError: as `setup.create`.
   """
   config_lib.check(config)
   mesh = sharding.create_mesh(**config.mesh, devices=devices)
   setup.check_batch(config, mesh)
   sizes = Sizes(num_pairs, config.tokenizer.vocab_size)
-  return setup.Run(
+  return setup.TrainingSetup(
     config=config,
     workdir=None,
     mesh=mesh,

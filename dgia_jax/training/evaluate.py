@@ -14,7 +14,7 @@ from dgia_jax.method import losses
 from dgia_jax.models import pixels as pixels_lib
 from dgia_jax.reporting import contact_sheet, metrics_writer
 from dgia_jax.training import checkpoint, retrieval_metrics
-from dgia_jax.training import setup as build_lib
+from dgia_jax.training import setup as setup_lib
 from dgia_jax.training import workdir as workdir_lib
 
 SHEET_QUERIES = 10
@@ -32,7 +32,7 @@ class Evaluator:
     self._run = run
     shards = sharding.batch_shards(run.mesh)
     self._batch_size = -(-run.config.eval.batch_size // shards) * shards
-    parameters = sharding.parameters(run.mesh, jax.eval_shape(build_lib.init_state(run)).params)
+    parameters = sharding.parameters(run.mesh, jax.eval_shape(setup_lib.init_state(run)).params)
 
     def compiled(function):
       return jax.jit(
@@ -111,7 +111,7 @@ def evaluate(config, workdir, console, splits=None):
     config: the resolved config of the run.
     workdir: the run's folder.
     console: console.Console.
-    splits: as in `build.build`.
+    splits: as in `setup.create`.
 
   Returns:
     What it writes to results.json.
@@ -123,7 +123,7 @@ def evaluate(config, workdir, console, splits=None):
   workdir_lib.check(workdir, config)
   if not checkpoint.steps_saved(workdir):
     raise UserError(f"--workdir={workdir}: no complete checkpoint to evaluate; train first")
-  run = build_lib.build(config, workdir, splits)
+  run = setup_lib.create(config, workdir, splits)
   distributed.meet()
   checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
   try:
@@ -142,7 +142,7 @@ def report(run, checkpoints, console):
   """
   start = time.time()
   evaluator = Evaluator(run)
-  abstract = jax.eval_shape(build_lib.init_state(run))
+  abstract = jax.eval_shape(setup_lib.init_state(run))
   pairs = run.splits["test"]
   results = {}
   for name, step in (("last", checkpoints.latest()), ("best", checkpoints.best())):

@@ -1,19 +1,21 @@
-"""From a config to the parts of a run: mesh, data, tokenizer, model, optimiser, training step.
+"""From a config to the parts of training: mesh, data, tokenizer, model, optimiser, training step.
 
-The one place that reads most of the config. Each part is made by a function of its own, in the
-order in which they depend on each other.
+This module reads most of the config. One function creates each part, and `create` calls them in
+the order in which the parts depend on each other.
 """
 
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 from flax import nnx
+from ml_collections import ConfigDict
 
 from dgia_jax import config as config_lib
 from dgia_jax import sharding
@@ -33,72 +35,97 @@ SPLITS = ("train", "val", "test")
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-  """Everything a run is made of; immutable, holds no training state."""
+class TrainingSetup:
+  """The parts of one training run. Immutable; the training state is kept elsewhere."""
 
-  config: ml_collections.ConfigDict
-  workdir: pathlib.Path
+  config: ConfigDict
+  workdir: pathlib.Path | None
   mesh: jax.sharding.Mesh
-  splits: dict  # split name -> PairTable
-  tokenizer: tokenizer.Tokenizer
+  splits: Mapping[str, Any]  # split name -> PairTable, or an object with the sizes of one
+  tokenizer: Any  # a Tokenizer, or an object with its vocab_size and mask_id
   graphdef: nnx.GraphDef
   optimizer: optax.GradientTransformation
 
   @property
-  def train_pairs(self):
+  def train_pairs(self) -> Any:
     """The training pairs."""
     return self.splits["train"]
 
   @property
-  def steps_per_epoch(self):
-    """Batches in an epoch, the last partial one included."""
+  def steps_per_epoch(self) -> int:
+    """Batches per epoch, including the last partial one."""
     return batches_lib.steps_per_epoch(self.train_pairs.num_pairs, self.config.batch_size)
 
   @property
-  def total_steps(self):
+  def total_steps(self) -> int:
     """Batches in the whole run."""
     return self.steps_per_epoch * self.config.num_epochs
 
-  def encode(self, params, pixels, tokens):
-    """(params, (n, H, W, 3) float, (n, L) int32) -> ((n, D), (n, D)) float32 features."""
+  def epoch_of(self, step: int) -> int:
+    """The epoch, counted from 1, that a step belongs to; steps are counted from 1."""
+    return (step - 1) // self.steps_per_epoch + 1
+
+  def encode(
+    self, params: Mapping, pixels: jax.Array, tokens: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    """Image features (n, D) of normalised pixels and text features (n, D) of token ids."""
     model = nnx.merge(self.graphdef, sharding.gathered(self.mesh, params))
     return model.encode_image(pixels), model.encode_text(tokens)
 
+  def learning_rates(self) -> np.ndarray:
+    """The learning rate of every step of the run, in order."""
+    settings = self.config.optimizer
+    epochs = np.arange(self.total_steps) / self.steps_per_epoch
+    if settings.lr_update == "epoch":
+      epochs = np.floor(epochs)
+    rate = functools.partial(
+      optimizer_lib.learning_rate,
+      num_epochs=self.config.num_epochs,
+      base=settings.learning_rate,
+      warmup_epochs=settings.warmup_epochs,
+    )
+    return np.asarray(jax.vmap(rate)(epochs.astype(np.float32)))
 
-def build(config, workdir, splits=None):
-  """Makes every part of a run.
+
+def create(
+  config: ConfigDict,
+  workdir: pathlib.Path | str,
+  splits: Mapping[str, pairs_lib.PairTable] | None = None,
+) -> TrainingSetup:
+  """Creates every part of a training run.
 
   Args:
     config: the resolved config.
-    workdir: the run's folder.
-    splits: {"train": PairTable, ...} to use instead of the configured dataset.
-
-  Returns:
-    A Run.
+    workdir: the run's working directory.
+    splits: pairs to use instead of the configured dataset, by split name.
 
   Raises:
-    UserError: for whatever in the config or the data cannot work.
+    UserError: the config or the data contains something that cannot work.
   """
   config_lib.check(config)
   mesh = sharding.create_mesh(**config.mesh)
   check_batch(config, mesh)
   splits = splits or load_splits(config)
-  words = load_tokenizer(config, workdir, splits["train"].captions)
-  return Run(
+  vocabulary = load_tokenizer(config, workdir, splits["train"].captions)
+  return TrainingSetup(
     config=config,
     workdir=pathlib.Path(workdir),
     mesh=mesh,
     splits=splits,
-    tokenizer=words,
-    graphdef=abstract_graph(config, words.vocab_size, mesh),
+    tokenizer=vocabulary,
+    graphdef=abstract_graph(config, vocabulary.vocab_size, mesh),
     optimizer=create_optimizer(
       config, batches_lib.steps_per_epoch(splits["train"].num_pairs, config.batch_size)
     ),
   )
 
 
-def check_batch(config, mesh):
-  """Raises UserError unless the batch divides over the mesh and over accumulation's parts."""
+def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+  """Checks that the batch divides over the mesh and over the parts of gradient accumulation.
+
+  Raises:
+    UserError: the batch does not divide.
+  """
   shards = sharding.batch_shards(mesh)
   if config.batch_size % shards:
     raise UserError(
@@ -114,8 +141,8 @@ def check_batch(config, mesh):
     )
 
 
-def load_splits(config):
-  """Reads the configured dataset, building it first when it is absent: {split: PairTable}."""
+def load_splits(config: ConfigDict) -> dict[str, pairs_lib.PairTable]:
+  """Reads the splits of the configured dataset, which is built first if it does not exist."""
   settings = config.dataset
   files = {name: settings[name] for name in ("source", "annotations", "images") if settings[name]}
   builder = datasets.load_builder(
@@ -125,22 +152,24 @@ def load_splits(config):
     **files,
     **settings.options,
   )
-  found = [split for split in SPLITS if split in builder.info.splits]
+  available = [split for split in SPLITS if split in builder.info.splits]
   for needed in ("train", "test", config.eval.select_on):
-    if needed not in found:
+    if needed not in available:
       raise UserError(
-        f"dataset {settings.name} has no {needed} split (found: {', '.join(found)});"
+        f"dataset {settings.name} has no {needed} split (found: {', '.join(available)});"
         + (" set config.eval.select_on=test" if needed == "val" else " check its annotations")
       )
   image_size = tuple(settings.image_size)
-  return {split: pairs_lib.load_pairs(builder, split, image_size) for split in found}
+  return {split: pairs_lib.load_pairs(builder, split, image_size) for split in available}
 
 
-def load_tokenizer(config, workdir, train_captions):
-  """CLIP's tokenizer, or a vocabulary of the run's own, kept in its folder.
+def load_tokenizer(
+  config: ConfigDict, workdir: pathlib.Path | str, train_captions: Sequence[str]
+) -> tokenizer.Tokenizer:
+  """Returns CLIP's tokenizer, or one with a vocabulary that belongs to this run.
 
-  The own one is that of the run whose weights this one starts from, or else is made from the
-  training captions.
+  Such a vocabulary is stored in the working directory. It is copied from the run that
+  `config.pretrained` names, or else learned from the training captions.
   """
   settings = config.tokenizer
   if settings.name:
@@ -149,26 +178,31 @@ def load_tokenizer(config, workdir, train_captions):
   if workdir_lib.is_claimed(workdir):
     return tokenizer.load_tokenizer(folder)
   if config.pretrained and workdir_lib.is_run(config.pretrained):
-    words = tokenizer.load_tokenizer(pathlib.Path(config.pretrained) / workdir_lib.TOKENIZER)
-    if words.context_length != settings.context_length:
+    vocabulary = tokenizer.load_tokenizer(pathlib.Path(config.pretrained) / workdir_lib.TOKENIZER)
+    if vocabulary.context_length != settings.context_length:
       raise UserError(
         f"config.tokenizer.context_length={settings.context_length}: the run that"
-        f" config.pretrained={config.pretrained} names has {words.context_length}; give the same"
+        f" config.pretrained={config.pretrained} names has {vocabulary.context_length}; give the"
+        " same"
       )
   else:
-    words = tokenizer.train_tokenizer(train_captions, settings.context_length, settings.vocab_size)
+    vocabulary = tokenizer.train_tokenizer(
+      train_captions, settings.context_length, settings.vocab_size
+    )
   if jax.process_index() == 0:
-    words.save(folder)
-  return words
+    vocabulary.save(folder)
+  return vocabulary
 
 
-def create_model(config, vocab_size, device=None):
-  """The dual encoder with fresh weights drawn from the config's seed.
+def create_model(
+  config: ConfigDict, vocab_size: int, device: jax.Device | None = None
+) -> dual_encoder.DualEncoder:
+  """Creates the dual encoder with random weights drawn from the config's seed.
 
   Args:
     config: the resolved config.
-    vocab_size: of the tokenizer.
-    device: one of those that will compute it; None for this process's own.
+    vocab_size: size of the tokenizer's vocabulary.
+    device: a device of the kind that will run the model; None means this process's own.
   """
   dtype = jnp.dtype(config.model.dtype)
   return dual_encoder.create(
@@ -187,21 +221,22 @@ def create_model(config, vocab_size, device=None):
   )
 
 
-def abstract_graph(config, vocab_size, mesh):
-  """The model's structure, without weights, as the devices of a mesh compute it."""
-  device = _device_of(mesh)
+def abstract_graph(config: ConfigDict, vocab_size: int, mesh: jax.sharding.Mesh) -> nnx.GraphDef:
+  """The model's structure without weights, for the kind of device that the mesh consists of."""
+  device = _example_device(mesh)
   return nnx.graphdef(nnx.eval_shape(lambda: create_model(config, vocab_size, device)))
 
 
-def _device_of(mesh):
-  """A device that stands for all of a mesh."""
-  # Of a device of another process not everything is known; of a described topology all are alike.
+def _example_device(mesh: jax.sharding.Mesh) -> Any:
+  """One device that represents all devices of a mesh."""
+  # A process does not know every property of another process's devices, so its own come first.
+  # In the description of an absent topology all devices are equal.
   own = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
   return own[0] if own else mesh.devices.flat[0]
 
 
-def create_optimizer(config, steps_per_epoch):
-  """The optax chain of the config's recipe."""
+def create_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTransformation:
+  """Creates the optax chain that the config describes."""
   settings = config.optimizer
   return optimizer_lib.create(
     num_epochs=config.num_epochs,
@@ -218,49 +253,50 @@ def create_optimizer(config, steps_per_epoch):
   )
 
 
-def init_state(run):
-  """A function without arguments that makes the fresh TrainState; to be traced."""
+def init_state(setup: TrainingSetup) -> Callable[[], train_state.TrainState]:
+  """Returns a function that creates the initial training state; it is meant to be traced."""
 
   def init_params():
-    model = create_model(run.config, run.tokenizer.vocab_size, _device_of(run.mesh))
+    device = _example_device(setup.mesh)
+    model = create_model(setup.config, setup.tokenizer.vocab_size, device)
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
   return train_state.initializer(
     init_params,
-    run.optimizer,
-    num_pairs=run.train_pairs.num_pairs,
-    feature_dim=dual_encoder.SIZES[run.config.model.name].feature_width,
+    setup.optimizer,
+    num_pairs=setup.train_pairs.num_pairs,
+    feature_dim=dual_encoder.SIZES[setup.config.model.name].feature_width,
   )
 
 
-def load_pretrained(run, params):
-  """Parameters read from `config.pretrained`, laid out like the fresh ones they replace.
+def load_pretrained(setup: TrainingSetup, params: Mapping) -> tuple[Mapping, Sequence[str]]:
+  """Reads parameters from `config.pretrained`.
 
   Args:
-    run: the Run.
-    params: the fresh parameters.
+    setup: the training setup.
+    params: the initial parameters; the returned ones have the same structure and sharding.
 
   Returns:
-    Parameters, and the names of the tensors in the files that the model has no place for.
+    The parameters, and the names of the tensors that the model does not use.
 
   Raises:
     UserError: the files cannot be read or do not fit the model.
   """
-  source = run.config.pretrained
+  source = setup.config.pretrained
   if workdir_lib.is_run(source):
     _, loaded = checkpoint.restore_params(source)
-    dropped = ()
+    unused = ()
     _check_same_shapes(source, loaded, params)
   else:
-    found = load_lib.load_pretrained(
-      source, params, image_size=tuple(run.config.dataset.image_size)
+    pretrained = load_lib.load_pretrained(
+      source, params, image_size=tuple(setup.config.dataset.image_size)
     )
-    loaded, dropped = found.params, found.dropped
-  return sharding.place(loaded, sharding.parameters(run.mesh, params)), dropped
+    loaded, unused = pretrained.params, pretrained.dropped
+  return sharding.place(loaded, sharding.parameters(setup.mesh, params)), unused
 
 
-def _check_same_shapes(source, loaded, params):
-  """Raises UserError, naming the parameters, unless a run's parameters are those of this model."""
+def _check_same_shapes(source: str, loaded: Mapping, params: Mapping) -> None:
+  """Raises UserError, naming the parameters, if a run's parameters belong to another model."""
   shapes = lambda tree: {name: array.shape for name, array in params_lib.flatten(tree).items()}
   theirs, ours = shapes(loaded), shapes(params)
   differing = sorted(
@@ -274,25 +310,25 @@ def _check_same_shapes(source, loaded, params):
     )
 
 
-def create_step(run, **searches):
-  """The training step with everything but (state, batch) bound.
+def create_step(setup: TrainingSetup, **mining: Any) -> functools.partial:
+  """Binds every argument of the training step except (state, batch).
 
   Args:
-    run: the Run.
-    **searches: `mine_local` or `mine_global`, to replace how relations are found.
+    setup: the training setup.
+    **mining: `mine_local` or `mine_global`, functions that replace how relations are mined.
 
   Returns:
-    Function (state, batch) -> (state, Report).
+    Function (state, batch) -> (state, output).
   """
-  captions_of_image = np.bincount(run.train_pairs.image_of_pair_N)
+  captions_of_image = np.bincount(setup.train_pairs.image_of_pair_N)
   return functools.partial(
     train_step.train_step,
-    encode=run.encode,
-    optimizer=run.optimizer,
-    config=run.config,
-    mesh=run.mesh,
-    mask_id=run.tokenizer.mask_id,
-    steps_per_epoch=run.steps_per_epoch,
+    encode=setup.encode,
+    optimizer=setup.optimizer,
+    config=setup.config,
+    mesh=setup.mesh,
+    mask_id=setup.tokenizer.mask_id,
+    steps_per_epoch=setup.steps_per_epoch,
     same_image_rows=int(captions_of_image.max()) - 1,
-    **searches,
+    **mining,
   )

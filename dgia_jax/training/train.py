@@ -15,8 +15,8 @@ from dgia_jax.data.prefetch import Prefetcher
 from dgia_jax.errors import UserError
 from dgia_jax.method import train_state, train_step
 from dgia_jax.reporting import metrics_writer
-from dgia_jax.training import checkpoint, evaluate, sampling
-from dgia_jax.training import setup as build_lib
+from dgia_jax.training import checkpoint, evaluate
+from dgia_jax.training import setup as setup_lib
 from dgia_jax.training import workdir as workdir_lib
 from dgia_jax.training.relation_precision import RelationPrecision
 
@@ -32,7 +32,7 @@ def train(config, workdir, console, splits=None, transform_batch=None, **searche
     console: console.Console.
     splits: {"train": PairTable, ...} to use instead of the configured dataset.
     transform_batch: function (batch, step) -> batch on the host, for reference experiments.
-    **searches: as in `build.create_step`, for reference experiments.
+    **searches: as in `setup.create_step`, for reference experiments.
 
   Returns:
     What results.json holds, or None when a SIGTERM ended the run early (its state is saved).
@@ -41,7 +41,7 @@ def train(config, workdir, console, splits=None, transform_batch=None, **searche
     UserError: for whatever the user can mend, a diverged loss included.
   """
   workdir_lib.check(workdir, config)
-  run = build_lib.build(config, workdir, splits)
+  run = setup_lib.create(config, workdir, splits)
   workdir_lib.claim(workdir, config)
   console.dataset_summary(config.dataset.name, run.splits, config.dataset.image_size)
   checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint.keep)
@@ -67,13 +67,13 @@ def _start(run, checkpoints, console):
   """In this order: the newest checkpoint, else pretrained or fresh weights."""
   step = checkpoints.latest()
   if step is not None:
-    abstract = jax.eval_shape(build_lib.init_state(run))
+    abstract = jax.eval_shape(setup_lib.init_state(run))
     state, record = checkpoints.restore(step, run.mesh, abstract)
     console.print(f"resuming after step {step:,} of {run.total_steps:,}")
     return state, record
-  state = train_state.create(run.mesh, build_lib.init_state(run))
+  state = train_state.create(run.mesh, setup_lib.init_state(run))
   if run.config.pretrained:
-    params, dropped = build_lib.load_pretrained(run, state.params)
+    params, dropped = setup_lib.load_pretrained(run, state.params)
     state = state.replace(params=params)
     console.print(f"weights from {run.config.pretrained}; not used: {', '.join(dropped) or 'none'}")
   return state, {"data_position": 0, "epoch": 0, "last": {}, "best": {}, "wall_time_seconds": 0.0}
@@ -84,11 +84,11 @@ def _loop(run, checkpoints, console, state, record, asked_to_stop, transform_bat
   config, first = run.config, record["data_position"]
   if first >= run.total_steps:
     return state, record
-  batches = _Batches(run, transform_batch)
-  batch = batches.after(first, state)
+  batches = Prefetcher(_placed_batches(run, first, transform_batch), PREFETCH)
+  batch = next(batches)
   start = time.time()
   step_function = train_step.compile_step(
-    build_lib.create_step(run, **searches), run.mesh, state, batch
+    setup_lib.create_step(run, **searches), run.mesh, state, batch
   )
   console.print(f"training step compiled in {time.time() - start:.1f} s")
   evaluator = evaluate.Evaluator(run)
@@ -123,7 +123,7 @@ def _loop(run, checkpoints, console, state, record, asked_to_stop, transform_bat
       if last:
         break
       with reader.waiting_for_input():
-        batch = batches.after(step, state)
+        batch = next(batches)
   return state, record
 
 
@@ -149,56 +149,18 @@ def _evaluate(run, evaluator, state, record, step, writer, console):
   return scores[selected_on]["t2i"]["R1"], record | {"best": best, "last": scores}
 
 
-class _Batches:
-  """Global batches one after another, `PREFETCH` of them already on their way.
-
-  A thread of its own takes them from the pipeline and sends them to the devices, so that the loop
-  can send the next step as soon as it has read the one before. An epoch whose order the bank leads
-  has a pipeline of its own, since its order is known only when the epoch before has ended.
-  """
-
-  def __init__(self, run, transform_batch):
-    self._run, self._transform = run, transform_batch
-    self._source, self._last = None, -1  # and the step after which the source ends
-
-  def after(self, step, state):
-    """The batch that follows `step` steps, whose outcome is `state`."""
-    if self._source is None or step >= self._last:
-      self.close()
-      order_N = sampling.order_of_epoch(self._run, state.bank, step)
-      self._last = self._end(step)
-      placed = _placed_batches(self._run, step, self._last, order_N, self._transform)
-      self._source = Prefetcher(placed, PREFETCH)
-    return next(self._source)
-
-  def _end(self, step):
-    """The step at whose end the order of pairs has to be asked for anew."""
-    config, steps = self._run.config, self._run.steps_per_epoch
-    epoch = step // steps + 1
-    if sampling.is_guided(config, epoch):
-      return epoch * steps
-    if sampling.is_guided(config, config.num_epochs):
-      return (config.sampling.start_epoch - 1) * steps
-    return self._run.total_steps
-
-  def close(self):
-    """Ends the thread and the pipeline."""
-    if self._source is not None:
-      self._source.close()
-
-
-def _placed_batches(run, first_step, last_step, order_N, transform_batch):
+def _placed_batches(run, first_step, transform_batch=None):
+  """Global batches from the one after `first_step` steps to the end of the run."""
   config = run.config
   batches = batches_lib.train_batches(
     run.train_pairs,
     run.tokenizer.encode(run.train_pairs.captions),
     batch_size=config.batch_size,
     seed=config.seed,
-    num_epochs=-(-last_step // run.steps_per_epoch),
+    num_epochs=config.num_epochs,
     start_step=first_step,
     workers=config.dataset.workers,
     rows=sharding.batch_rows(run.mesh, config.batch_size),
-    order_N=order_N,
   )
   with contextlib.closing(batches):
     for step, batch in enumerate(batches, start=first_step):

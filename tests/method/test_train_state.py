@@ -11,7 +11,7 @@ from tests.helpers import tiny_run
 def fresh(tmp_path_factory, **mesh):
   """A Run and its fresh state."""
   fields = {f"mesh__{axis}": size for axis, size in mesh.items()}
-  run = setup.build(tiny_run.config(**fields), tmp_path_factory.mktemp("run"), tiny_run.splits())
+  run = setup.create(tiny_run.config(**fields), tmp_path_factory.mktemp("run"), tiny_run.splits())
   return run, train_state.create(run.mesh, setup.init_state(run))
 
 

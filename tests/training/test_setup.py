@@ -25,7 +25,7 @@ ALL_DEVICES = dict(mesh__data=8)
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
   config = tiny_run.config(**ALL_DEVICES)
-  return setup.build(config, tmp_path_factory.mktemp("run"), tiny_run.splits())
+  return setup.create(config, tmp_path_factory.mktemp("run"), tiny_run.splits())
 
 
 def test_own_tokenizer_is_kept_with_the_run(tmp_path):
@@ -63,10 +63,12 @@ def test_only_the_first_process_writes_the_tokenizer(tmp_path, monkeypatch):
   assert not (tmp_path / workdir_lib.TOKENIZER).exists()
 
 
-def test_named_tokenizer_is_looked_up_and_not_trained(tmp_path, monkeypatch):
-  monkeypatch.setattr(tokenizer_lib, "clip_tokenizer", lambda name, length: (name, length))
+def test_a_named_tokenizer_is_loaded_and_not_trained(tmp_path, monkeypatch):
+  named = tokenizer_lib.train_tokenizer(["red coat", "blue coat"], 8, 300)
+  load = lambda name, length: {("some/clip", 8): named}[name, length]
+  monkeypatch.setattr(tokenizer_lib, "clip_tokenizer", load)
   config = tiny_run.config(tokenizer__name="some/clip")
-  assert setup.load_tokenizer(config, tmp_path, []) == ("some/clip", 8)
+  assert setup.load_tokenizer(config, tmp_path, []) is named
   assert not (tmp_path / workdir_lib.TOKENIZER).exists()
 
 
@@ -104,7 +106,7 @@ def test_check_batch_counts_no_tensor_devices():
 )
 def test_build_refuses_what_cannot_work(tmp_path, fields, says):
   with pytest.raises(UserError, match=says) as caught:
-    setup.build(tiny_run.config(**ALL_DEVICES | fields), tmp_path, tiny_run.splits())
+    setup.create(tiny_run.config(**ALL_DEVICES | fields), tmp_path, tiny_run.splits())
   assert "\n" not in str(caught.value)
 
 
@@ -118,15 +120,17 @@ def built_dataset(monkeypatch):
     return types.SimpleNamespace(info=types.SimpleNamespace(splits=splits))
 
   monkeypatch.setattr(datasets, "load_builder", load_builder)
-  monkeypatch.setattr(pairs, "load_pairs", lambda builder, split, size: (split, size))
+  read = lambda builder, split, size: {(16, 16): builder.info.splits}[size][split]
+  monkeypatch.setattr(pairs, "load_pairs", read)
   return asked, splits
 
 
 def test_load_splits_asks_for_the_configured_dataset(built_dataset):
-  asked, _ = built_dataset
+  asked, splits = built_dataset
   config = tiny_run.config(dataset__source="folder", dataset__data_dir="built")
-  found = setup.load_splits(config)
-  assert found == {name: (name, (16, 16)) for name in ("train", "val", "test")}
+  loaded = setup.load_splits(config)
+  assert list(loaded) == ["train", "val", "test"]
+  assert all(loaded[name] is splits[name] for name in loaded)
   # Empty settings are not passed on: not every dataset knows them.
   assert asked == dict(
     name="synth_pedes", image_size=(16, 16), data_dir="built", source="folder",
@@ -244,7 +248,7 @@ def test_a_run_starts_from_another_ones_weights_and_vocabulary(finished_run, tmp
   config = tiny_run.config(pretrained=str(finished_run), **ALL_DEVICES)
   splits = tiny_run.splits()
   splits["train"].captions[:] = ["qqqq zzzz"] * 36  # would give another vocabulary
-  parts = setup.build(config, tmp_path, splits)
+  parts = setup.create(config, tmp_path, splits)
   words = tokenizer_lib.load_tokenizer(finished_run / workdir_lib.TOKENIZER)
   captions = tiny_run.splits()["train"].captions
   np.testing.assert_array_equal(parts.tokenizer.encode(captions), words.encode(captions))
@@ -260,13 +264,13 @@ def test_a_run_of_another_model_is_refused(finished_run, tmp_path):
   config = tiny_run.config(
     pretrained=str(finished_run), dataset__image_size=(32, 16), **ALL_DEVICES
   )
-  parts = setup.build(config, tmp_path, tiny_run.splits())
+  parts = setup.create(config, tmp_path, tiny_run.splits())
   fresh = train_state.create(parts.mesh, setup.init_state(parts)).params
   with pytest.raises(UserError, match="another model.*position_embedding.*dgia_jax.convert"):
     setup.load_pretrained(parts, fresh)
   config = tiny_run.config(pretrained=str(finished_run), tokenizer__context_length=9, **ALL_DEVICES)
   with pytest.raises(UserError, match="context_length=9.*has 8"):
-    setup.build(config, tmp_path / "other", tiny_run.splits())
+    setup.create(config, tmp_path / "other", tiny_run.splits())
 
 
 def test_seed_decides_the_initial_weights():

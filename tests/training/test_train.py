@@ -28,7 +28,7 @@ def run(workdir, splits=None, **fields):
 
 def restored(workdir, **fields):
   """The last checkpoint of a finished run, on one device."""
-  parts = setup.build(tiny_run.config(**fields), workdir, tiny_run.splits())
+  parts = setup.create(tiny_run.config(**fields), workdir, tiny_run.splits())
   checkpoints = checkpoint.Checkpoints(workdir)
   state, _ = checkpoints.restore(
     checkpoints.latest(), parts.mesh, jax.eval_shape(setup.init_state(parts))
@@ -83,9 +83,9 @@ def _steps(mesh, count=6, splits=None, **fields):
   """Reports of the first steps and the last state, on a mesh."""
   config = tiny_run.config(**fields)
   config.mesh.update(dict(zip(("data", "fsdp", "tensor"), mesh, strict=True)))
-  parts = setup.build(config, "/nonexistent", splits or tiny_run.splits())
+  parts = setup.create(config, "/nonexistent", splits or tiny_run.splits())
   state = train.train_state.create(parts.mesh, setup.init_state(parts))
-  batches = train._placed_batches(parts, 0, parts.total_steps, None, None)
+  batches = train._placed_batches(parts, 0)
   reports, compiled = [], None
   for _, batch in zip(range(count), batches, strict=False):
     compiled = compiled or train_step.compile_step(
@@ -135,8 +135,8 @@ def test_identities_never_reach_training(one_device, tmp_path):
 
 
 def test_a_training_batch_has_no_identity(no_tokenizer_folder):
-  parts = setup.build(tiny_run.config(), "/nonexistent", tiny_run.splits())
-  batches = train._placed_batches(parts, 0, parts.total_steps, None, None)
+  parts = setup.create(tiny_run.config(), "/nonexistent", tiny_run.splits())
+  batches = train._placed_batches(parts, 0)
   assert set(next(batches)) == {"image", "tokens", "index", "image_index", "mask"}
   batches.close()
 
@@ -157,56 +157,29 @@ def test_batches_are_made_beside_the_loop_and_its_wait_is_logged(one_device, tmp
   assert waits(one_device[2]) and all(0 <= wait <= 1 for wait in waits(one_device[2]))
 
 
-LED = {"sampling__group": 3, "checkpoint__every_steps": 1}
-
-
 class Stopped(Exception):
-  """Stands for whatever ends a process between two steps."""
-
-
-@pytest.fixture(scope="module")
-def led(tmp_path_factory):
-  """results.json of a run whose batches the bank leads from the second epoch on."""
-  return run(tmp_path_factory.mktemp("led"), **LED)[0]
+  """Stands for anything that ends a process between two steps."""
 
 
 @pytest.mark.parametrize("steps", [7, 10], ids=["within an epoch", "between epochs"])
-def test_a_led_run_goes_on_as_if_it_had_never_stopped(one_device, led, tmp_path, steps):
-  """The order of an epoch depends on the bank at its start, which a later one no longer is."""
-
+def test_a_resumed_run_equals_an_uninterrupted_one(one_device, tmp_path, steps):
   def stop(batch, step):
     if step >= steps:
       raise Stopped
     return batch
 
-  arguments = (tiny_run.config(**LED), tmp_path, Console(file=io.StringIO()), tiny_run.splits())
+  config = tiny_run.config(checkpoint__every_steps=1)
   with pytest.raises(Stopped):
-    train.train(*arguments, stop)
+    train.train(config, tmp_path, Console(file=io.StringIO()), tiny_run.splits(), stop)
   assert checkpoint.steps_saved(tmp_path)[-1] == steps
-  resumed, _ = run(tmp_path, **LED)
-  assert resumed["digest"] == led["digest"] != one_device[1]["digest"]
-
-
-def test_a_led_epoch_holds_every_pair_once(tmp_path):
-  seen = []
-
-  def note(batch, step):
-    seen.append(batch["index"][batch["mask"]])
-    return batch
-
-  console = Console(file=io.StringIO())
-  config = tiny_run.config(sampling__group=3, num_epochs=3)
-  train.train(config, tmp_path, console, tiny_run.splits(), note)
-  for epoch in range(3):
-    indices = np.concatenate(seen[5 * epoch : 5 * epoch + 5])
-    np.testing.assert_array_equal(np.sort(indices), np.arange(36))
+  resumed, _ = run(tmp_path, checkpoint__every_steps=1)
+  assert resumed["digest"] == one_device[1]["digest"]
 
 
 CONFIRMED = {
   "global_association__mutual": True, "global_association__agreement": True,
   "global_association__deviations": 0.5, "local_association__deviations": 0.5,
   "global_association__exclude_same_image": True, "loss__itc_spares_relations": True,
-  "sampling__group": 2,
 }  # fmt: skip
 
 
@@ -263,9 +236,9 @@ def test_global_loss_starts_with_the_second_epoch(one_device):
 def test_padded_rows_change_nothing(no_tokenizer_folder):
   """A batch of 8 with 4 rows of padding equals the same batch of 4, whatever the padding holds."""
   fields = {"loss__weights__consistency": 0.0, "local_association__threshold": 0.9}
-  wide = setup.build(tiny_run.config(**fields), "/nonexistent", tiny_run.splits())
-  narrow = setup.build(tiny_run.config(batch_size=4, **fields), "/nonexistent", tiny_run.splits())
-  batches = train._placed_batches(wide, 4, 5, None, None)
+  wide = setup.create(tiny_run.config(**fields), "/nonexistent", tiny_run.splits())
+  narrow = setup.create(tiny_run.config(batch_size=4, **fields), "/nonexistent", tiny_run.splits())
+  batches = train._placed_batches(wide, 4)
   batch = jax.tree.map(np.array, jax.device_get(next(batches)))
   batches.close()
   assert batch["mask"].sum() == 4

@@ -17,13 +17,13 @@ def open_run(config, folder, splits, choice):
     choice: "best" or "last" checkpoint.
 
   Returns:
-    build.Run, the parameters laid out on its mesh, and the checkpoint's step.
+    The TrainingSetup, the parameters laid out on its mesh, and the checkpoint's step.
 
   Raises:
     UserError: the folder holds no complete checkpoint, or the config does not fit.
   """
   # Nothing is trained: the training split gives only sizes, so the test pairs may stand for it.
-  parts = setup.build(config, folder, {"train": splits["test"]} | splits)
+  parts = setup.create(config, folder, {"train": splits["test"]} | splits)
   step, params = checkpoint.restore_params(folder, choice)
   return parts, jax.device_put(params, sharding.parameters(parts.mesh, params)), step
 

@@ -70,7 +70,7 @@ def make_run(problem):
   )
   vocabulary = _Vocabulary(config.tokenizer.vocab_size, problem.mask_id)
   mesh = sharding.create_mesh(**config.mesh)
-  return setup.Run(
+  return setup.TrainingSetup(
     config=config,
     workdir=None,
     mesh=mesh,
