@@ -20,11 +20,8 @@ from dgia_jax.data import images as images_lib
 from dgia_jax.data import tokenizer as tokenizer_lib
 from dgia_jax.errors import UserError
 from dgia_jax.method import losses, memory_bank
-from dgia_jax.models import backend, dual_encoder
+from dgia_jax.models import backend, dual_encoder, pretrained
 from dgia_jax.models import pixels as pixels_lib
-from dgia_jax.models.pretrained import hugging_face
-from dgia_jax.models.pretrained import load as load_lib
-from dgia_jax.models.pretrained import params as params_lib
 from dgia_jax.training import checkpoint
 from dgia_jax.training import workdir as workdir_lib
 
@@ -103,13 +100,13 @@ class Retriever:
       UserError: something is missing, or it is not CLIP's.
     """
     folder = pathlib.Path(folder)
-    size, image_size, context_length, vocab_size = hugging_face.read_sizes(folder)
+    clip = pretrained.read_config(folder)
     graphdef, template = _abstract_model(
-      size, image_size, context_length, vocab_size, _dtype("bfloat16")
+      clip.size, clip.image_size, clip.context_length, clip.vocab_size, _dtype("bfloat16")
     )
-    found = load_lib.load_pretrained(str(folder), template, image_size=image_size)
-    words = tokenizer_lib.folder_tokenizer(folder, context_length)
-    return cls(graphdef, found.params, words, image_size, **options)
+    found = pretrained.load_pretrained(str(folder), template, image_size=clip.image_size)
+    words = tokenizer_lib.folder_tokenizer(folder, clip.context_length)
+    return cls(graphdef, found.params, words, clip.image_size, **options)
 
   @classmethod
   def open(cls, folder, choice="best", **options):
@@ -126,7 +123,7 @@ class Retriever:
   def digest(self):
     """SHA-256 over the parameters, sorted by name: which model made an index."""
     total = hashlib.sha256()
-    for name, value in sorted(params_lib.flatten(self._params).items()):
+    for name, value in sorted(pretrained.flatten(self._params).items()):
       total.update(f"{name} {value.shape}".encode())
       total.update(np.ascontiguousarray(jax.device_get(value)).tobytes())
     return total.hexdigest()

@@ -25,9 +25,7 @@ from dgia_jax.data import pairs as pairs_lib
 from dgia_jax.errors import UserError
 from dgia_jax.method import optimizer as optimizer_lib
 from dgia_jax.method import train_state, train_step
-from dgia_jax.models import backend, dual_encoder
-from dgia_jax.models.pretrained import load as load_lib
-from dgia_jax.models.pretrained import params as params_lib
+from dgia_jax.models import backend, dual_encoder, pretrained
 from dgia_jax.training import checkpoint
 from dgia_jax.training import workdir as workdir_lib
 
@@ -288,16 +286,16 @@ def load_pretrained(setup: TrainingSetup, params: Mapping) -> tuple[Mapping, Seq
     unused = ()
     _check_same_shapes(source, loaded, params)
   else:
-    pretrained = load_lib.load_pretrained(
+    weights = pretrained.load_pretrained(
       source, params, image_size=tuple(setup.config.dataset.image_size)
     )
-    loaded, unused = pretrained.params, pretrained.dropped
+    loaded, unused = weights.params, weights.dropped
   return sharding.place(loaded, sharding.parameters(setup.mesh, params)), unused
 
 
 def _check_same_shapes(source: str, loaded: Mapping, params: Mapping) -> None:
   """Raises UserError, naming the parameters, if a run's parameters belong to another model."""
-  shapes = lambda tree: {name: array.shape for name, array in params_lib.flatten(tree).items()}
+  shapes = lambda tree: {name: array.shape for name, array in pretrained.flatten(tree).items()}
   theirs, ours = shapes(loaded), shapes(params)
   differing = sorted(
     name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name)

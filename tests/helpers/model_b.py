@@ -1,11 +1,10 @@
-"""Model B of the reference numbers: its size, its checkpoint and a model that holds it."""
+"""Model B of the reference numbers: its size, its checkpoint and a model with those weights."""
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dgia_jax.models import dual_encoder
-from dgia_jax.models.pretrained import params as params_lib
+from dgia_jax.models import dual_encoder, pretrained
 from dgia_jax.models.pretrained import position_embedding, tensor_names
 from tests.helpers import golden_data
 
@@ -19,37 +18,37 @@ SIZE = dual_encoder.Size(
 
 
 def create(image_size=IMAGE_SIZE, size=SIZE, vocab_size=1000, **options):
-  """A model of this size with fresh weights."""
+  """Creates a model of this size with initial weights."""
   options = {"context_length": 77, "rngs": nnx.Rngs(0)} | options
   return dual_encoder.DualEncoder(size, image_size=image_size, vocab_size=vocab_size, **options)
 
 
 def split(model):
-  """(graphdef, nested dict of parameters)."""
+  """Splits a model into (graphdef, nested dict of parameters)."""
   graphdef, params = nnx.split(model, nnx.Param)
   return graphdef, nnx.to_pure_dict(params)
 
 
 def checkpoint():
-  """The reference checkpoint: OpenAI's names, torch layout, float16, a 4 x 4 position grid."""
+  """Tensors of the reference checkpoint: OpenAI's names, torch layout, float16, a 4 x 4 grid."""
   return golden_data.arrays("p11_ckpt_B")
 
 
 def reference_model():
-  """(graphdef, params) of the reference model at 96 x 32."""
+  """Returns (graphdef, params) of the reference model for images of 96 x 32."""
   graphdef, template = split(create())
   tensors = checkpoint()
   name = "visual.positional_embedding"
   tensors[name] = position_embedding.resize(tensors[name].astype(np.float32), (4, 4), (6, 2))
-  params, problems = params_lib.read_params(
-    tensors, params_lib.flatten(template), tensor_names.OPENAI
+  params, problems = pretrained.read_params(
+    tensors, pretrained.flatten(template), tensor_names.OPENAI
   )
   assert not problems
   return graphdef, params
 
 
 def inputs(batch=2, length=77, image_size=IMAGE_SIZE, vocab_size=1000, seed=0):
-  """Random pixels and tokens; every text ends with the highest id, zeros follow."""
+  """Random pixels and tokens; every text ends with the highest id, followed by zeros."""
   random = np.random.default_rng(seed)
   pixels = random.standard_normal((batch, *image_size, 3), np.float32)
   tokens = random.integers(1, vocab_size - 3, (batch, length), np.int32)

@@ -12,8 +12,7 @@ from dgia_jax.data import datasets, pairs
 from dgia_jax.data import tokenizer as tokenizer_lib
 from dgia_jax.errors import UserError
 from dgia_jax.method import train_state
-from dgia_jax.models import dual_encoder
-from dgia_jax.models.pretrained import load as load_lib
+from dgia_jax.models import dual_encoder, pretrained
 from dgia_jax.reporting import console
 from dgia_jax.training import checkpoint, setup, train
 from dgia_jax.training import workdir as workdir_lib
@@ -220,7 +219,7 @@ def test_pretrained_weights_are_laid_out_like_the_fresh_ones(run, monkeypatch):
     ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), params)
     return types.SimpleNamespace(params=ones, dropped=["logit_scale"])
 
-  monkeypatch.setattr(load_lib, "load_pretrained", load_pretrained)
+  monkeypatch.setattr(pretrained, "load_pretrained", load_pretrained)
   config = tiny_run.config(pretrained="some/clip")
   changed = dataclasses.replace(run, config=config, mesh=sharding.create_mesh(2, 2, 2))
   abstract = jax.eval_shape(setup.init_state(changed)).params

@@ -1,15 +1,14 @@
-"""From a name or path to the tensors of a CLIP checkpoint, and what its config says about them."""
+"""Finds the files of a CLIP checkpoint and reads their tensors."""
 
 import dataclasses
-import json
 import pathlib
 
 import numpy as np
 
+from dgia_jax import hub
 from dgia_jax.errors import UserError
-from dgia_jax.models.pretrained import torch_file
+from dgia_jax.models.pretrained import clip_config, torch_file, user_files
 
-CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
 _TORCH_FILE = "pytorch_model.bin"
@@ -17,10 +16,15 @@ _TORCH_FILE = "pytorch_model.bin"
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointFiles:
-  """What was found: tensors by name in their own dtypes, and config.json ({} when none)."""
+  """The content of a checkpoint.
+
+  Attributes:
+    tensors: by name, in the dtypes of the files.
+    folder: the Hugging Face folder they came from; None for a single torch file.
+  """
 
   tensors: dict[str, np.ndarray]
-  config: dict
+  folder: pathlib.Path | None
 
 
 def read(name_or_path: str) -> CheckpointFiles:
@@ -31,86 +35,59 @@ def read(name_or_path: str) -> CheckpointFiles:
       on the Hugging Face hub such as "openai/clip-vit-base-patch16".
 
   Raises:
-    UserError: nothing is there, or it cannot be read.
+    UserError: there is no such checkpoint, or it cannot be read.
   """
   path = pathlib.Path(name_or_path).expanduser()
   if path.is_dir():
     return _read_folder(path)
-  if path.is_file():
-    return CheckpointFiles(torch_file.read(path), {})
-  return _read_folder(_hub_folder(name_or_path))
+  if path.exists():
+    return CheckpointFiles(torch_file.read(path), None)
+  config = clip_config.CONFIG_FILE
+  folder = hub.fetch(
+    name_or_path,
+    (config, WEIGHTS_FILE),
+    (config, _INDEX_FILE, "*.safetensors"),
+    (config, _TORCH_FILE),  # some older models have no other
+    setting="pretrained",
+    mend="download its folder elsewhere and give the path",
+  )
+  return _read_folder(folder)
 
 
 def _read_folder(folder: pathlib.Path) -> CheckpointFiles:
-  config = _read_json(folder / CONFIG_FILE)
-  if (folder / WEIGHTS_FILE).is_file():
-    return CheckpointFiles(_read_safetensors(folder / WEIGHTS_FILE), config)
-  if (folder / _INDEX_FILE).is_file():
-    parts = sorted(set(_read_json(folder / _INDEX_FILE).get("weight_map", {}).values()))
+  if (folder / WEIGHTS_FILE).exists():
+    return CheckpointFiles(_read_safetensors(folder / WEIGHTS_FILE), folder)
+  if (folder / _INDEX_FILE).exists():
     tensors = {}
-    for part in parts:
-      tensors |= _read_safetensors(folder / part)
-    return CheckpointFiles(tensors, config)
-  if (folder / _TORCH_FILE).is_file():
-    return CheckpointFiles(torch_file.read(folder / _TORCH_FILE), config)
+    for path in _indexed_files(folder):
+      tensors |= _read_safetensors(path)
+    return CheckpointFiles(tensors, folder)
+  if (folder / _TORCH_FILE).exists():
+    return CheckpointFiles(torch_file.read(folder / _TORCH_FILE), folder)
   raise UserError(f"pretrained={folder} holds neither {WEIGHTS_FILE} nor {_TORCH_FILE}")
 
 
-def _read_json(path: pathlib.Path) -> dict:
-  try:
-    content = json.loads(path.read_text(encoding="utf-8"))
-  except FileNotFoundError as error:
-    raise UserError(f"pretrained: {path} is missing") from error
-  except ValueError as error:
-    raise UserError(f"pretrained: {path} is no JSON ({error})") from error
-  if not isinstance(content, dict):
-    raise UserError(f"pretrained: {path} does not hold a JSON object")
-  return content
+def _indexed_files(folder: pathlib.Path) -> list[pathlib.Path]:
+  """The weight files that a folder's index lists."""
+  index = folder / _INDEX_FILE
+  places = user_files.read_json(index).get("weight_map")
+  if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+    raise UserError(f"pretrained: {index} has no weight_map from tensors to files")
+  names = sorted(set(places.values()))
+  for name in names:
+    if not name or pathlib.PurePath(name).name != name or "\\" in name or "\0" in name:
+      raise UserError(
+        f"pretrained: {index} lists {name!r}, which is no file of its folder; correct the entry"
+      )
+  return [folder / name for name in names]
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-  # Imported here: only those who load weights need the package.
+  # Imported on use: only those who load weights need the package.
   import safetensors.numpy
 
+  user_files.check_regular(path)
   try:
     return safetensors.numpy.load_file(path)
   except (OSError, safetensors.SafetensorError) as error:
     raise UserError(f"pretrained: {path} cannot be read ({error})") from error
-
-
-def _hub_folder(name: str) -> pathlib.Path:
-  """The hub's cache folder of a model, fetched when it is not there yet."""
-  try:
-    import huggingface_hub
-    from huggingface_hub.errors import LocalEntryNotFoundError
-  except ImportError as error:
-    raise UserError(
-      f"pretrained={name!r} is no file or folder here, and to look for it on the Hugging Face hub"
-      " needs `pip install huggingface_hub`"
-    ) from error
-
-  def fetch(*files: str, local_files_only: bool = False) -> pathlib.Path:
-    return pathlib.Path(
-      huggingface_hub.snapshot_download(
-        name, allow_patterns=[CONFIG_FILE, *files], local_files_only=local_files_only
-      )
-    )
-
-  def complete(folder: pathlib.Path) -> bool:
-    weights = (WEIGHTS_FILE, _INDEX_FILE, _TORCH_FILE)
-    return any((folder / file).is_file() for file in weights)
-
-  try:
-    try:
-      folder = fetch(local_files_only=True)
-    except LocalEntryNotFoundError:
-      folder = fetch("*.safetensors", _INDEX_FILE)
-    if not complete(folder):
-      folder = fetch("*.safetensors", _INDEX_FILE)
-    # Some older models come as torch files only.
-    return folder if complete(folder) else fetch(_TORCH_FILE)
-  except Exception as error:  # the class depends on the network library that the hub is built on
-    reason = str(error).strip().split("\n")[0]
-    raise UserError(
-      f"pretrained={name!r} is no file or folder here and can't be fetched from the hub ({reason})"
-    ) from error

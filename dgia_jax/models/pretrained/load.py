@@ -1,17 +1,18 @@
-"""Weights in: a CLIP checkpoint of any kind to the parameters of a model, nothing lost unnoticed.
+"""Loads a CLIP checkpoint of any kind into the parameters of a model.
 
-Every tensor of the checkpoint is used once or named as dropped, every parameter is filled, and all
-that does not fit is reported together. The way out is `hugging_face.write_folder`.
+Every tensor of the checkpoint is used once or reported as dropped, every parameter is filled, and
+everything that does not fit is reported together.
 """
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from dgia_jax.errors import UserError
-from dgia_jax.models.pretrained import files as files_lib
-from dgia_jax.models.pretrained import hugging_face, position_embedding, tensor_names
+from dgia_jax.models.pretrained import clip_config, files, position_embedding, tensor_names
 from dgia_jax.models.pretrained import params as params_lib
 
 
@@ -20,57 +21,39 @@ class Pretrained:
   """Loaded weights.
 
   Attributes:
-    params: nested dict of float32 numpy arrays, of the model's structure.
-    dropped: names of the checkpoint's tensors that are no weights of the encoders, sorted.
+    params: nested dict of float32 NumPy arrays, with the structure of the model.
+    dropped: sorted names of the checkpoint's tensors that are not weights of the encoders.
   """
 
-  params: dict
+  params: dict[str, Any]
   dropped: tuple[str, ...]
 
 
 def load_pretrained(
-  name_or_path: str, template: dict, *, image_size: tuple[int, int]
+  name_or_path: str, template: Mapping[str, Any], *, image_size: tuple[int, int]
 ) -> Pretrained:
-  """Reads CLIP weights for a model; position embeddings are resized to the image size.
+  """Reads CLIP weights for a model and resizes the position embeddings to its image size.
 
   Args:
     name_or_path: a Hugging Face folder or hub name, OpenAI's ViT-B-16.pt, or a best.pth of the
       released program.
     template: the model's parameters, a nested dict of arrays or `jax.ShapeDtypeStruct`s.
-    image_size: (height, width) of the model's images in pixels.
-
-  Returns:
-    A Pretrained.
+    image_size: (height, width) in pixels of the model's images.
 
   Raises:
-    UserError: nothing readable is there, or it does not fit the model; one line lists every
+    UserError: the checkpoint cannot be read or does not fit the model; one line lists every
       missing, misshapen and unknown tensor.
   """
-  files = files_lib.read(name_or_path)
-  found = tensor_names.find_convention(files.tensors)
-  if found is None:
-    raise UserError(
-      f"pretrained={name_or_path} holds no CLIP weights (or several): no single tensor is called"
-      " visual.class_embedding or vision_model.embeddings.class_embedding"
-    )
-  table, prefix = found
-  tensors = {
-    name.removeprefix(prefix): tensor
-    for name, tensor in files.tensors.items()
-    if name.startswith(prefix)
-  }
-  outside = [name for name in files.tensors if not name.startswith(prefix)]
-  inside = tensor_names.NOT_WEIGHTS & tensors.keys()
-  dropped = outside + [prefix + name for name in inside]
-  tensors = {name: tensor for name, tensor in tensors.items() if name not in inside}
-
+  checkpoint = files.read(name_or_path)
+  clip = clip_config.read(checkpoint.folder) if checkpoint.folder else None
+  tensors, table, dropped = _encoder_tensors(name_or_path, checkpoint.tensors)
   flat = params_lib.flatten(template)
-  problems = hugging_face.config_problems(files.config, flat)
   patch = flat["image/patch_embedding"].shape[0]
   grid = (image_size[0] // patch, image_size[1] // patch)
   (name,) = table[tensor_names.POSITION_EMBEDDING].names
   if name in tensors:
-    tensors[name] = _fit_positions(tensors[name], hugging_face.trained_grid(files.config), grid)
+    tensors[name] = _fit_positions(tensors[name], clip.grid if clip else None, grid)
+  problems = _config_problems(clip, flat)
   params, mismatches = params_lib.read_params(tensors, flat, table)
   problems += mismatches
   if problems:
@@ -78,7 +61,40 @@ def load_pretrained(
       f"pretrained={name_or_path} does not fit model.name and the dataset's sizes: "
       + "; ".join(problems)
     )
-  return Pretrained(params, tuple(sorted(dropped)))
+  return Pretrained(params, dropped)
+
+
+def _encoder_tensors(
+  name_or_path: str, tensors: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], dict[str, tensor_names.Rule], tuple[str, ...]]:
+  """The encoders' weights by their plain names, the table of those names, and all other names."""
+  convention = tensor_names.find_convention(tensors)
+  if convention is None:
+    raise UserError(
+      f"pretrained={name_or_path} holds no CLIP weights (or several): no single tensor is called"
+      " visual.class_embedding or vision_model.embeddings.class_embedding"
+    )
+  table, prefix = convention
+  weights, dropped = {}, []
+  for name, tensor in tensors.items():
+    plain_name = name.removeprefix(prefix)
+    if name.startswith(prefix) and plain_name not in tensor_names.NOT_WEIGHTS:
+      weights[plain_name] = tensor
+    else:
+      dropped.append(name)
+  return weights, table, tuple(sorted(dropped))
+
+
+def _config_problems(clip: clip_config.ClipConfig | None, flat: Mapping[str, Any]) -> list[str]:
+  """Differences between config.json and the model that no shape of a tensor shows."""
+  problems = list(clip.unsupported) if clip else []
+  for tower in ("image", "text"):
+    _, width, _, model_heads, _ = flat[f"{tower}/blocks/attention/qkv/kernel"].shape
+    # Files without a config are OpenAI's, whose heads are 64 wide.
+    heads = getattr(clip.size, tower).heads if clip else width // 64
+    if heads != model_heads:
+      problems.append(f"its {tower} tower has {heads} attention heads, the model {model_heads}")
+  return problems
 
 
 def _fit_positions(
@@ -87,17 +103,18 @@ def _fit_positions(
   """Resizes a checkpoint's position table from its own grid to the model's.
 
   Args:
-    table: (positions, C).
-    trained: (ny, nx) of the checkpoint as its config says; None when nothing says it.
+    table: (1 + number of patches, U) if the checkpoint is sound.
+    trained: the checkpoint's grid according to its config; None without a config.
     grid: (ny, nx) of the model.
 
   Returns:
-    (1 + ny * nx, C) float32, or the table itself when it does not fit its grid.
+    (1 + ny * nx, U) float32, or `table` itself if it does not fit its own grid.
   """
   rows = len(table) - 1 if table.ndim == 2 else 0
   side = math.isqrt(max(rows, 0))
   if trained is None:
-    # Like the released code: as many patches as the model's are the model's, others are a square.
+    # As in the released code: a table with as many patches as the model's has the model's grid,
+    # any other is a square.
     trained = grid if rows == grid[0] * grid[1] else (side, side)
   elif trained[0] != trained[1] and rows == max(trained) ** 2:
     table = position_embedding.from_square(table, trained)

@@ -1,7 +1,11 @@
-"""Parameters to the tensors of a checkpoint and back, by the tables in `names`.
+"""Parameters to the tensors of a checkpoint and back, by the tables of `tensor_names`.
 
-Strict both ways: every tensor is used, every parameter filled, and what does not fit is listed.
+Both directions are strict: every tensor is used, every parameter is filled, and what does not fit
+is listed.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,16 +13,18 @@ import numpy as np
 from dgia_jax.models.pretrained.tensor_names import Rule
 
 
-def read_params(tensors: dict, template: dict, table: dict) -> tuple[dict, list[str]]:
-  """Checkpoint tensors to parameters.
+def read_params(
+  tensors: Mapping[str, np.ndarray], template: Mapping[str, Any], table: Mapping[str, Rule]
+) -> tuple[dict[str, Any], list[str]]:
+  """Turns checkpoint tensors into parameters.
 
   Args:
-    tensors: name -> array, all of which must be used.
-    template: path -> array or `jax.ShapeDtypeStruct`, all of which must be filled.
-    table: `names.OPENAI` or `names.HUGGING_FACE`.
+    tensors: name -> array; all must be used.
+    template: path -> array or `jax.ShapeDtypeStruct`; all must be filled.
+    table: `tensor_names.OPENAI` or `tensor_names.HUGGING_FACE`.
 
   Returns:
-    Nested dict of float32 arrays, and a list of what is wrong (empty: all is well).
+    Nested dict of float32 arrays, and one short text for each tensor that does not fit.
   """
   problems, used, flat = [], set(), {}
   for path, parameter in template.items():
@@ -43,16 +49,8 @@ def read_params(tensors: dict, template: dict, table: dict) -> tuple[dict, list[
   return _nest(flat), problems
 
 
-def write_tensors(params: dict, table: dict) -> dict[str, np.ndarray]:
-  """Parameters to checkpoint tensors, the exact inverse of `read_params`.
-
-  Args:
-    params: nested dict of arrays.
-    table: `names.OPENAI` or `names.HUGGING_FACE`.
-
-  Returns:
-    name -> contiguous float32 array.
-  """
+def write_tensors(params: Mapping[str, Any], table: Mapping[str, Rule]) -> dict[str, np.ndarray]:
+  """Turns parameters into contiguous float32 tensors, the exact inverse of `read_params`."""
   tensors = {}
   for path, parameter in flatten(params).items():
     parameter = np.asarray(parameter, np.float32)
@@ -62,16 +60,16 @@ def write_tensors(params: dict, table: dict) -> dict[str, np.ndarray]:
   return tensors
 
 
-def flatten(params: dict) -> dict:
-  """Nested dict to {"image/blocks/mlp/up/kernel": leaf, ...}."""
+def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
+  """Turns a nested dict into {"image/blocks/mlp/up/kernel": leaf, ...}."""
   return {
     jax.tree_util.keystr(path, simple=True, separator="/"): leaf
     for path, leaf in jax.tree_util.tree_leaves_with_path(params)
   }
 
 
-def _nest(flat: dict) -> dict:
-  nested = {}
+def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+  nested: dict[str, Any] = {}
   for path, leaf in flat.items():
     *parents, last = path.split("/")
     inner = nested
@@ -82,11 +80,12 @@ def _nest(flat: dict) -> dict:
 
 
 def _stacked(path: str) -> bool:
+  """Whether the first axis of a parameter is its Y layers."""
   return "/blocks/" in path
 
 
-def _rules(rule: Rule, path: str, shape: tuple[int, ...]) -> list[tuple[Rule, tuple]]:
-  """(rule, shape) of each layer of a stacked parameter, or the one of any other."""
+def _rules(rule: Rule, path: str, shape: tuple[int, ...]) -> list[tuple[Rule, tuple[int, ...]]]:
+  """The rule and shape of each layer of a stacked parameter, or the one pair of any other."""
   if not _stacked(path):
     return [(rule, shape)]
   return [(rule.for_layer(layer), shape[1:]) for layer in range(shape[0])]

@@ -1,13 +1,15 @@
-"""Which tensors of a CLIP checkpoint make which parameter: OpenAI's names and Hugging Face's.
+"""Tables from the parameters of a model to the tensors of CLIP checkpoints.
 
-A parameter is known by its path in the nested dict, joined with "/". Torch keeps linear kernels as
-(out, in) and convolutions as (out, in, height, width); a `Rule` says how to get from there to our
-layout and back. Parameters of a tower's blocks are stacked over layers, so their rule stands for
-one tensor (or one group) per layer, and "{layer}" in its names for the number.
+OpenAI and Hugging Face use different tensor names. A parameter is identified by its path in the
+nested dict, joined with "/". Torch stores linear kernels as (out, in) and convolutions as (out, in,
+height, width); a `Rule` converts between that layout and ours. The parameters of a tower's blocks
+are stacked over layers: their rule describes one tensor (or one group) per layer, and "{layer}" in
+its names is the number of the layer.
 """
 
 import dataclasses
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -16,23 +18,23 @@ POSITION_EMBEDDING = "image/position_embedding"
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-  """How one parameter is made.
+  """How checkpoints store one parameter.
 
   Attributes:
-    names: the tensors, joined along their first axis when there are several.
-    layout: "same" shape; "flat" in the checkpoint; "linear" or "linear_of_heads" kernel, where
-      the latter has (heads, head width) as its input; "conv" kernel.
+    names: of its tensors; several are joined along their first axis.
+    layout: "same" as the parameter; "flat", one axis; "linear", a kernel; "linear_of_heads", a
+      kernel whose input axes are (heads, head width); "conv", a convolution's kernel.
   """
 
   names: tuple[str, ...]
   layout: str
 
   def for_layer(self, layer: int) -> "Rule":
-    """The rule of a single block."""
+    """Returns the rule of one block."""
     return Rule(tuple(name.format(layer=layer) for name in self.names), self.layout)
 
   def checkpoint_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape in the checkpoint, all names joined, of a parameter of this shape."""
+    """Returns the shape that a parameter of this shape has in a checkpoint, all tensors joined."""
     match self.layout:
       case "same":
         return shape
@@ -47,7 +49,7 @@ class Rule:
     raise ValueError(self.layout)
 
   def read(self, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The joined tensor in our layout."""
+    """Converts the joined tensors to a parameter."""
     if self.layout == "conv":
       return tensor.transpose(2, 3, 1, 0)
     if self.layout.startswith("linear"):
@@ -55,7 +57,7 @@ class Rule:
     return tensor.reshape(shape)
 
   def write(self, parameter: np.ndarray) -> dict[str, np.ndarray]:
-    """The tensors that `read` makes this parameter from, by name."""
+    """Converts a parameter to its tensors, by name: the inverse of `read`."""
     shape = self.checkpoint_shape(parameter.shape)
     if self.layout == "conv":
       tensor = parameter.transpose(3, 2, 0, 1)
@@ -83,7 +85,7 @@ def _linear(path: str, *names: str, layout: str = "linear") -> dict[str, Rule]:
 def _openai_blocks(path: str, name: str) -> dict[str, Rule]:
   return {
     **_norm(f"{path}/norm_1", f"{name}.ln_1"),
-    # OpenAI joins query, key and value in one tensor whose name has "_" where others have ".".
+    # OpenAI joins query, key and value in one tensor, named with "_" where other names have ".".
     f"{path}/attention/qkv/kernel": Rule((f"{name}.attn.in_proj_weight",), "linear"),
     f"{path}/attention/qkv/bias": Rule((f"{name}.attn.in_proj_bias",), "flat"),
     **_linear(f"{path}/attention/out", f"{name}.attn.out_proj", layout="linear_of_heads"),
@@ -135,26 +137,27 @@ HUGGING_FACE = {
   "text/projection": Rule(("text_projection.weight",), "linear"),
 }
 
-# In checkpoints of either kind, but no weights of the encoders: the temperature is a setting here,
-# the others are sizes and tables of 0, 1, 2, ...
+# Tensors that both kinds of checkpoints hold besides the weights of the encoders: the temperature,
+# which is a setting here, sizes, and tables of 0, 1, 2, ...
 NOT_WEIGHTS = frozenset({
   "logit_scale", "input_resolution", "context_length", "vocab_size",
   "text_model.embeddings.position_ids", "vision_model.embeddings.position_ids",
 })  # fmt: skip
 
 
-def find_convention(tensor_names) -> tuple[dict[str, Rule], str] | None:
-  """Which table the names follow, and the prefix that a program around CLIP put before them.
+def find_convention(names: Iterable[str]) -> tuple[dict[str, Rule], str] | None:
+  """Finds the table that a checkpoint's tensor names follow.
 
   Returns:
-    (table, prefix); prefix is "" for a plain CLIP and "model.base_model." in the released
-    program's checkpoints. None when there is no CLIP, or more than one.
+    The table, and the prefix that a program around CLIP added to the names: "" for plain CLIP,
+    "model.base_model." in checkpoints of the released program. None if the names hold no CLIP, or
+    more than one.
   """
-  found = []
+  matches = []
   for table in (OPENAI, HUGGING_FACE):
     (landmark,) = table["image/class_embedding"].names
-    for name in tensor_names:
+    for name in names:
       prefix = name.removesuffix(landmark)
       if prefix != name and (not prefix or prefix.endswith(".")):
-        found.append((table, prefix))
-  return found[0] if len(found) == 1 else None
+        matches.append((table, prefix))
+  return matches[0] if len(matches) == 1 else None

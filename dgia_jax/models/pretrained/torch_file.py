@@ -1,11 +1,12 @@
-"""Reads the tensors of a torch file, `torch.save` or TorchScript, without torch.
+"""Reads the tensors of a torch file, from `torch.save` or TorchScript, without torch.
 
-Both are zip archives: `data.pkl` describes objects, `data/0`, `data/1`, ... hold raw numbers. A
-pickle can name any function to be called, so this reader answers only the few names that describe
-tensors and plain containers, and refuses the rest. A TorchScript archive also carries code; OpenAI
-publishes CLIP that way. Here it stays unread: its classes become empty holders of their attributes,
-whereas `torch.jit.load` would compile it, and may run it. That, and not needing torch, is why this
-reader exists beside `torch.load(weights_only=True)`, which does not open TorchScript archives.
+Both formats are zip archives: `data.pkl` describes objects, `data/0`, `data/1`, ... hold raw
+numbers. A pickle can name any function to be called, so this reader accepts only the few names that
+describe tensors and plain containers, and refuses all others. A TorchScript archive, the form in
+which OpenAI publishes CLIP, also contains code. It stays unread here: instances of its classes
+become empty holders of their attributes, whereas `torch.jit.load` compiles the code and may run it.
+For that reason, and to do without torch, this reader replaces `torch.load(weights_only=True)`,
+which does not open TorchScript archives.
 """
 
 import collections
@@ -13,11 +14,14 @@ import dataclasses
 import pathlib
 import pickle
 import zipfile
+from collections.abc import Iterator
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from dgia_jax.errors import UserError
+from dgia_jax.models.pretrained import user_files
 
 _DTYPES = {
   "DoubleStorage": np.dtype("<f8"),
@@ -34,32 +38,35 @@ _DTYPES = {
 
 
 class _ScriptObject:
-  """Any object of a TorchScript archive; its attributes are those of the original."""
+  """Any object of a TorchScript archive, with the attributes of the original."""
 
 
 @dataclasses.dataclass
 class _Tensor:
-  """A tensor as the pickle describes it: a window on one of the archive's storages."""
+  """A tensor as the pickle describes it: a window into one of the archive's storages.
 
-  storage: tuple  # ("storage", kind, key, device, length)
-  offset: int
-  shape: tuple
-  strides: tuple
+  The pickle supplies the fields, so nothing is known of their types before `read`.
+  """
 
-  def read(self, archive, root):
+  storage: Any  # ("storage", kind, key, device, length)
+  offset: Any
+  shape: Any
+  strides: Any
+
+  def read(self, archive: zipfile.ZipFile, root: str) -> np.ndarray:
     _, kind, key, _, _ = self.storage
     dtype = _DTYPES[kind]
     numbers = archive.read(f"{root}/data/{key}")
     strides = tuple(step * dtype.itemsize for step in self.strides)
-    # numpy checks that the window lies inside the storage.
+    # NumPy checks that the window is inside the storage.
     return np.ndarray(self.shape, dtype, numbers, self.offset * dtype.itemsize, strides)
 
 
-def _tensor(storage, offset, shape, strides, *_):
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
   return _Tensor(storage, offset, shape, strides)
 
 
-def _first(value, *_):
+def _first(value: Any, *_: Any) -> Any:
   return value
 
 
@@ -83,9 +90,9 @@ class _Refused(Exception):
 
 
 class _Unpickler(pickle.Unpickler):
-  """Builds nothing but plain containers and the placeholders above."""
+  """Builds only plain containers and the placeholders above."""
 
-  def find_class(self, module, name):
+  def find_class(self, module: str, name: str) -> Any:
     if module == "torch" and name in _DTYPES:
       return name
     if module.split(".")[0] == "__torch__":
@@ -94,23 +101,24 @@ class _Unpickler(pickle.Unpickler):
       raise _Refused(f"{module}.{name}")
     return _ALLOWED[module, name]
 
-  def persistent_load(self, description):
+  def persistent_load(self, description: Any) -> Any:
     return description
 
 
-def read(path) -> dict[str, np.ndarray]:
-  """All tensors of a file, by dotted name: {"model.visual.proj": array, ...}.
+def read(path: pathlib.Path | str) -> dict[str, np.ndarray]:
+  """Reads all tensors of a file: {"model.visual.proj": array, ...}.
 
   Args:
     path: a file that `torch.save` or `torch.jit.save` wrote, with torch 1.6 or later.
 
   Returns:
-    Read-only arrays in the file's own dtypes. What is no tensor is left out.
+    Read-only arrays in the dtypes of the file; everything that is no tensor is left out.
 
   Raises:
     UserError: the file is damaged or older, or holds more than tensors and plain containers.
   """
   path = pathlib.Path(path)
+  user_files.check_regular(path)
   try:
     with zipfile.ZipFile(path) as archive:
       roots = {name.split("/")[0] for name in archive.namelist()}
@@ -133,8 +141,8 @@ def read(path) -> dict[str, np.ndarray]:
     ) from error
 
 
-def _tensors(value, path):
-  """(dotted name, tensor) for every tensor within nested dicts and objects."""
+def _tensors(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, _Tensor]]:
+  """Yields (dotted name, tensor) for every tensor within nested dicts and objects."""
   if isinstance(value, _Tensor):
     yield ".".join(path), value
   elif isinstance(value, _ScriptObject):

@@ -1,6 +1,4 @@
-"""Folders for transformers: equal features there, and exact on the way back."""
-
-import json
+"""transformers computes equal features from our folders, and their weights load unchanged."""
 
 import jax
 import numpy as np
@@ -8,15 +6,14 @@ import pytest
 from flax import nnx
 
 from dgia_jax.models import pixels as pixels_lib
-from dgia_jax.models.pretrained import hugging_face
-from dgia_jax.models.pretrained import load as load_lib
+from dgia_jax.models import pretrained
 from tests.helpers import model_b
 
 OBLONG, SQUARE = (96, 32), (64, 64)
 
 
 def random_model(image_size):
-  """(graphdef, params); biases and scales random too, so that a swapped tensor shows."""
+  """(graphdef, params) with random biases and scales, so that a swapped tensor is noticed."""
   graphdef, params = model_b.split(model_b.create(image_size=image_size))
   leaves, structure = jax.tree.flatten(params)
   random = np.random.default_rng(0)
@@ -34,7 +31,7 @@ def test_transformers_gives_equal_features(tmp_path, image_size):
   torch = pytest.importorskip("torch")
   transformers = pytest.importorskip("transformers")
   graphdef, params = random_model(image_size)
-  hugging_face.write_folder(tmp_path, params, image_size=image_size)
+  pretrained.write_folder(tmp_path, params, image_size=image_size)
   theirs, report = transformers.CLIPModel.from_pretrained(tmp_path, output_loading_info=True)
   assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
   pixels, tokens = model_b.inputs(image_size=image_size)
@@ -50,13 +47,13 @@ def test_transformers_gives_equal_features(tmp_path, image_size):
   assert float(theirs.logit_scale.detach().exp()) == pytest.approx(50)
 
 
-def test_transformers_reads_the_preprocessor(tmp_path):
+def test_transformers_normalises_pixels_as_we_do(tmp_path):
   pytest.importorskip("torch")
   transformers = pytest.importorskip("transformers")
   from PIL import Image
 
   _, params = random_model(OBLONG)
-  hugging_face.write_folder(tmp_path, params, image_size=OBLONG)
+  pretrained.write_folder(tmp_path, params, image_size=OBLONG)
   processor = transformers.CLIPImageProcessor.from_pretrained(tmp_path)
   pixels = np.random.default_rng(0).integers(0, 256, (*OBLONG, 3), np.uint8)
   actual = processor(Image.fromarray(pixels), return_tensors="np")["pixel_values"][0]
@@ -67,22 +64,12 @@ def test_transformers_reads_the_preprocessor(tmp_path):
 
 
 @pytest.mark.parametrize("image_size", [OBLONG, SQUARE])
-def test_our_own_folder_comes_back(tmp_path, image_size):
+def test_a_written_folder_loads_unchanged(tmp_path, image_size):
   _, params = random_model(image_size)
-  hugging_face.write_folder(tmp_path, params, image_size=image_size)
-  back = load_lib.load_pretrained(str(tmp_path), params, image_size=image_size)
+  pretrained.write_folder(tmp_path, params, image_size=image_size)
+  back = pretrained.load_pretrained(str(tmp_path), params, image_size=image_size)
   assert back.dropped == ("logit_scale",)
   table, original = (tree["image"].pop("position_embedding") for tree in (back.params, params))
-  # For an oblong image the table went through a square.
+  # The table of an oblong image was stored as a square.
   np.testing.assert_allclose(table, original, rtol=0, atol=1e-6)
   assert all(jax.tree.leaves(jax.tree.map(np.array_equal, back.params, params)))
-
-
-def test_config_describes_the_model():
-  _, params = random_model(OBLONG)
-  config = hugging_face.make_config(params, image_size=OBLONG, temperature=0.02)
-  assert json.loads(json.dumps(config)) == config
-  assert config["text_config"]["eos_token_id"] == 999
-  assert hugging_face.trained_grid(config) == (6, 2)
-  assert hugging_face.trained_grid({}) is None
-  assert hugging_face.trained_grid({"model_type": "clip"}) == (7, 7)

@@ -1,4 +1,4 @@
-"""Loading CLIP checkpoints of every kind, and refusing those that do not fit."""
+"""CLIP checkpoints of every kind load, and those that do not fit are refused."""
 
 import json
 
@@ -9,9 +9,8 @@ import safetensors.numpy
 from flax import nnx
 
 from dgia_jax.errors import UserError
-from dgia_jax.models import dual_encoder
-from dgia_jax.models.pretrained import hugging_face, position_embedding
-from dgia_jax.models.pretrained import load as load_lib
+from dgia_jax.models import dual_encoder, pretrained
+from dgia_jax.models.pretrained import position_embedding
 from tests.helpers import golden_data, model_b
 
 
@@ -37,7 +36,7 @@ def torch_state(torch, prefix=""):
 
 
 def load(path, template, image_size=model_b.IMAGE_SIZE):
-  return load_lib.load_pretrained(str(path), template, image_size=image_size)
+  return pretrained.load_pretrained(str(path), template, image_size=image_size)
 
 
 def test_the_released_programs_checkpoint(tmp_path, template, reference):
@@ -68,7 +67,7 @@ def test_openais_archive(tmp_path, template, reference):
   torch = pytest.importorskip("torch")
 
   class Module(torch.nn.Module):
-    """Any tree of modules whose state has the given names."""
+    """A tree of modules, built below so that its state has the names of the checkpoint."""
 
     def forward(self, x):
       return x
@@ -92,7 +91,7 @@ def test_openais_archive(tmp_path, template, reference):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_transformers_model_with_random_weights(tmp_path, dtype):
-  """Live parity: their random weights, loaded here, give their features."""
+  """Random weights of transformers, loaded here, give the features that transformers computes."""
   torch = pytest.importorskip("torch")
   transformers = pytest.importorskip("transformers")
   torch.manual_seed(0)
@@ -105,7 +104,7 @@ def test_transformers_model_with_random_weights(tmp_path, dtype):
     )
   ).eval()
   with torch.no_grad():
-    for parameter in theirs.parameters():  # fresh biases are all zero, which hides mistakes
+    for parameter in theirs.parameters():  # initial biases are zero, which would hide mistakes
       parameter.add_(0.02 * torch.randn_like(parameter))
   theirs.to(getattr(torch, dtype)).save_pretrained(tmp_path)
   theirs.float()
@@ -130,7 +129,7 @@ def test_transformers_model_with_random_weights(tmp_path, dtype):
 
 @pytest.fixture
 def folder(tmp_path, reference):
-  hugging_face.write_folder(tmp_path, reference, image_size=model_b.IMAGE_SIZE)
+  pretrained.write_folder(tmp_path, reference, image_size=model_b.IMAGE_SIZE)
   return tmp_path
 
 
@@ -148,14 +147,14 @@ def test_positions_of_another_size_are_resized(folder, reference):
   np.testing.assert_allclose(loaded.params["image"]["position_embedding"], expected, atol=1e-6)
 
 
-def test_equally_many_patches_of_another_shape_are_resized(folder, reference):
+def test_a_grid_of_another_shape_with_as_many_patches_is_resized(folder, reference):
   _, other = model_b.split(nnx.eval_shape(lambda: model_b.create(image_size=(32, 96))))
   loaded = load(folder, other, image_size=(32, 96))
   expected = position_embedding.resize(reference["image"]["position_embedding"], (6, 2), (2, 6))
   np.testing.assert_allclose(loaded.params["image"]["position_embedding"], expected, atol=1e-6)
 
 
-def test_everything_that_does_not_fit_is_in_one_line(folder):
+def test_one_line_lists_everything_that_does_not_fit(folder):
   tensors = safetensors.numpy.load_file(folder / "model.safetensors")
   del tensors["visual_projection.weight"]
   tensors["text_projection.weight"] = np.zeros((3, 3), np.float32)

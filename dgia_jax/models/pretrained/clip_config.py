@@ -1,0 +1,224 @@
+"""config.json and preprocessor_config.json of Hugging Face CLIP folders: read, checked, written.
+
+transformers' CLIP takes square images, so `vision_config.image_size` is one side length. For
+oblong images it is the longer side, and a field of ours, `trained_image_size`, holds both.
+"""
+
+import dataclasses
+import math
+import os
+import pathlib
+import types
+from collections.abc import Mapping
+from typing import Any
+
+from dgia_jax import files as atomic_files
+from dgia_jax.errors import UserError
+from dgia_jax.models import dual_encoder, pixels
+from dgia_jax.models.pretrained import params as params_lib
+from dgia_jax.models.pretrained import user_files
+
+CONFIG_FILE = "config.json"
+PREPROCESSOR_FILE = "preprocessor_config.json"
+_TRAINED_SIZE = "trained_image_size"  # [height, width] in pixels
+_BICUBIC = 3  # Pillow's number
+# What all models of this package compute, of everything a config.json can choose.
+_FIXED = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+_SECTIONS = ("vision_config", "text_config")
+# Only these fields are given to transformers. Others may be anything: `num_labels`, say, makes it
+# create a table of that size.
+_SIZE_LIMITS = {
+  "hidden_size": 2**16,
+  "num_hidden_layers": 2**10,
+  "num_attention_heads": 2**10,
+  "image_size": 2**14,
+  "patch_size": 2**10,
+  "vocab_size": 2**24,
+  "max_position_embeddings": 2**16,
+  "projection_dim": 2**16,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipConfig:
+  """What a config.json says about a CLIP model.
+
+  Attributes:
+    size: of both towers.
+    image_size: (height, width) in pixels of the images the model was trained on.
+    context_length: longest text in tokens.
+    vocab_size: number of token ids.
+    unsupported: what the models of this package cannot compute, one short text per field.
+  """
+
+  size: dual_encoder.Size
+  image_size: tuple[int, int]
+  context_length: int
+  vocab_size: int
+  unsupported: tuple[str, ...] = ()
+
+  @property
+  def grid(self) -> tuple[int, int]:
+    """Patches down and across an image."""
+    height, width = self.image_size
+    return height // self.size.patch_size, width // self.size.patch_size
+
+
+def read(folder: pathlib.Path | str) -> ClipConfig:
+  """Reads the config.json of a folder; fields it leaves out have transformers' defaults.
+
+  Raises:
+    UserError: the file is missing or damaged, or it does not describe a CLIP model.
+  """
+  path = pathlib.Path(folder) / CONFIG_FILE
+  content = user_files.read_json(path)
+  if content.get("model_type") != "clip":
+    raise UserError(
+      f"{path}: model_type is {content.get('model_type')!r}, not 'clip'; give a Hugging Face CLIP"
+      " folder"
+    )
+  sections = {name: _section(content, name, path) for name in _SECTIONS}
+  known = {name: value for name, value in content.items() if name in _SIZE_LIMITS}
+  try:
+    config = _import_transformers().CLIPConfig.from_dict({**known, **sections})
+  except Exception as error:  # its checks raise many classes
+    reason = " ".join(str(error).split())
+    raise UserError(f"{path}: no valid config of a CLIP model ({reason})") from error
+  vision, text = config.vision_config, config.text_config
+
+  def size(section: Any, field: str) -> int:
+    value, limit = getattr(section, field), _SIZE_LIMITS[field]
+    if type(value) is not int or not 1 <= value <= limit:
+      raise UserError(f"{path}: {field} is {value!r}, not an integer from 1 to {limit}")
+    return value
+
+  def tower(name: str, section: Any) -> dual_encoder.TowerSize:
+    width, heads = size(section, "hidden_size"), size(section, "num_attention_heads")
+    if width % heads:
+      raise UserError(f"{path}: {name}.hidden_size {width} is no multiple of its {heads} heads")
+    return dual_encoder.TowerSize(width, size(section, "num_hidden_layers"), heads)
+
+  model_size = dual_encoder.Size(
+    image=tower("vision_config", vision),
+    text=tower("text_config", text),
+    feature_width=size(config, "projection_dim"),
+    patch_size=size(vision, "patch_size"),
+  )
+  return ClipConfig(
+    size=model_size,
+    image_size=_image_size(path, vision, size(vision, "image_size"), model_size.patch_size),
+    context_length=size(text, "max_position_embeddings"),
+    vocab_size=size(text, "vocab_size"),
+    unsupported=tuple(
+      f"{name}.{field} in its config.json is {getattr(section, field)!r}, not {value!r}"
+      for name, section in (("vision_config", vision), ("text_config", text))
+      for field, value in _FIXED.items()
+      if getattr(section, field) != value
+    ),
+  )
+
+
+def _section(content: Mapping[str, Any], name: str, path: pathlib.Path) -> dict[str, Any]:
+  """The known fields of one tower; older files hold them in `vision_config_dict` too."""
+  fields: dict[str, Any] = {}
+  for key in (name, f"{name}_dict"):
+    section = content.get(key)
+    if section is not None and not isinstance(section, dict):
+      raise UserError(f"{path}: {key} is not a JSON object")
+    fields |= section or {}
+  known = (*_SIZE_LIMITS, *_FIXED, _TRAINED_SIZE)
+  return {field: value for field, value in fields.items() if field in known}
+
+
+def _image_size(path: pathlib.Path, vision: Any, side: int, patch: int) -> tuple[int, int]:
+  """Both sides of the trained images, from our field if the file has it."""
+  sides = getattr(vision, _TRAINED_SIZE, [side, side])
+  if (
+    not isinstance(sides, list)
+    or len(sides) != 2
+    or any(type(value) is not int or value < patch for value in sides)
+    or max(sides) != side
+  ):
+    raise UserError(
+      f"{path}: vision_config.{_TRAINED_SIZE} {sides!r} must be [height, width] with image_size"
+      f" {side} as the longer side, and neither below the patch size {patch}"
+    )
+  return sides[0], sides[1]
+
+
+def write(
+  folder: pathlib.Path, params: Mapping[str, Any], image_size: tuple[int, int], temperature: float
+) -> None:
+  """Writes config.json for these parameters.
+
+  Args:
+    folder: exists.
+    params: nested dict of arrays.
+    image_size: (height, width) in pixels.
+    temperature: tau, the divisor of the cosines; becomes CLIP's logit scale.
+  """
+  flat = params_lib.flatten(params)
+  vocab_size, _ = flat["text/token_embedding"].shape
+  context_length, _ = flat["text/position_embedding"].shape
+  feature_width = flat["image/projection"].shape[1]
+
+  def tower(name: str) -> dict[str, Any]:
+    depth, width, inner_width = flat[f"{name}/blocks/mlp/up/kernel"].shape
+    return {
+      "hidden_size": width,
+      "intermediate_size": inner_width,
+      "num_hidden_layers": depth,
+      "num_attention_heads": flat[f"{name}/blocks/attention/qkv/kernel"].shape[3],
+      "projection_dim": feature_width,
+      **_FIXED,
+    }
+
+  config = _import_transformers().CLIPConfig(
+    architectures=["CLIPModel"],
+    projection_dim=feature_width,
+    logit_scale_init_value=-math.log(temperature),
+    text_config={
+      **tower("text"),
+      "vocab_size": vocab_size,
+      "max_position_embeddings": context_length,
+      "pad_token_id": 0,
+      "bos_token_id": vocab_size - 2,
+      "eos_token_id": vocab_size - 1,
+    },
+    vision_config={
+      **tower("image"),
+      "num_channels": 3,
+      "patch_size": flat["image/patch_embedding"].shape[0],
+      "image_size": max(image_size),
+      _TRAINED_SIZE: list(image_size),
+    },
+  )
+  atomic_files.write_text(folder / CONFIG_FILE, config.to_json_string(use_diff=False))
+
+
+def write_preprocessor(folder: pathlib.Path, image_size: tuple[int, int]) -> None:
+  """Writes preprocessor_config.json: resizing to (height, width), then CLIP's normalisation."""
+  transformers = _import_transformers()
+  verbosity = transformers.logging.get_verbosity()
+  # Without torchvision it announces that it uses Pillow, which is what we want.
+  transformers.logging.set_verbosity_error()
+  try:
+    processor = transformers.CLIPImageProcessor(
+      size={"height": image_size[0], "width": image_size[1]},
+      resample=_BICUBIC,
+      do_center_crop=False,
+      image_mean=[float(str(value)) for value in pixels.PIXEL_MEAN],
+      image_std=[float(str(value)) for value in pixels.PIXEL_STD],
+    )
+  finally:
+    transformers.logging.set_verbosity(verbosity)
+  atomic_files.write_text(folder / PREPROCESSOR_FILE, processor.to_json_string())
+
+
+def _import_transformers() -> types.ModuleType:
+  """transformers, imported on use: that takes seconds, and models must work without it."""
+  # Otherwise it remarks that PyTorch is not installed, which nothing here needs.
+  os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+  import transformers
+
+  return transformers
