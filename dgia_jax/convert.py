@@ -1,4 +1,4 @@
-"""A trained run as a Hugging Face CLIP folder, for use with transformers:
+"""Exports a trained run as a Hugging Face CLIP folder, for use with transformers:
 
   python -m dgia_jax.convert --run runs/demo --out FOLDER
 
@@ -6,26 +6,28 @@ The folder holds config.json, model.safetensors, preprocessor_config.json, the t
 a model card, README.md:
 
   model = transformers.CLIPModel.from_pretrained(FOLDER)
-  images = transformers.CLIPImageProcessor.from_pretrained(FOLDER)(pictures, return_tensors="pt")
-  model.get_image_features(**images, interpolate_pos_encoding=True)  # the flag: for oblong images
-  words = transformers.AutoTokenizer.from_pretrained(FOLDER)
-  model.get_text_features(**words(captions, padding=True, truncation=True, return_tensors="pt"))
+  processor = transformers.CLIPProcessor.from_pretrained(FOLDER)
+  inputs = processor(
+    text=captions, images=images, padding=True, truncation=True, return_tensors="pt"
+  )
+  model(**inputs, interpolate_pos_encoding=True)  # oblong images need the flag
 
-The way back is `--config.pretrained=FOLDER`.
+`--config.pretrained=FOLDER` starts a new run from it.
 """
 
-import argparse
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import tokenizers
 
+from dgia_jax import cli, files
 from dgia_jax.data import tokenizer as tokenizer_lib
 from dgia_jax.errors import UserError
-from dgia_jax.models.pretrained import hugging_face
+from dgia_jax.models import pretrained
 from dgia_jax.reporting import model_card
 from dgia_jax.training import checkpoint
 from dgia_jax.training import workdir as workdir_lib
@@ -34,97 +36,115 @@ CARD = "README.md"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
-def convert(run, out, choice="best") -> str:
-  """Writes a run's weights, sizes and tokenizer to a folder.
+def convert(run: pathlib.Path | str, out: pathlib.Path | str, choice: str = "best") -> str:
+  """Writes the weights, sizes and tokenizer of a run to a folder.
 
   Args:
-    run: the run's folder; nothing is written there.
-    out: the new folder; its files are replaced when it holds some.
+    run: the folder of the run; nothing changes there.
+    out: the folder to write; files of an earlier conversion are replaced.
     choice: "best" or "last" checkpoint.
 
   Returns:
-    What was done, for the user.
+    A summary for the user.
 
   Raises:
-    UserError: the folder is no run, has no complete checkpoint, or `out` cannot be written.
+    UserError: `run` is no run or has no complete checkpoint, or `out` cannot be written or holds
+      files of a run.
   """
   run, out = pathlib.Path(run), pathlib.Path(out)
   config = workdir_lib.read_config(run)
+  _check_out(run, out)
   step, params = checkpoint.restore_params(run, choice)
   image_size = tuple(config["dataset"]["image_size"])
   try:
-    hugging_face.write_folder(
+    pretrained.write_folder(
       out, params, image_size=image_size, temperature=config["loss"]["temperature"]
     )
-    said = _write_tokenizer(run, config["tokenizer"], out)
-    (out / CARD).write_text(_card(run, config, step, params), encoding="utf-8")
+    tokenizer_summary = _write_tokenizer(run, config["tokenizer"], out)
+    files.write_text(out / CARD, str(_card(run, config, step, params)))
   except OSError as error:
     raise UserError(f"--out={out}: cannot be written ({error}); choose another") from error
-  lines = [f"wrote step {step:,} of {run} to {out}", said]
+  lines = [f"wrote step {step:,} of {run} to {out}", tokenizer_summary]
   if image_size[0] != image_size[1]:
     lines.append("its images are oblong: pass interpolate_pos_encoding=True to get_image_features")
   return "\n".join(lines)
 
 
-def _card(run: pathlib.Path, config: dict, step: int, params: dict) -> str:
-  """The model card, with the run's scores when it has been evaluated."""
+def _check_out(run: pathlib.Path, out: pathlib.Path) -> None:
+  """Raises UserError if the new files would mix with, or replace, those of a run."""
+  try:
+    if workdir_lib.is_run(out):
+      raise UserError(f"--out={out} holds a run, whose files would be replaced; choose another")
+    run, resolved = run.resolve(), out.resolve()
+    if resolved.is_relative_to(run):
+      part = run / resolved.relative_to(run).parts[0]
+      if part.exists() and not (part / "model.safetensors").exists():
+        raise UserError(f"--out={out} is part of the run {run}; choose a new folder")
+  except OSError as error:
+    raise UserError(f"--out={out}: cannot be read ({error}); choose another") from error
+
+
+def _card(
+  run: pathlib.Path, config: Mapping[str, Any], step: int, params: Mapping[str, Any]
+) -> model_card.ModelCard:
+  """Creates the model card, with the scores of the run if it has been evaluated."""
   path = run / workdir_lib.RESULTS
   results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-  return model_card.make_card(
-    f"{config['model']['name']} on {config['dataset']['name']}",
+  return model_card.create(
     config,
-    step,
-    parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
+    step=step,
+    num_parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
     feature_width=params["image"]["projection"].shape[1],
     context_length=params["text"]["position_embedding"].shape[0],
     results=results,
   )
 
 
-def _write_tokenizer(run: pathlib.Path, settings: dict, out: pathlib.Path) -> str:
-  """Writes the run's tokenizer as transformers reads it, when its vocabulary can be found."""
+def _write_tokenizer(run: pathlib.Path, settings: Mapping[str, Any], out: pathlib.Path) -> str:
+  """Writes the tokenizer for transformers if its vocabulary can be found; returns a summary."""
   try:
     if settings["name"]:
-      words = tokenizer_lib.clip_tokenizer(settings["name"], settings["context_length"])
+      tokenizer = tokenizer_lib.clip_tokenizer(settings["name"], settings["context_length"])
     else:
-      words = tokenizer_lib.load_tokenizer(run / workdir_lib.TOKENIZER)
+      tokenizer = tokenizer_lib.load_tokenizer(run / workdir_lib.TOKENIZER)
   except UserError as error:
     for name in _TOKENIZER_FILES:  # of an earlier conversion to the same folder
       (out / name).unlink(missing_ok=True)
     return f"without a tokenizer: {error}"
-  words.save(out)
+  tokenizer.save(out)
   path, config_path = (out / name for name in _TOKENIZER_FILES)
   backend = tokenizers.Tokenizer.from_file(str(path))
-  # Our encoder lower-cases before it asks the backend; transformers knows the backend alone.
+  # Our encoder lower-cases before it calls the backend; transformers has only the backend.
   backend.normalizer = tokenizers.normalizers.Lowercase()
   backend.save(str(path))
-  content = {
-    "tokenizer_class": "PreTrainedTokenizerFast",
-    "model_max_length": words.context_length,
-    "pad_token": backend.id_to_token(words.pad_id),
-    "model_input_names": ["input_ids"],  # causal attention hides the padding by itself
-  }
-  config_path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+  files.write_json(
+    config_path,
+    {
+      "tokenizer_class": "PreTrainedTokenizerFast",
+      "model_max_length": tokenizer.context_length,
+      "pad_token": backend.id_to_token(tokenizer.pad_id),
+      "model_input_names": ["input_ids"],  # causal attention needs no mask for the padding
+    },
+  )
   return "with its tokenizer"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  """Runs a command line and returns its exit code."""
-  parser = argparse.ArgumentParser(
-    prog="python -m dgia_jax.convert", description=__doc__.split("\n")[0]
+def _run(argv: Sequence[str] | None) -> None:
+  parser = cli.ArgumentParser(
+    prog=cli.program("convert"), description=(__doc__ or "").split("\n")[0]
   )
-  parser.add_argument("--run", required=True, help="folder of a run, the --workdir it was made in")
+  parser.add_argument("--run", required=True, help="folder of the run, its --workdir")
   parser.add_argument("--out", required=True, help="folder to write")
   parser.add_argument(
     "--checkpoint", choices=("best", "last"), default="best", help="which one (default: best)"
   )
   arguments = parser.parse_args(argv)
-  try:
-    print(convert(arguments.run, arguments.out, arguments.checkpoint))
-  except UserError as error:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    return 2
-  return 0
+  print(convert(arguments.run, arguments.out, arguments.checkpoint))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs a command line and returns its exit code."""
+  return cli.run(_run, argv)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""A run becomes a folder that transformers loads, and comes back."""
+"""A run becomes a folder that transformers loads, and that a new run can start from."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from flax import nnx
 from dgia_jax import config, convert
 from dgia_jax.data import tokenizer as tokenizer_lib
 from dgia_jax.models import pixels as pixels_lib
-from dgia_jax.models.pretrained import load as load_lib
+from dgia_jax.models import pretrained
 from dgia_jax.training import workdir as workdir_lib
 from tests.helpers.known_run import CAPTIONS, IMAGE_SIZE, make_model
 
@@ -21,12 +22,12 @@ def convert_run(run, out, *more):
 
 
 @pytest.mark.parametrize("choice, seed", [("best", 1), ("last", 2)])
-def test_the_chosen_checkpoint_comes_back(known_run, tmp_path, capsys, choice, seed):
+def test_the_chosen_checkpoint_is_written(known_run, tmp_path, capsys, choice, seed):
   assert convert_run(known_run, tmp_path, "--checkpoint", choice) == 0
   assert f"step {seed}" in capsys.readouterr().out
-  words = tokenizer_lib.load_tokenizer(known_run / workdir_lib.TOKENIZER)
-  expected = nnx.to_pure_dict(nnx.state(make_model(words, seed), nnx.Param))
-  loaded = load_lib.load_pretrained(str(tmp_path), expected, image_size=IMAGE_SIZE)
+  tokenizer = tokenizer_lib.load_tokenizer(known_run / workdir_lib.TOKENIZER)
+  expected = nnx.to_pure_dict(nnx.state(make_model(tokenizer, seed), nnx.Param))
+  loaded = pretrained.load_pretrained(str(tmp_path), expected, image_size=IMAGE_SIZE)
   for actual, value in zip(jax.tree.leaves(loaded.params), jax.tree.leaves(expected), strict=True):
     np.testing.assert_allclose(actual, value, rtol=0, atol=1e-6)
 
@@ -38,29 +39,34 @@ def test_transformers_gives_equal_features_from_raw_captions_and_images(known_ru
 
   assert convert_run(known_run, tmp_path) == 0
   theirs = transformers.CLIPModel.from_pretrained(tmp_path)
-  tokens = transformers.AutoTokenizer.from_pretrained(tmp_path)(
-    CAPTIONS, padding="max_length", truncation=True, return_tensors="pt"
-  )
-  words = tokenizer_lib.load_tokenizer(known_run / workdir_lib.TOKENIZER)
-  np.testing.assert_array_equal(tokens["input_ids"].numpy(), words.encode(CAPTIONS))
+  processor = transformers.CLIPProcessor.from_pretrained(tmp_path)
   pixels = np.random.default_rng(0).integers(0, 256, (2, *IMAGE_SIZE, 3), np.uint8)
-  processor = transformers.CLIPImageProcessor.from_pretrained(tmp_path)
-  images = processor([Image.fromarray(image) for image in pixels], return_tensors="pt")
+  inputs = processor(
+    text=CAPTIONS,
+    images=[Image.fromarray(image) for image in pixels],
+    padding="max_length",
+    truncation=True,
+    return_tensors="pt",
+  )
+  tokenizer = tokenizer_lib.load_tokenizer(known_run / workdir_lib.TOKENIZER)
+  np.testing.assert_array_equal(inputs["input_ids"].numpy(), tokenizer.encode(CAPTIONS))
   with torch.no_grad():
-    image = theirs.get_image_features(**images, interpolate_pos_encoding=True).pooler_output
-    text = theirs.get_text_features(input_ids=tokens["input_ids"]).pooler_output
+    image = theirs.get_image_features(
+      pixel_values=inputs["pixel_values"], interpolate_pos_encoding=True
+    ).pooler_output
+    text = theirs.get_text_features(input_ids=inputs["input_ids"]).pooler_output
   assert float(theirs.logit_scale.detach().exp()) == pytest.approx(20)
 
-  ours = make_model(words, seed=1)
+  ours = make_model(tokenizer, seed=1)
   for actual, expected in (
     (image, ours.encode_image(pixels_lib.normalize_pixels(jnp.asarray(pixels)))),
-    (text, ours.encode_text(jnp.asarray(words.encode(CAPTIONS)))),
+    (text, ours.encode_text(jnp.asarray(tokenizer.encode(CAPTIONS)))),
   ):
     scale = float(jnp.abs(expected).max())
     np.testing.assert_allclose(actual.numpy(), expected, rtol=0, atol=2e-5 * scale)
 
 
-def test_a_run_is_left_as_it_was(known_run, tmp_path):
+def test_a_run_stays_unchanged(known_run, tmp_path):
   before = {path: path.stat().st_mtime_ns for path in known_run.rglob("*")}
   assert convert_run(known_run, tmp_path) == 0
   assert {path: path.stat().st_mtime_ns for path in known_run.rglob("*")} == before
@@ -70,12 +76,30 @@ def test_without_a_vocabulary_the_weights_are_still_written(
   known_run, tmp_path, capsys, monkeypatch
 ):
   assert convert_run(known_run, tmp_path) == 0
-  monkeypatch.setattr(workdir_lib, "TOKENIZER", "gone")
+  monkeypatch.setattr(workdir_lib, "TOKENIZER", "absent")
   assert convert_run(known_run, tmp_path) == 0
   assert "without a tokenizer" in capsys.readouterr().out
   assert sorted(path.name for path in tmp_path.iterdir()) == [
     "README.md", "config.json", "model.safetensors", "preprocessor_config.json",
   ]  # fmt: skip
+
+
+def test_files_of_a_run_are_never_replaced(known_run, tmp_path, capsys):
+  before = {path: path.stat().st_mtime_ns for path in known_run.rglob("*")}
+  link = tmp_path / "link"
+  link.symlink_to(known_run)
+  for out in (known_run, link, known_run / "tokenizer", known_run / "checkpoints" / "new"):
+    assert convert_run(known_run, out) == 2
+    error = capsys.readouterr().err
+    assert "--out=" in error and error.count("\n") == 1
+  assert {path: path.stat().st_mtime_ns for path in known_run.rglob("*")} == before
+
+
+def test_a_new_folder_in_the_run_can_be_written_again(known_run, tmp_path):
+  run = tmp_path / "run"
+  shutil.copytree(known_run, run)
+  for _ in range(2):
+    assert convert_run(run, run / "hugging_face") == 0
 
 
 def test_mistakes_end_in_one_line(known_run, tmp_path, capsys):
