@@ -44,6 +44,8 @@ def base():
   config.dataset.annotations = ""  # custom: JSON file
   config.dataset.images = ""  # custom: image folder
   config.dataset.image_size = (384, 128)  # height, width in pixels
+  # Filter that images are resized with: bilinear (released), bicubic (CLIP's own preprocessing).
+  config.dataset.resize = "bilinear"
   config.dataset.workers = 8  # processes that decode images; 0 = threads of this process
   config.dataset.options = ConfigDict()  # settings of the dataset's own builder
 
@@ -234,6 +236,7 @@ def check(config):
      "loss.temperature", "global_association.k", "sampling.group", "eval.batch_size",
      "checkpoint.keep", "tokenizer.context_length", "optimizer.learning_rate"),
   )  # fmt: skip
+  _one_of(config, "dataset.resize", ("bilinear", "bicubic"))
   _one_of(config, "model.dtype", ("bfloat16", "float32"))
   _one_of(config, "model.attention", ("auto", "cudnn", "written_out"))
   _one_of(config, "loss.itc_reduction", ("mean", "sum"))

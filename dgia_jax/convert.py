@@ -58,7 +58,12 @@ def convert(run: pathlib.Path | str, out: pathlib.Path | str, choice: str = "bes
   image_size = tuple(config["dataset"]["image_size"])
   try:
     pretrained.write_folder(
-      out, params, image_size=image_size, temperature=config["loss"]["temperature"]
+      out,
+      params,
+      image_size=image_size,
+      temperature=config["loss"]["temperature"],
+      # Runs that do not name the filter are older than the setting.
+      resize=config["dataset"].get("resize", "bicubic"),
     )
     tokenizer_summary = _write_tokenizer(run, config["tokenizer"], out)
     files.write_text(out / CARD, str(_card(run, config, step, params)))

@@ -1,7 +1,7 @@
 """Look at a dataset, or build it, before training.
 
   python -m dgia_jax.data check NAME --source FOLDER [--quick]
-  python -m dgia_jax.data prepare NAME --source FOLDER [--data_dir DIR] [--image_size 384x128]
+  python -m dgia_jax.data prepare NAME --source FOLDER [--data_dir DIR]
 
 `check` exits with 0 when the dataset can be built as it is, with 1 when not; both commands exit
 with 2 on a mistake in what was asked for.
@@ -40,25 +40,25 @@ def _check(args: argparse.Namespace) -> int:
 def _prepare(args: argparse.Namespace) -> int:
   datasets.check_name(args.name)
   options = {}
-  image_size = args.image_size or "384x128"
+  image_size = _image_size(args.image_size) if args.image_size else None
   if args.name in catalog.LAYOUTS:
+    if image_size:
+      raise UserError(
+        f"--image_size is for synth_pedes: image files of {args.name} are stored as they are, and"
+        " resized in training to config.dataset.image_size"
+      )
     from dgia_jax.data import check
 
     for note in check.check(_open(args), quick=True).notes:
       print(f"note: {note}")
     options = dict(
       holdout=args.holdout,
-      encoding=args.encoding,
       workers=args.workers,
       skip_unreadable=args.skip_unreadable,
     )
-  elif not args.image_size:
-    from dgia_jax.data.synth_pedes.settings import Settings
-
-    image_size = f"{Settings.height}x{Settings.width}"
   builder = datasets.load_builder(
     args.name,
-    image_size=_image_size(image_size),
+    image_size=image_size,
     data_dir=args.data_dir,
     source=args.source,
     annotations=args.annotations,
@@ -116,7 +116,9 @@ def _parser() -> argparse.ArgumentParser:
   prepare.add_argument(
     "--data_dir", default="", help="root of built datasets; $TFDS_DATA_DIR or ~/tensorflow_datasets"
   )
-  prepare.add_argument("--image_size", default="", help="HEIGHTxWIDTH in pixels; usually 384x128")
+  prepare.add_argument(
+    "--image_size", default="", help="HEIGHTxWIDTH in pixels that synth_pedes is drawn at"
+  )
   prepare.add_argument(
     "--holdout",
     type=int,
@@ -124,7 +126,6 @@ def _parser() -> argparse.ArgumentParser:
     help="train people to set apart as val (ICFG-PEDES has none: 310 is a "
     "tenth; 0, the default, is the papers' protocol)",
   )
-  prepare.add_argument("--encoding", choices=("jpeg", "png"), default="jpeg")
   prepare.add_argument(
     "--skip_unreadable",
     action="store_true",

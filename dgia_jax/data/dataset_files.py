@@ -7,8 +7,6 @@ start from here.
 
 import dataclasses
 import functools
-import hashlib
-import json
 import os
 import unicodedata
 from collections.abc import Sequence
@@ -29,14 +27,12 @@ class Source:
     annotations: the records and what was odd about them.
     image_folders: folders that were searched, in this order.
     paths: for each record the absolute path of its image, None when there is no such file.
-    sizes: for each record the size of that file in bytes, -1 when missing.
   """
 
   name: str
   annotations: annotations_lib.Annotations
   image_folders: tuple[str, ...]
   paths: tuple[str | None, ...]
-  sizes: tuple[int, ...]
 
   @property
   def layout(self) -> catalog.Layout:
@@ -48,14 +44,6 @@ class Source:
     first = next((path for path in self.paths if path), "")
     inside = (base for base in self.image_folders if first.startswith(base + os.sep))
     return next(inside, self.image_folders[0])
-
-  def digest(self) -> str:
-    """Eight hex digits that change when annotations, or the size of any image file, change."""
-    digest = hashlib.sha256()
-    for record, size in zip(self.annotations.records, self.sizes, strict=True):
-      row = [record.path, record.captions, record.person, record.split, size]
-      digest.update(json.dumps(row).encode())
-    return digest.hexdigest()[:8]
 
   def missing(self) -> list[annotations_lib.ImageRecord]:
     """The records without an image file."""
@@ -126,13 +114,11 @@ def open_source(
     bases = [os.path.join(root, sub) for root in roots if root for sub in ("imgs", "images", "")]
   bases = list(dict.fromkeys(os.path.normpath(base) for base in bases if os.path.isdir(base)))
   content = annotations_lib.read_annotations(files)
-  found = [_find_image(record.path, bases) for record in content.records]
   return Source(
     name=name,
     annotations=content,
     image_folders=tuple(bases),
-    paths=tuple(path for path, _ in found),
-    sizes=tuple(size for _, size in found),
+    paths=tuple(_find_image(record.path, bases) for record in content.records),
   )
 
 
@@ -177,8 +163,8 @@ def _json_files(folder: str) -> list[str]:
   ]
 
 
-def _find_image(path: str, bases: Sequence[str]) -> tuple[str | None, int]:
-  """The file of an image path and its size: (None, -1) when no base folder has it."""
+def _find_image(path: str, bases: Sequence[str]) -> str | None:
+  """The file of an image path, None when no base folder has it."""
   # Names with accents exist composed and decomposed (macOS); a JSON may have the other form.
   spellings = dict.fromkeys((path, *(unicodedata.normalize(f, path) for f in ("NFC", "NFD"))))
   for spelling in spellings:
@@ -186,7 +172,7 @@ def _find_image(path: str, bases: Sequence[str]) -> tuple[str | None, int]:
       file = os.path.join(base, spelling)
       try:
         if os.path.isfile(file):
-          return file, os.path.getsize(file)
+          return file
       except ValueError:
         continue  # a NUL or a lone surrogate: no file system has such a name
-  return None, -1
+  return None

@@ -1,51 +1,53 @@
 """Running a TFDS builder so that a dataset is either complete or absent.
 
-TFDS writes to a temporary folder and renames it when done, so an error or Ctrl-C leaves nothing. A
-killed process leaves that folder, which no reader looks at; the next build of the same dataset
-removes it. A lock keeps two processes from building one dataset at a time: the second waits and
-then finds it built.
+TFDS writes to a temporary folder and renames it at the end, so an error or Ctrl-C leaves nothing
+behind. A killed process leaves the temporary folder; readers ignore it, and the next build of the
+same dataset removes it. A lock lets only one process build a dataset at a time: the others wait
+and then find it built.
 """
 
 import contextlib
+import errno
 import fcntl
 import io
 import os
+import pathlib
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from typing import TextIO
 
 import tensorflow_datasets as tfds
 from absl import logging
 
 from dgia_jax.errors import UserError
 
+# What flock says on file systems without locks, such as some network and user-space ones.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+
 
 def prepare(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
-  """Builds a dataset unless it is there, and returns a reader of it that can be pickled.
+  """Builds a dataset if it is absent, and returns a reader of it that can be pickled.
 
-  Whatever the builder raises is passed on, with nothing left behind.
+  Exceptions of the builder reach the caller, with nothing left behind.
 
   Raises:
-    UserError: the folder for datasets cannot be written to.
+    UserError: the folder for datasets cannot be written, or its disk is full.
   """
   if os.path.isfile(os.path.join(builder.data_dir, "dataset_info.json")):
-    return tfds.builder_from_directory(builder.data_dir)  # perhaps where nobody may write
-  home = os.path.dirname(builder.data_dir)  # one variant of the dataset; versions are inside
-  with _sole_builder(home), tempfile.TemporaryDirectory() as downloads:
+    return tfds.builder_from_directory(builder.data_dir)  # the folder may be read-only
+  home = os.path.dirname(builder.data_dir)  # one variant of the dataset; it contains the versions
+  with _write_errors_explained(home), _sole_builder(home):
     if not os.path.exists(builder.data_dir):
       logging.info("building %s in %s", builder.name, builder.data_dir)
-      if not sys.stderr.isatty():
-        tfds.disable_progress_bar()  # a log file would keep every state of it
-      # TFDS prints "Downloading, unknown size", which is wrong twice.
-      with contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare(download_dir=downloads, file_format="array_record")
+      _build(builder)
   return tfds.builder_from_directory(builder.data_dir)
 
 
 @contextlib.contextmanager
 def quiet_tfds() -> Iterator[None]:
-  """TFDS warns about every configuration that is not a class attribute; ours never are."""
+  """Silences TFDS's warning about configurations that are not class attributes, as ours are not."""
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)
   try:
@@ -55,42 +57,89 @@ def quiet_tfds() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _sole_builder(home: str) -> Iterator[None]:
-  """Holds the lock of a folder, and clears it of what a killed build left.
+def exclusive(path: pathlib.Path | str) -> Iterator[None]:
+  """Waits until no other process holds the lock of `path`, and holds it for the block.
 
-  The system frees the lock of a process that dies, so an unfinished folder seen while holding it
-  belongs to nobody.
+  The lock is a file beside `path`, removed at the end; the system releases it when a process dies.
+  On a file system without locks the block runs without one, after a warning.
+
+  Raises:
+    OSError: the folder of `path` cannot be created, or the lock file cannot be written.
   """
-  path = f"{home}.lock"
-  lock = _locked(path)
+  lock_path = f"{path}.lock"
+  lock = _acquire(lock_path)
   try:
-    for entry in os.listdir(home) if os.path.isdir(home) else []:
-      if entry.startswith("incomplete."):
-        shutil.rmtree(os.path.join(home, entry))
     yield
   finally:
-    os.unlink(path)
+    with contextlib.suppress(FileNotFoundError):  # without locks another process may be first
+      os.unlink(lock_path)
     lock.close()
+
+
+def _build(builder: tfds.core.DatasetBuilder) -> None:
+  if not sys.stderr.isatty():
+    tfds.disable_progress_bar()  # a log file would contain every state of the bar
+  with tempfile.TemporaryDirectory() as downloads:
+    # TFDS prints "Downloading, unknown size", but nothing is downloaded and the size is known.
+    with contextlib.redirect_stdout(io.StringIO()):
+      builder.download_and_prepare(download_dir=downloads, file_format="array_record")
+
+
+@contextlib.contextmanager
+def _write_errors_explained(home: str) -> Iterator[None]:
+  """Turns errors of writing into a UserError. (Errors of reading images have their own class.)"""
+  try:
+    yield
+  except OSError as error:
+    reason, cause = error.strerror or str(error), error
+  except RuntimeError as error:
+    # ArrayRecord's writer raises these: "write() failed: No space left on device; writing ...".
+    if home not in str(error):
+      raise
+    reason, cause = str(error).split("; writing")[0].removeprefix("write() failed: "), error
+  else:
+    return
+  raise UserError(
+    f"cannot write the dataset to {home} ({reason}): make room there or choose another data_dir"
+  ) from cause
+
+
+@contextlib.contextmanager
+def _sole_builder(home: str) -> Iterator[None]:
+  """Holds the lock of a folder, and removes what killed builds left in it.
+
+  A killed process has lost its lock, so nobody uses an unfinished folder found while holding it.
+  """
+  try:
+    with exclusive(home):
+      for entry in os.listdir(home) if os.path.isdir(home) else []:
+        if entry.startswith("incomplete."):
+          shutil.rmtree(os.path.join(home, entry))
+      yield
+  finally:
     for folder in (home, os.path.dirname(home)):
-      with contextlib.suppress(OSError):  # not there, or not empty
+      with contextlib.suppress(OSError):  # absent or not empty
         os.rmdir(folder)
 
 
-def _locked(path: str):
-  """An open file with its exclusive lock, once nobody else has it."""
+def _acquire(path: str) -> TextIO:
+  """Waits for the exclusive lock of a file, and returns the open file."""
   while True:
-    folder = os.path.dirname(path)
-    try:
-      os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-      raise UserError(
-        f"cannot write to {folder} ({error.strerror}): choose another data_dir"
-      ) from error
-    # The last owner removes the file, and the folder if it is empty, perhaps just now: a lock on a
-    # file without a name would exclude nobody.
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    # The previous owner removes the file, and the folder if it is empty, perhaps at this moment.
+    # A lock on a removed file would exclude no other process, hence the check and the loop.
     with contextlib.suppress(FileNotFoundError):
       lock = open(path, "w")
-      fcntl.flock(lock, fcntl.LOCK_EX)
+      try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+      except OSError as error:
+        if error.errno not in _NO_LOCKS:
+          raise
+        logging.warning(
+          "the file system of %s has no locks: do not build this dataset twice at the same time",
+          os.path.dirname(path),
+        )
+        return lock
       if os.path.exists(path) and os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):
         return lock
       lock.close()

@@ -8,13 +8,12 @@ builder.
 """
 
 import dataclasses
-import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from PIL import Image
 
+from dgia_jax.data import images as images_lib
 from dgia_jax.errors import UserError
 
 _RECORDS_PER_READ = 1024
@@ -83,23 +82,24 @@ class PairTable:
     )
 
 
-def load_pairs(builder: Any, split: str, image_size: tuple[int, int]) -> PairTable:
-  """Reads a split's captions and identities without decoding its images.
+def load_pairs(builder: Any, split: str, image_size: tuple[int, int], resize: str) -> PairTable:
+  """Reads the captions and identities of a split, without decoding its images.
 
   Args:
     builder: a prepared TFDS builder in ArrayRecord format, one example per image, with the
-      features "image", "captions", "person_id".
+      features "image", "captions" and "person_id".
     split: "train", "val" or "test", or a part such as "train[:100]".
-    image_size: (H, W) in pixels that the images come out with.
+    image_size: (height, width) in pixels that images are resized to when they are read.
+    resize: the filter, a key of `images.RESIZE_FILTERS`.
 
   Raises:
-    UserError: there is no such split, or it holds no pairs.
+    UserError: the split does not exist, or has no captions.
   """
   if split.split("[")[0] not in builder.info.splits:
     raise UserError(
       f"dataset {builder.name!r} has no split {split!r}, only {', '.join(builder.info.splits)}"
     )
-  images = _StoredImages(builder, split, image_size)
+  images = _StoredImages(builder, split, image_size, resize)
   captions_of_image, person_ids = [], []
   for example in images.undecoded():
     captions_of_image.append([caption.decode("utf-8") for caption in example["captions"]])
@@ -116,18 +116,18 @@ def load_pairs(builder: Any, split: str, image_size: tuple[int, int]) -> PairTab
 class _StoredImages(Sequence):
   """The images of a split, decoded and resized on access.
 
-  Keeps the record reader and the features out of TFDS's data source rather than the source itself,
-  which would make every worker process rebuild the dataset builder.
+  It keeps the record reader and the features rather than TFDS's data source, which would make every
+  worker process rebuild the dataset builder.
   """
 
-  def __init__(self, builder, split: str, image_size: tuple[int, int]):
+  def __init__(self, builder: Any, split: str, image_size: tuple[int, int], resize: str):
     # Imported here because data held in memory, and so the training code, needs no TFDS.
     import tensorflow_datasets as tfds
 
     self._decoders = {"image": tfds.decode.SkipDecoding()}
     self._features = builder.info.features
     self._records = builder.as_data_source(split, decoders=self._decoders).data_source
-    self._image_size = tuple(image_size)
+    self._image_size, self._resize = tuple(image_size), resize
 
   def __len__(self) -> int:
     return len(self._records)
@@ -135,24 +135,16 @@ class _StoredImages(Sequence):
   def __getitem__(self, image: int) -> np.ndarray:
     if not 0 <= image < len(self):
       raise IndexError(image)
-    # Always Pillow: TFDS takes OpenCV where that is installed, which decodes to other values.
-    return _decode(self._parse(self._records[image])["image"], self._image_size)
+    example = self._parse(self._records[image])
+    # Not TFDS's decoder, which uses OpenCV where that is installed and then gives other values.
+    decoded = images_lib.decode(example["image"], example["image_path"].decode("utf-8"))
+    return images_lib.resized(decoded, self._image_size, self._resize)
 
-  def undecoded(self):
+  def undecoded(self) -> Iterator[dict[str, Any]]:
     """Yields every example with its image still encoded."""
     for start in range(0, len(self), _RECORDS_PER_READ):
       keys = range(start, min(start + _RECORDS_PER_READ, len(self)))
       yield from map(self._parse, self._records.__getitems__(keys))
 
-  def _parse(self, record: bytes) -> dict:
+  def _parse(self, record: bytes) -> dict[str, Any]:
     return self._features.deserialize_example_np(record, decoders=self._decoders)
-
-
-def _decode(encoded: bytes, image_size: tuple[int, int]) -> np.ndarray:
-  """uint8 (H, W, 3) from a PNG or JPEG, resized (bicubic) only if it has another size."""
-  height, width = image_size
-  with Image.open(io.BytesIO(encoded)) as image:
-    image = image.convert("RGB")
-  if image.size != (width, height):
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
-  return np.asarray(image)

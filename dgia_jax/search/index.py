@@ -237,7 +237,7 @@ def _write_part(retriever, images, files, out, number, on_image):
 
   def read(file):
     try:
-      return np.asarray(images_lib.read_resized(str(images / file.path), retriever.image_size))
+      return retriever.read_image(images / file.path)
     except images_lib.UnreadableImageError as error:
       return error
 

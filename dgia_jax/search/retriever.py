@@ -31,11 +31,12 @@ class Retriever:
 
   Attributes:
     image_size: (height, width) in pixels that every image is squeezed to.
+    resize: the filter that does it, a key of `data.images.RESIZE_FILTERS`.
     feature_width: D.
     mesh: the mesh; images and words are embedded data-parallel, galleries are split by rows.
   """
 
-  def __init__(self, graphdef, params, tokenizer, image_size, *, mesh=None, batch_size=64):
+  def __init__(self, graphdef, params, tokenizer, image_size, resize, *, mesh=None, batch_size=64):
     """Use `from_run`, `from_hugging_face` or `open`.
 
     Args:
@@ -43,11 +44,12 @@ class Retriever:
       params: nested dict of arrays.
       tokenizer: data.tokenizer.Tokenizer.
       image_size: (height, width) in pixels.
+      resize: the filter that images were resized with in training.
       mesh: None: all devices of this process as data.
       batch_size: images or texts embedded at once, rounded up to a multiple of the devices.
     """
     self.mesh = mesh or sharding.create_mesh(devices=jax.local_devices())
-    self.image_size = tuple(image_size)
+    self.image_size, self.resize = tuple(image_size), resize
     self._tokenizer = tokenizer
     self._batch_size = -(-batch_size // self.mesh.size) * self.mesh.size
     self._params = jax.device_put(params, sharding.replicated(self.mesh))
@@ -86,7 +88,9 @@ class Retriever:
     graphdef, _ = _abstract_model(
       size, image_size, words.context_length, words.vocab_size, _dtype(config["model"]["dtype"])
     )
-    return cls(graphdef, params, words, image_size, **options)
+    # Runs that do not name the filter are older than the setting.
+    resize = config["dataset"].get("resize", "bicubic")
+    return cls(graphdef, params, words, image_size, resize, **options)
 
   @classmethod
   def from_hugging_face(cls, folder, **options):
@@ -106,7 +110,8 @@ class Retriever:
     )
     found = pretrained.load_pretrained(str(folder), template, image_size=clip.image_size)
     words = tokenizer_lib.folder_tokenizer(folder, clip.context_length)
-    return cls(graphdef, found.params, words, clip.image_size, **options)
+    resize = pretrained.read_resize(folder)
+    return cls(graphdef, found.params, words, clip.image_size, resize, **options)
 
   @classmethod
   def open(cls, folder, choice="best", **options):
@@ -128,6 +133,14 @@ class Retriever:
       total.update(np.ascontiguousarray(jax.device_get(value)).tobytes())
     return total.hexdigest()
 
+  def read_image(self, path):
+    """The pixels of an image file as the model sees them, uint8 (H, W, 3).
+
+    Raises:
+      images.UnreadableImageError: the file cannot be decoded.
+    """
+    return images_lib.read_resized(path, self.image_size, self.resize)
+
   def embed_images(self, images):
     """Features of images.
 
@@ -144,7 +157,7 @@ class Retriever:
     def pixels(image):
       if not isinstance(image, np.ndarray):
         try:
-          return np.asarray(images_lib.read_resized(str(image), self.image_size))
+          return self.read_image(image)
         except images_lib.UnreadableImageError as error:
           raise UserError(f"cannot read image {error}") from error
       if image.shape != (*self.image_size, 3) or image.dtype != np.uint8:

@@ -158,7 +158,9 @@ def load_splits(config: ConfigDict) -> dict[str, pairs_lib.PairTable]:
         + (" set config.eval.select_on=test" if needed == "val" else " check its annotations")
       )
   image_size = tuple(settings.image_size)
-  return {split: pairs_lib.load_pairs(builder, split, image_size) for split in available}
+  return {
+    split: pairs_lib.load_pairs(builder, split, image_size, settings.resize) for split in available
+  }
 
 
 def load_tokenizer(

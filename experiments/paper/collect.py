@@ -164,4 +164,5 @@ def _load_test_pairs(settings):
     **files,
     **settings["options"],
   )
-  return pairs.load_pairs(builder, "test", size)
+  # Runs that do not name the filter are older than the setting.
+  return pairs.load_pairs(builder, "test", size, settings.get("resize", "bicubic"))

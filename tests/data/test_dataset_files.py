@@ -1,6 +1,5 @@
 """Files are found in whatever way an archive was unpacked, and the missing ones are counted."""
 
-import json
 import shutil
 import unicodedata
 
@@ -78,20 +77,6 @@ def test_missing_folders_and_files(tmp_path):
     "cam_a/1_0.jpg", "CUHK01/3_0.jpg", "CUHK01/3_1.jpg"]  # fmt: skip
   folders = found.missing_folders()
   assert {folder: len(lost) for folder, lost in folders.items()} == {"": 1, "CUHK01": 2}
-
-
-def test_digest_follows_annotations_and_image_files(tmp_path):
-  entries = fake_datasets.custom(tmp_path)
-  digest = lambda: dataset_files.open_source("custom", source=str(tmp_path)).digest()
-  first = digest()
-  assert digest() == first and len(first) == 8
-  (tmp_path / "annotations.json").write_text(json.dumps(entries, indent=3))
-  assert digest() == first
-  entries[0]["captions"].append("one more")
-  fake_datasets.write_json(tmp_path / "annotations.json", entries)
-  second = digest()
-  fake_datasets.write_image(tmp_path / "images" / entries[0]["img_path"], size=(60, 30))
-  assert len({first, second, digest()}) == 3
 
 
 def test_split_files(tmp_path):

@@ -1,6 +1,5 @@
 """Image files of every mode and orientation become the same upright RGB picture."""
 
-import io
 import threading
 
 import numpy as np
@@ -17,7 +16,7 @@ def _gradient(height=48, width=24):
 
 
 def _pixels(path):
-  return np.asarray(images.read_rgb(str(path)))
+  return np.asarray(images.read_rgb(path))
 
 
 @pytest.mark.parametrize(
@@ -73,13 +72,42 @@ def test_exif_orientation_is_applied(tmp_path, orientation, turn):
   assert np.abs(pixels.astype(int) - _gradient()).max() <= 8
 
 
-@pytest.mark.parametrize(("encoding", "form", "error"), [("jpeg", "JPEG", 4), ("png", "PNG", 0)])
-def test_encode_resized(tmp_path, encoding, form, error):
-  Image.fromarray(_gradient(60, 40)).save(tmp_path / "x.png")
-  image = Image.open(io.BytesIO(images.encode_resized(str(tmp_path / "x.png"), (24, 8), encoding)))
-  assert image.format == form and image.size == (8, 24)
-  expected = Image.fromarray(_gradient(60, 40)).resize((8, 24), Image.Resampling.BICUBIC)
-  assert np.abs(np.asarray(image, int) - np.asarray(expected, int)).max() <= error
+def _noise(height, width):
+  pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
+  return Image.fromarray(pixels)
+
+
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+@pytest.mark.parametrize("size", [(60, 40), (12, 4), (24, 40), (7, 5)])
+@pytest.mark.parametrize("resize", FILTERS)
+def test_resized_is_pillows_filter_to_the_bit(tmp_path, resize, size):
+  _noise(*size).save(tmp_path / "x.png")
+  pixels = images.read_resized(tmp_path / "x.png", (24, 8), resize)
+  expected = _noise(*size).resize((8, 24), FILTERS[resize])
+  np.testing.assert_array_equal(pixels, np.asarray(expected))
+  assert pixels.dtype == np.uint8
+
+
+def test_bilinear_resizing_is_antialiased():
+  """Each pixel is the triangle-weighted mean of all pixels below it, not of its four neighbours."""
+  stripes_W = np.arange(32) % 4 == 0
+  image = Image.fromarray(np.broadcast_to(stripes_W[None, :, None] * 255, (8, 32, 3)).astype("u1"))
+  pixels = images.resized(image, (8, 8), "bilinear")
+  assert np.abs(pixels[:, 1:-1].astype(int) - 64).max() <= 1
+
+
+def test_an_image_of_the_right_size_keeps_its_pixels():
+  for resize in FILTERS:
+    image = _noise(24, 8)
+    np.testing.assert_array_equal(images.resized(image, (24, 8), resize), np.asarray(image))
+
+
+def test_the_filters_differ():
+  image = _noise(60, 40)
+  one, other = (images.resized(image, (24, 8), resize).astype(int) for resize in FILTERS)
+  assert (one != other).mean() > 0.5
 
 
 def test_inspect_reports_what_is_stored(tmp_path):
@@ -106,7 +134,7 @@ def test_unreadable_images_are_named(tmp_path, damage, reason, read):
   path = tmp_path / "bad.jpg"
   damage(path)
   with pytest.raises(images.UnreadableImageError, match="bad.jpg") as caught:
-    read(str(path))
+    read(path)
   assert reason in str(caught.value) and "\n" not in str(caught.value)
 
 

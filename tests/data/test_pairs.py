@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from dgia_jax.data import pairs as pairs_lib
+from dgia_jax.data.images import UnreadableImageError
 from dgia_jax.errors import UserError
 
 _CAPTIONS = [["a", "b"], ["c"], [], ["d", "e", "f"], ["caf\u00e9 \u2014 \u9ed2"]]
@@ -71,7 +72,7 @@ def builder(tmp_path_factory):
 
 
 def test_rows_follow_images_then_captions(builder):
-  table = pairs_lib.load_pairs(builder, "train", (16, 8))
+  table = pairs_lib.load_pairs(builder, "train", (16, 8), "bilinear")
   assert (table.num_pairs, table.num_images) == (7, 5)
   assert table.captions == [caption for captions in _CAPTIONS for caption in captions]
   assert table.image_of_pair_N.tolist() == [0, 0, 1, 3, 3, 3, 4]
@@ -82,15 +83,18 @@ def test_rows_follow_images_then_captions(builder):
 
 
 def test_images_come_out_at_one_size_and_untouched_if_they_have_it(builder):
-  images = pairs_lib.load_pairs(builder, "train", (16, 8)).images
+  images = pairs_lib.load_pairs(builder, "train", (16, 8), "bilinear").images
   assert len(images) == 5
   for m in range(5):
     assert images[m].shape == (16, 8, 3)
     assert images[m].dtype == np.uint8
     if m != 2:
       np.testing.assert_array_equal(images[m], np.asarray(_picture(m).convert("RGB")))
-  expected = _picture(2).resize((8, 16), Image.Resampling.BICUBIC)
+  expected = _picture(2).resize((8, 16), Image.Resampling.BILINEAR)
   np.testing.assert_array_equal(images[2], np.asarray(expected))
+  bicubic = pairs_lib.load_pairs(builder, "train", (16, 8), "bicubic").images
+  np.testing.assert_array_equal(bicubic[3], images[3])
+  assert (bicubic[2] != images[2]).any()
   with pytest.raises(IndexError):
     images[5]
 
@@ -100,22 +104,22 @@ def test_reading_captions_decodes_no_image(builder, monkeypatch):
     raise AssertionError("an image was opened")
 
   monkeypatch.setattr(Image, "open", fail)
-  table = pairs_lib.load_pairs(builder, "train", (16, 8))
+  table = pairs_lib.load_pairs(builder, "train", (16, 8), "bilinear")
   assert table.num_pairs == 7
-  with pytest.raises(AssertionError, match="was opened"):
+  with pytest.raises(UnreadableImageError, match="was opened"):
     table.images[0]
 
 
 def test_reads_in_several_pieces(builder, monkeypatch):
-  whole = pairs_lib.load_pairs(builder, "train", (16, 8))
+  whole = pairs_lib.load_pairs(builder, "train", (16, 8), "bilinear")
   monkeypatch.setattr(pairs_lib, "_RECORDS_PER_READ", 2)
-  assert pairs_lib.load_pairs(builder, "train", (16, 8)).captions == whole.captions
-  part = pairs_lib.load_pairs(builder, "train[:2]", (16, 8))
+  assert pairs_lib.load_pairs(builder, "train", (16, 8), "bilinear").captions == whole.captions
+  part = pairs_lib.load_pairs(builder, "train[:2]", (16, 8), "bilinear")
   assert (part.num_images, part.captions) == (2, ["a", "b", "c"])
 
 
 def test_pickles_small_and_without_the_builder(builder):
-  table = pairs_lib.load_pairs(builder, "train", (16, 8))
+  table = pairs_lib.load_pairs(builder, "train", (16, 8), "bilinear")
   table.images[0]  # open the files: handles must not get in the way
   pickled = pickle.dumps(table.images)
   assert len(pickled) < 10_000
@@ -127,9 +131,9 @@ def test_pickles_small_and_without_the_builder(builder):
 
 def test_wrong_or_empty_split_is_the_users_to_fix(builder):
   with pytest.raises(UserError, match="no split 'test', only train, val"):
-    pairs_lib.load_pairs(builder, "test", (16, 8))
+    pairs_lib.load_pairs(builder, "test", (16, 8), "bilinear")
   with pytest.raises(UserError, match="'val' of dataset 'pairs_test_pedes' holds no captions"):
-    pairs_lib.load_pairs(builder, "val", (16, 8))
+    pairs_lib.load_pairs(builder, "val", (16, 8), "bilinear")
 
 
 def test_from_arrays():

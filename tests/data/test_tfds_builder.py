@@ -1,7 +1,9 @@
 """Each dataset is built from a small fake copy, whole or not at all."""
 
 import os
+import pathlib
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from dgia_jax.data import dataset_files, images, tfds_builder
+from dgia_jax.data import dataset_files, images, pairs, tfds_builder
 from dgia_jax.errors import UserError
 from tests.helpers import fake_datasets
 
@@ -24,7 +26,7 @@ def _open(name, folder):
 
 
 def _build(name, folder, data_dir, **options):
-  options = {"image_size": SIZE, "workers": 2, **options}
+  options = {"workers": 2, **options}
   return tfds_builder.build(_open(name, folder), data_dir=str(data_dir), **options)
 
 
@@ -59,10 +61,8 @@ def test_build_and_read(tmp_path, name, splits):
       entry["captions"] for entry in wanted]  # fmt: skip
     folder = "images" if name == "custom" else "imgs"
     for row, entry, path in zip(rows, wanted, paths, strict=True):
-      assert row["image"].shape == (*SIZE, 3) and row["image"].dtype == np.uint8
       with Image.open(tmp_path / "in" / folder / path) as image:
-        expected = image.convert("RGB").resize(SIZE[::-1], Image.Resampling.BICUBIC)
-      assert np.abs(row["image"].astype(int) - np.asarray(expected, int)).max() <= 12
+        np.testing.assert_array_equal(row["image"], np.asarray(image.convert("RGB")))
       person = entry["id"] if name != "custom" else int(entry["id"][1:])
       assert row["person_id"] == person
   assert builder.info.metadata["skipped"] == []
@@ -83,12 +83,32 @@ def test_ufine6926_takes_the_only_json_there_is(tmp_path):
   assert {s: i.num_examples for s, i in builder.info.splits.items()} == {"train": 1, "test": 1}
 
 
-def test_png_keeps_pixels_exactly(tmp_path):
+@pytest.mark.parametrize("resize", ["bilinear", "bicubic"])
+def test_pixels_are_those_of_pillow_from_the_file(tmp_path, resize):
+  """To the bit, through building and reading: JPEG and PNG files, larger and smaller than asked."""
+  entries = []
+  for number, (size, ending) in enumerate([((90, 40), "jpg"), ((20, 6), "jpg"), ((71, 33), "png")]):
+    fake_datasets.write_image(tmp_path / "in" / f"{number}.{ending}", number, size)
+    entries.append({"id": 1, "img_path": f"{number}.{ending}", "captions": ["a"], "split": "train"})
+  fake_datasets.write_json(tmp_path / "in" / "annotations.json", entries)
+  builder = _build("custom", tmp_path / "in", tmp_path / "out")
+  table = pairs.load_pairs(builder, "train", SIZE, resize)
+  pillow = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[resize]
+  for row, entry in enumerate(entries):
+    with Image.open(tmp_path / "in" / entry["img_path"]) as image:
+      expected = np.asarray(image.convert("RGB").resize(SIZE[::-1], pillow))
+    np.testing.assert_array_equal(table.images[row], expected)
+    np.testing.assert_array_equal(
+      images.read_resized(tmp_path / "in" / entry["img_path"], SIZE, resize), expected
+    )
+
+
+def test_files_are_stored_byte_for_byte(tmp_path):
   entries = fake_datasets.custom(tmp_path / "in")
-  builder = _build("custom", tmp_path / "in", tmp_path / "out", encoding="png")
-  path = tmp_path / "in" / "images" / entries[0]["img_path"]
-  expected = images.read_rgb(str(path)).resize(SIZE[::-1], Image.Resampling.BICUBIC)
-  np.testing.assert_array_equal(_rows(builder, "train")[0]["image"], np.asarray(expected))
+  builder = _build("custom", tmp_path / "in", tmp_path / "out")
+  source = builder.as_data_source("train", decoders={"image": tfds.decode.SkipDecoding()})
+  for row, entry in zip(source, entries, strict=False):
+    assert row["image"] == (tmp_path / "in" / "images" / entry["img_path"]).read_bytes()
 
 
 def test_several_shards_keep_the_order(tmp_path, monkeypatch):
@@ -105,13 +125,59 @@ def test_whatever_changes_the_content_changes_the_folder(tmp_path):
   build = lambda **options: _build(
     "icfg_pedes", tmp_path / "in", tmp_path / "out", **options)  # fmt: skip
   folders = {build(**options).data_dir for options in (
-    {}, {"image_size": (16, 8)}, {"encoding": "png"}, {"holdout": 2})}  # fmt: skip
-  assert len(folders) == 4
+    {}, {"holdout": 1}, {"holdout": 2})}  # fmt: skip
+  assert len(folders) == 3
   before = _everything_in(tmp_path / "out")
   assert build().data_dir in folders
   assert _everything_in(tmp_path / "out") == before
   fake_datasets.write_image(tmp_path / "in" / "imgs" / "test" / "0000" / "0000_0.jpg", 9, (80, 30))
   assert build().data_dir not in folders
+
+
+def test_images_replaced_by_others_of_the_same_size_are_built_again(tmp_path):
+  fake_datasets.custom(tmp_path / "in")
+  first = _build("custom", tmp_path / "in", tmp_path / "out")
+  path = tmp_path / "in" / "images" / "street 0" / "bild_ü0.png"
+  content = path.read_bytes()
+  other = Image.open(path).transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+  other.save(path)
+  if len(path.read_bytes()) > len(content):
+    content += bytes(len(path.read_bytes()) - len(content))
+  path.write_bytes(path.read_bytes().ljust(len(content), b"\0"))
+  second = _build("custom", tmp_path / "in", tmp_path / "out")
+  assert second.data_dir != first.data_dir
+  assert (_rows(second, "train")[0]["image"] == np.asarray(other)).all()
+
+
+def test_equal_files_elsewhere_are_the_same_build(tmp_path):
+  fake_datasets.custom(tmp_path / "in")
+  first = _build("custom", tmp_path / "in", tmp_path / "out")
+  shutil.copytree(tmp_path / "in", tmp_path / "copy")
+  assert _build("custom", tmp_path / "copy", tmp_path / "out").data_dir == first.data_dir
+
+
+def test_builds_of_earlier_versions_are_not_taken(tmp_path):
+  fake_datasets.custom(tmp_path / "in")
+  folder = pathlib.Path(_build("custom", tmp_path / "in", tmp_path / "out").data_dir)
+  folder.rename(folder.with_name("1.0.0"))
+  folder.parent.rename(folder.parent.with_name("384x128-jpeg95-0123abcd"))
+  assert tfds_builder.find_built("custom", data_dir=str(tmp_path / "out"), holdout=0) == []
+
+
+def test_an_image_that_changes_while_it_is_built_stops_the_build(tmp_path, monkeypatch):
+  fake_datasets.custom(tmp_path / "in")
+  monkeypatch.setattr(images, "read_bytes", lambda path: b"other content")
+  with pytest.raises(UserError, match="changed while the dataset was built"):
+    _build("custom", tmp_path / "in", tmp_path / "out")
+  assert _everything_in(tmp_path / "out") == []
+
+
+def test_large_images_are_remarked_on(tmp_path, caplog):
+  entry = {"id": 1, "img_path": "a.jpg", "captions": ["a"], "split": "train"}
+  fake_datasets.write_json(tmp_path / "in" / "annotations.json", [entry])
+  fake_datasets.write_image(tmp_path / "in" / "a.jpg", size=(1500, 1000))
+  _build("custom", tmp_path / "in", tmp_path / "out")
+  assert "1.5 megapixels on average" in caplog.text
 
 
 def test_hold_out_moves_whole_people_of_train(tmp_path):
@@ -212,14 +278,14 @@ def test_custom_with_awkward_files(tmp_path):
 
 def test_ctrl_c_leaves_nothing(tmp_path, monkeypatch):
   fake_datasets.rstp_reid(tmp_path / "in")
-  real = images.encode_resized
+  real = images.read_bytes
 
-  def interrupted(path, *rest):
+  def interrupted(path):
     if "0002" in path:
       raise KeyboardInterrupt
-    return real(path, *rest)
+    return real(path)
 
-  monkeypatch.setattr(images, "encode_resized", interrupted)
+  monkeypatch.setattr(images, "read_bytes", interrupted)
   with pytest.raises(KeyboardInterrupt):
     _build("rstp_reid", tmp_path / "in", tmp_path / "out")
   assert _everything_in(tmp_path / "out") == []
@@ -234,14 +300,14 @@ def test_killed_build_is_not_taken_for_complete(tmp_path):
   code = f"""
 import time
 from dgia_jax.data import dataset_files, images, tfds_builder
-real = images.encode_resized
-def slow(path, *rest):
+real = images.read_bytes
+def slow(path):
   if "0003" in path:
     time.sleep(60)
-  return real(path, *rest)
-images.encode_resized = slow
+  return real(path)
+images.read_bytes = slow
 opened = dataset_files.open_source("rstp_reid", source={str(tmp_path / "in")!r})
-tfds_builder.build(opened, data_dir={str(out)!r}, image_size={SIZE}, workers=1)
+tfds_builder.build(opened, data_dir={str(out)!r}, workers=1)
 """
   process = subprocess.Popen([sys.executable, "-c", code], cwd=os.getcwd())
   try:
@@ -254,7 +320,7 @@ tfds_builder.build(opened, data_dir={str(out)!r}, image_size={SIZE}, workers=1)
     process.wait()
   left = _everything_in(out)
   assert any("incomplete." in path for path in left)
-  search = dict(data_dir=str(out), image_size=SIZE, encoding="jpeg", holdout=0)
+  search = dict(data_dir=str(out), holdout=0)
   assert tfds_builder.find_built("rstp_reid", **search) == []
   builder = _build("rstp_reid", tmp_path / "in", out)
   assert builder.info.splits["train"].num_examples == 15
@@ -267,7 +333,7 @@ def test_two_builds_at_once_wait_for_each_other(tmp_path):
   code = f"""
 from dgia_jax.data import dataset_files, tfds_builder
 opened = dataset_files.open_source("rstp_reid", source={str(tmp_path / "in")!r})
-print(tfds_builder.build(opened, data_dir={str(tmp_path / "out")!r}, image_size={SIZE}).data_dir)
+print(tfds_builder.build(opened, data_dir={str(tmp_path / "out")!r}).data_dir)
 """
   runs = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
           for _ in range(2)]  # fmt: skip

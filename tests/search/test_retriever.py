@@ -41,7 +41,7 @@ def test_features_are_those_of_the_model(known_run, paths):
   model = make_model(words, seed=1)  # of the best checkpoint
   resized = np.stack(
     [
-      np.asarray(Image.open(path).resize(IMAGE_SIZE[::-1], Image.Resampling.BICUBIC))
+      np.asarray(Image.open(path).resize(IMAGE_SIZE[::-1], Image.Resampling.BILINEAR))
       for path in paths
     ]
   )

@@ -119,7 +119,9 @@ def built_dataset(monkeypatch):
     return types.SimpleNamespace(info=types.SimpleNamespace(splits=splits))
 
   monkeypatch.setattr(datasets, "load_builder", load_builder)
-  read = lambda builder, split, size: {(16, 16): builder.info.splits}[size][split]
+  read = lambda builder, split, size, resize: {((16, 16), "bilinear"): builder.info.splits}[
+    size, resize
+  ][split]
   monkeypatch.setattr(pairs, "load_pairs", read)
   return asked, splits
 

@@ -3,7 +3,8 @@
 - `load_pretrained` (`load`): weights of OpenAI, of Hugging Face or of the released program become
   the parameters of a model.
 - `write_folder` (`hugging_face`): parameters become a folder that transformers loads.
-- `read_config` (`clip_config`): the model a Hugging Face folder describes.
+- `read_config`, `read_resize` (`clip_config`): the model a Hugging Face folder describes, and the
+  filter its images are resized with.
 - `flatten`, `read_params`, `write_tensors` (`params`): between parameters and named tensors, by
   the tables in `tensor_names`.
 
@@ -11,7 +12,7 @@ Behind them: `files` finds and opens a checkpoint, `torch_file` reads torch's fo
 `user_files` opens files nobody has checked yet, `position_embedding` resizes position tables.
 """
 
-from dgia_jax.models.pretrained.clip_config import ClipConfig
+from dgia_jax.models.pretrained.clip_config import ClipConfig, read_resize
 from dgia_jax.models.pretrained.clip_config import read as read_config
 from dgia_jax.models.pretrained.hugging_face import write_folder
 from dgia_jax.models.pretrained.load import Pretrained, load_pretrained
@@ -19,5 +20,5 @@ from dgia_jax.models.pretrained.params import flatten, read_params, write_tensor
 
 __all__ = [
   "ClipConfig", "Pretrained", "flatten", "load_pretrained", "read_config", "read_params",
-  "write_folder", "write_tensors",
+  "read_resize", "write_folder", "write_tensors",
 ]  # fmt: skip

@@ -21,7 +21,7 @@ from dgia_jax.models.pretrained import user_files
 CONFIG_FILE = "config.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
 _TRAINED_SIZE = "trained_image_size"  # [height, width] in pixels
-_BICUBIC = 3  # Pillow's number
+_RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers; the second is CLIP's
 # What all models of this package compute, of everything a config.json can choose.
 _FIXED = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
 _SECTIONS = ("vision_config", "text_config")
@@ -196,7 +196,21 @@ def write(
   atomic_files.write_text(folder / CONFIG_FILE, config.to_json_string(use_diff=False))
 
 
-def write_preprocessor(folder: pathlib.Path, image_size: tuple[int, int]) -> None:
+def read_resize(folder: pathlib.Path | str) -> str:
+  """Reads the filter that a folder's images are resized with: "bilinear" or "bicubic".
+
+  Raises:
+    UserError: preprocessor_config.json is damaged, or names another filter.
+  """
+  path = pathlib.Path(folder) / PREPROCESSOR_FILE
+  number = user_files.read_json(path).get("resample", 3) if path.exists() else 3
+  for name, known in _RESAMPLE.items():
+    if number == known:
+      return name
+  raise UserError(f"{path}: resample={number!r} is neither 2 (bilinear) nor 3 (bicubic)")
+
+
+def write_preprocessor(folder: pathlib.Path, image_size: tuple[int, int], resize: str) -> None:
   """Writes preprocessor_config.json: resizing to (height, width), then CLIP's normalisation."""
   transformers = _import_transformers()
   verbosity = transformers.logging.get_verbosity()
@@ -205,7 +219,7 @@ def write_preprocessor(folder: pathlib.Path, image_size: tuple[int, int]) -> Non
   try:
     processor = transformers.CLIPImageProcessor(
       size={"height": image_size[0], "width": image_size[1]},
-      resample=_BICUBIC,
+      resample=_RESAMPLE[resize],
       do_center_crop=False,
       image_mean=[float(str(value)) for value in pixels.PIXEL_MEAN],
       image_std=[float(str(value)) for value in pixels.PIXEL_STD],

@@ -27,6 +27,7 @@ def write_folder(
   *,
   image_size: tuple[int, int],
   temperature: float = 0.02,
+  resize: str = "bicubic",
 ) -> None:
   """Writes config.json, model.safetensors and preprocessor_config.json.
 
@@ -35,6 +36,7 @@ def write_folder(
     params: nested dict of arrays.
     image_size: (height, width) in pixels of the model's images.
     temperature: tau, the divisor of the cosines; becomes CLIP's logit scale.
+    resize: the filter that images were resized with in training, "bilinear" or "bicubic".
   """
   # Imported on use: only those who write weights need the package.
   import safetensors.numpy
@@ -42,7 +44,7 @@ def write_folder(
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   clip_config.write(folder, params, image_size, temperature)
-  clip_config.write_preprocessor(folder, image_size)
+  clip_config.write_preprocessor(folder, image_size, resize)
   tensors = _tensors(params, image_size, temperature)
   # transformers refuses files that do not name the framework they are for.
   content = safetensors.numpy.save(tensors, metadata={"format": "pt"})

@@ -28,7 +28,7 @@ def embedded(folder):
   builder = datasets.load_builder(
     "synth_pedes", image_size=(64, 32), data_dir=str(folder / "embedded"), **few
   )
-  return pairs_lib.load_pairs(builder, "train", (64, 32))
+  return pairs_lib.load_pairs(builder, "train", (64, 32), "bilinear")
 
 
 def stored_jpegs(folder):
@@ -53,7 +53,7 @@ def stored_jpegs(folder):
     annotations=str(annotations),
     images=str(images),
   )
-  return pairs_lib.load_pairs(builder, "train", LARGE)
+  return pairs_lib.load_pairs(builder, "train", LARGE, "bilinear")
 
 
 DATASETS = {

@@ -1,0 +1,91 @@
+"""What stops a build, from the outside: full disks, missing locks, other processes."""
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from dgia_jax.data import datasets, locked_build
+from dgia_jax.errors import UserError
+from tests.helpers import fake_datasets
+from tests.helpers.paths import ROOT
+
+# A limit on the size of files stands for a full disk: writing fails in the same calls.
+_FULL_DISK = """
+import resource, signal, sys
+from dgia_jax.data import __main__ as command
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+sys.exit(command.main({line!r}))
+"""
+
+
+@pytest.mark.parametrize("limit", [10, 1000, 40_000])
+def test_a_full_disk_ends_in_one_line(tmp_path, limit):
+  fake_datasets.rstp_reid(tmp_path / "in")
+  for number in range(5):  # more than one of the writer's chunks
+    fake_datasets.write_image(tmp_path / "in" / "imgs" / f"000{number}_c0_0022.jpg", 1, (900, 900))
+  line = ["prepare", "rstp_reid", "--source", str(tmp_path / "in"), "--data_dir"]
+  program = _FULL_DISK.format(limit=limit, line=[*line, str(tmp_path / "out")])
+  run = subprocess.run(
+    [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+  )
+  assert run.returncode == 2, run.stderr
+  error = run.stderr.strip().splitlines()[-1]
+  assert error.startswith("error: cannot write the dataset to")
+  assert "File too large" in error and "choose another data_dir" in error
+  assert "Traceback" not in run.stderr
+  assert not list((tmp_path / "out").rglob("*info.json"))
+
+
+def test_other_errors_of_a_build_are_not_explained_away():
+  with pytest.raises(RuntimeError, match="a bug"), locked_build._write_errors_explained("/home"):
+    raise RuntimeError("a bug")
+  with (
+    pytest.raises(UserError, match="No space left"),
+    locked_build._write_errors_explained("/home"),
+  ):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_file_system_without_locks_builds_with_a_warning(tmp_path, monkeypatch, caplog):
+  def flock(file, kind):
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+  monkeypatch.setattr(fcntl, "flock", flock)
+  fake_datasets.custom(tmp_path / "in")
+  options = dict(data_dir=str(tmp_path / "out"), source=str(tmp_path / "in"))
+  builder = datasets.load_builder("custom", **options)
+  assert len(builder.as_data_source("train")) == 2
+  assert "has no locks" in caplog.text
+  assert not list((tmp_path / "out").rglob("*.lock"))
+
+
+def test_other_errors_of_locking_reach_the_caller(tmp_path, monkeypatch):
+  def flock(file, kind):
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+  monkeypatch.setattr(fcntl, "flock", flock)
+  with pytest.raises(OSError, match=os.strerror(errno.EIO)), locked_build.exclusive(tmp_path / "a"):
+    pass
+
+
+def test_one_holder_at_a_time(tmp_path):
+  order, entered = [], threading.Event()
+
+  def second():
+    with locked_build.exclusive(tmp_path / "a"):
+      order.append("second")
+
+  thread = threading.Thread(target=second)
+  with locked_build.exclusive(tmp_path / "a"):
+    thread.start()
+    assert not entered.wait(0.2)
+    order.append("first")
+  thread.join(20)
+  assert order == ["first", "second"]
+  assert not list(tmp_path.iterdir())
