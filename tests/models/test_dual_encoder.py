@@ -1,4 +1,4 @@
-"""The dual encoder against the released implementation, its sizes and its switches."""
+"""The dual encoder: features of the released implementation, sizes, and options."""
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ def test_vit_b_16_has_clips_number_of_parameters():
 
 
 @pytest.mark.parametrize("name", dual_encoder.SIZES)
-def test_every_size_gives_features_of_its_width(name):
+def test_every_size_has_features_of_its_width(name):
   size = dual_encoder.SIZES[name]
   assert size.image.width % size.image.heads == 0
   assert size.text.width % size.text.heads == 0
@@ -61,7 +61,7 @@ def test_every_size_gives_features_of_its_width(name):
   assert image.shape == text.shape == (3, size.feature_width)
 
 
-def test_remat_keeps_less_for_the_backward_pass_and_changes_no_number():
+def test_remat_stores_less_for_the_backward_pass_and_changes_no_gradient():
   pixels, tokens = model_b.inputs(batch=128)
   graphdefs, params = {}, None
   for remat in (False, True):
@@ -71,17 +71,17 @@ def test_remat_keeps_less_for_the_backward_pass_and_changes_no_number():
     image, text = encode(graphdefs[remat], params, pixels, tokens)
     return jnp.sum((image if tower == "image" else text) ** 2)
 
-  def kept(tower, remat):
+  def stored(tower, remat):
     backward = jax.eval_shape(lambda p: jax.vjp(lambda p: loss(p, tower, remat), p)[1], params)
     return sum(leaf.size for leaf in jax.tree.leaves(backward))
 
   for tower in ("image", "text"):
-    assert kept(tower, True) < 0.5 * kept(tower, False)
-  plain, again = (
+    assert stored(tower, True) < 0.5 * stored(tower, False)
+  plain, recomputed = (
     jax.jit(jax.grad(lambda p, r=remat: loss(p, "text", r)))(params)["text"]
     for remat in (False, True)
   )
-  for expected, actual in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
+  for expected, actual in zip(jax.tree.leaves(plain), jax.tree.leaves(recomputed), strict=True):
     scale = float(jnp.abs(expected).max())
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * scale)
 
@@ -98,7 +98,7 @@ def test_bfloat16_features_are_close_and_float32():
     assert actual.dtype == jnp.float32
     norms = jnp.linalg.norm(actual, axis=1) * jnp.linalg.norm(expected, axis=1)
     cosine = jnp.sum(actual * expected, axis=1) / norms
-    # bfloat16 keeps 8 bits: near, and never the same.
+    # bfloat16 has 8 bits of precision: close, but never equal.
     assert 0.999 < float(cosine.min()) and not np.array_equal(actual, expected)
 
 
@@ -111,17 +111,17 @@ def test_patch_size_can_be_replaced():
   assert model.image.position_embedding.shape == (1 + 4 * 2, 64)
 
 
-def test_equal_seeds_give_equal_weights_and_layers_differ():
-  (_, first), (_, again), (_, other) = (
+def test_weights_depend_only_on_the_seed_and_differ_between_layers():
+  (_, first), (_, same), (_, other) = (
     model_b.split(model_b.create(rngs=nnx.Rngs(seed))) for seed in (0, 0, 1)
   )
   kernel = first["image"]["blocks"]["mlp"]["up"]["kernel"]
-  assert all(jax.tree.leaves(jax.tree.map(np.array_equal, first, again)))
+  assert all(jax.tree.leaves(jax.tree.map(np.array_equal, first, same)))
   assert not np.array_equal(kernel, other["image"]["blocks"]["mlp"]["up"]["kernel"])
   assert not np.array_equal(kernel[0], kernel[1])
 
 
-def test_unknown_name_and_unfitting_image_name_the_config_field():
+def test_mistakes_name_the_config_field():
   sizes = {"context_length": 8, "vocab_size": 20, "rngs": nnx.Rngs(0)}
   with pytest.raises(UserError, match=r"model\.name.*vit_b_61.*vit_b_16"):
     dual_encoder.create("vit_b_61", image_size=(64, 32), **sizes)

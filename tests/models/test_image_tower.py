@@ -1,4 +1,4 @@
-"""The image tower: patches as a convolution would cut them, in the order of the positions."""
+"""The image tower embeds patches as a convolution does, in the order of the positions."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def test_embedding_equals_a_strided_convolution():
   )
 
 
-def test_every_pixel_reaches_the_feature():
+def test_the_feature_depends_on_every_pixel():
   model = model_b.create()
   pixels, _ = model_b.inputs(batch=1)
   gradient = jax.grad(lambda p: jnp.sum(model.encode_image(p) ** 2))(pixels)

@@ -1,4 +1,4 @@
-"""The text tower: causal, and blind to what follows the end token."""
+"""The text tower is causal and ignores everything after the end token."""
 
 import jax
 import jax.numpy as jnp
@@ -9,29 +9,29 @@ from dgia_jax.models.backend import DEFAULT
 from tests.helpers import model_b
 
 
-def test_no_position_sees_a_later_one():
+def test_no_position_depends_on_a_later_one():
   blocks = model_b.create().text.blocks
-  x_BxSxC = jax.random.normal(jax.random.key(0), (1, 9, 128))
+  x_BxTxU = jax.random.normal(jax.random.key(0), (1, 9, 128))
 
   def position_4(x):
     return jnp.sum(transformer.run_blocks(blocks, x, DEFAULT)[0, 4] ** 2)
 
-  gradient_S = jnp.abs(jax.grad(position_4)(x_BxSxC)).sum(axis=(0, 2))
-  assert bool((gradient_S[:5] > 0).all())
-  np.testing.assert_array_equal(gradient_S[5:], 0)
+  gradient_T = jnp.abs(jax.grad(position_4)(x_BxTxU)).sum(axis=(0, 2))
+  assert bool((gradient_T[:5] > 0).all())
+  np.testing.assert_array_equal(gradient_T[5:], 0)
 
 
 def test_image_blocks_are_not_causal():
   blocks = model_b.create().image.blocks
-  x_BxSxC = jax.random.normal(jax.random.key(0), (1, 9, 128))
+  x_BxTxU = jax.random.normal(jax.random.key(0), (1, 9, 128))
 
-  def first(x):
+  def first_position(x):
     return jnp.sum(transformer.run_blocks(blocks, x, DEFAULT)[0, 0] ** 2)
 
-  assert bool((jnp.abs(jax.grad(first)(x_BxSxC)).sum(axis=(0, 2)) > 0).all())
+  assert bool((jnp.abs(jax.grad(first_position)(x_BxTxU)).sum(axis=(0, 2)) > 0).all())
 
 
-def test_tokens_after_the_end_change_nothing():
+def test_tokens_after_the_end_token_do_not_change_the_feature():
   model = model_b.create()
   _, tokens = model_b.inputs(batch=4)
   tokens = np.array(tokens)
@@ -45,11 +45,11 @@ def test_tokens_after_the_end_change_nothing():
   assert not np.array_equal(feature, model.encode_text(jnp.asarray(other)))
 
 
-def test_a_batch_cut_behind_its_end_tokens_keeps_its_features():
+def test_cutting_a_batch_after_its_end_tokens_does_not_change_the_features():
   model = model_b.create()
   _, tokens = model_b.inputs(batch=4)
   tokens = np.array(tokens)
   tokens[:, 20:] = 0
   tokens[:, 19] = 999
-  whole, cut = (model.encode_text(jnp.asarray(tokens[:, :length])) for length in (77, 32))
-  np.testing.assert_allclose(cut, whole, rtol=0, atol=1e-5 * float(jnp.abs(whole).max()))
+  full, cut = (model.encode_text(jnp.asarray(tokens[:, :length])) for length in (77, 32))
+  np.testing.assert_allclose(cut, full, rtol=0, atol=1e-5 * float(jnp.abs(full).max()))

@@ -1,4 +1,4 @@
-"""The shared transformer parts against their formulas."""
+"""The parts of the transformer agree with their formulas."""
 
 import jax
 import jax.numpy as jnp
@@ -27,21 +27,21 @@ def test_quick_gelu():
 def test_attention_equals_its_formula(causal):
   attention = make_block(nnx.Rngs(0), causal).attention
   x = np.asarray(jax.random.normal(jax.random.key(1), (2, 7, 64)), np.float64)
-  qkv = np.einsum("bsc,cpae->pbsae", x, attention.qkv.kernel[...]) + np.asarray(
+  qkv = np.einsum("btu,upaf->pbtaf", x, attention.qkv.kernel[...]) + np.asarray(
     attention.qkv.bias[...]
   ).reshape(3, 1, 1, 2, 32)
-  scores = np.einsum("bqae,bkae->baqk", qkv[0], qkv[1]) / np.sqrt(32)
+  scores = np.einsum("bqaf,bkaf->baqk", qkv[0], qkv[1]) / np.sqrt(32)
   if causal:
     scores = np.where(np.tril(np.ones((7, 7), bool)), scores, -np.inf)
   weights = np.exp(scores - scores.max(-1, keepdims=True))
   weights /= weights.sum(-1, keepdims=True)
-  mixed = np.einsum("baqk,bkae->bqae", weights, qkv[2])
-  expected = np.einsum("bqae,aec->bqc", mixed, attention.out.kernel[...])
+  mixed = np.einsum("baqk,bkaf->bqaf", weights, qkv[2])
+  expected = np.einsum("bqaf,afu->bqu", mixed, attention.out.kernel[...])
   np.testing.assert_allclose(attention(jnp.asarray(x, jnp.float32)), expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_padding_is_seen_by_no_token(causal):
+def test_no_token_attends_to_padding(causal):
   block = make_block(nnx.Rngs(0), causal)
   x = jax.random.normal(jax.random.key(1), (2, 7, 64))
   padded = jnp.concatenate([x, 100 * jnp.ones((2, 3, 64))], axis=1)
@@ -53,20 +53,20 @@ def test_padding_is_seen_by_no_token(causal):
 @pytest.mark.accelerator
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("causal, tokens", [(False, 193), (True, 77), (False, 64)])
-def test_cudnns_attention_equals_the_written_out_one(causal, tokens):
+def test_cudnns_attention_is_as_accurate_as_the_written_out_one(causal, tokens):
   keys = jax.random.split(jax.random.key(0), 2)
-  x, wanted = (jax.random.normal(key, (4, tokens, 64)) for key in keys)
+  x, cotangent = (jax.random.normal(key, (4, tokens, 64)) for key in keys)
 
   def features_and_gradients(dtype, attention):
-    how = Backend(attention)
-    make = lambda rngs: transformer.Block(
-      64, 2, depth=3, causal=causal, dtype=dtype, backend=how, rngs=rngs
+    backend = Backend(attention)
+    create_block = lambda rngs: transformer.Block(
+      64, 2, depth=3, causal=causal, dtype=dtype, backend=backend, rngs=rngs
     )
-    graphdef, params = nnx.split(transformer.stack_blocks(make, 3, nnx.Rngs(0)), nnx.Param)
+    graphdef, params = nnx.split(transformer.stack_blocks(create_block, 3, nnx.Rngs(0)), nnx.Param)
 
     def loss(params, x):
-      out = transformer.run_blocks(nnx.merge(graphdef, params), x.astype(dtype), how)
-      return jnp.sum(out.astype(jnp.float32) * wanted), out
+      out = transformer.run_blocks(nnx.merge(graphdef, params), x.astype(dtype), backend)
+      return jnp.sum(out.astype(jnp.float32) * cotangent), out
 
     result = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(params, x)
     return [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(result)]
@@ -75,15 +75,15 @@ def test_cudnns_attention_equals_the_written_out_one(causal, tokens):
   coarse = features_and_gradients(jnp.bfloat16, "written_out")
   fused = features_and_gradients(jnp.bfloat16, "cudnn")
   for expected, plain, actual in zip(exact, coarse, fused, strict=True):
-    error = lambda found, expected=expected: np.linalg.norm(found - expected)
-    # As far from the exact result as bfloat16 is anyway; gradients of key biases are 0 but for it.
+    error = lambda value, expected=expected: np.linalg.norm(value - expected)
+    # bfloat16 alone explains the error; the exact gradients of key biases are 0.
     assert error(actual) < 2 * error(plain) + 1e-3 * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("remat", [False, True])
 @pytest.mark.parametrize("unroll", [False, True])
 @pytest.mark.parametrize("row_major", [False, True])
-def test_execution_changes_neither_features_nor_gradients(remat, unroll, row_major):
+def test_backends_change_neither_features_nor_gradients(remat, unroll, row_major):
   graphdef, state = nnx.split(
     transformer.stack_blocks(lambda rngs: make_block(rngs), 3, nnx.Rngs(0)), nnx.Param
   )
@@ -114,7 +114,7 @@ def test_stacked_blocks_run_in_order(remat):
 
 def test_layer_norm_takes_statistics_in_float32():
   norm = transformer.layer_norm(256, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-  # In bfloat16 the mean of these would be off by more than their spread.
+  # In bfloat16 the error of their mean would exceed their spread.
   x = 100 + jnp.arange(256, dtype=jnp.bfloat16) / 256
   exact = np.asarray(x, np.float32)
   exact = (exact - exact.mean()) / np.sqrt(exact.var() + 1e-5)

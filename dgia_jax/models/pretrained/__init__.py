@@ -9,7 +9,7 @@
   the tables in `tensor_names`.
 
 Behind them: `files` finds and opens a checkpoint, `torch_file` reads torch's format without torch,
-`user_files` opens files nobody has checked yet, `position_embedding` resizes position tables.
+`position_embedding` resizes position tables.
 """
 
 from dgia_jax.models.pretrained.clip_config import ClipConfig, read_resize

@@ -1,4 +1,4 @@
-"""Parameters to checkpoint tensors and back."""
+"""Parameters become checkpoint tensors, and checkpoint tensors become parameters."""
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ TABLES = {"openai": tensor_names.OPENAI, "hugging_face": tensor_names.HUGGING_FA
 
 @pytest.fixture(scope="module")
 def params():
-  """Parameters of which no two numbers are equal, biases included."""
+  """Random parameters, biases included, so that a swapped tensor is noticed."""
   _, params = model_b.split(model_b.create())
   leaves, structure = jax.tree.flatten(params)
   random = np.random.default_rng(0)
@@ -21,7 +21,7 @@ def params():
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_there_and_back_is_exact(params, table):
+def test_writing_and_reading_is_exact(params, table):
   tensors = params_lib.write_tensors(params, TABLES[table])
   back, problems = params_lib.read_params(tensors, params_lib.flatten(params), TABLES[table])
   assert not problems

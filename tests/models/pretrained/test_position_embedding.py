@@ -1,4 +1,4 @@
-"""Position tables on other grids."""
+"""Position tables are resized to other grids as the released code and torch do."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def test_resize_equals_the_released_code(number, case):
   side, ny, nx = map(int, case["grid_ny_nx"])
   resized = position_embedding.resize(case["in"], (side, side), (ny, nx))
   assert resized.dtype == np.float32
-  # Float32 interpolation of values of size 1: a few units in the last place.
+  # The reference interpolates in float64, we return float32.
   np.testing.assert_allclose(resized, case["out_f64"], rtol=1e-5, atol=1e-6)
   np.testing.assert_array_equal(resized[0], case["in"][0])
 
@@ -26,12 +26,12 @@ def test_resize_equals_the_loaded_reference_model():
 
 
 @pytest.mark.parametrize("grid", [(24, 8), (8, 4), (4, 8), (27, 9), (12, 7), (1, 5), (6, 6)])
-def test_a_square_stands_for_any_grid(grid):
+def test_a_square_table_represents_any_grid(grid):
   table = np.random.default_rng(0).standard_normal((1 + grid[0] * grid[1], 5), np.float32)
   square = position_embedding.to_square(table, grid)
   assert square.shape == (1 + max(grid) ** 2, 5)
   np.testing.assert_allclose(position_embedding.from_square(square, grid), table, atol=3e-6)
-  # No wild values that another interpolation would amplify.
+  # Large values would be amplified by another interpolation.
   assert np.abs(square).max() < 3 * np.abs(table).max()
 
 

@@ -1,4 +1,4 @@
-"""Recognising whose names a checkpoint follows, and the layouts of single tensors."""
+"""The naming convention of a checkpoint is recognised, and tensors change layout both ways."""
 
 import numpy as np
 import pytest
@@ -10,8 +10,10 @@ LANDMARK = "visual.class_embedding"
 
 @pytest.mark.parametrize("prefix", ["", "base_model.", "model.base_model.", "module."])
 def test_prefixes_are_found(prefix):
-  table, found = tensor_names.find_convention([prefix + LANDMARK, "image_bank", "model.classifier"])
-  assert table is tensor_names.OPENAI and found == prefix
+  table, found_prefix = tensor_names.find_convention(
+    [prefix + LANDMARK, "image_bank", "model.classifier"]
+  )
+  assert table is tensor_names.OPENAI and found_prefix == prefix
 
 
 def test_hugging_face_names_are_found():
@@ -19,7 +21,7 @@ def test_hugging_face_names_are_found():
   assert table is tensor_names.HUGGING_FACE and prefix == ""
 
 
-def test_nothing_and_two_models_are_not_taken():
+def test_no_model_and_two_models_are_not_recognised():
   assert tensor_names.find_convention(["resnet.conv1.weight", "my" + LANDMARK]) is None
   assert tensor_names.find_convention(["model." + LANDMARK, "ema." + LANDMARK]) is None
 
@@ -34,7 +36,7 @@ def test_nothing_and_two_models_are_not_taken():
     ("conv", (5, 4, 3, 7), (7, 3, 5, 4)),
   ],
 )
-def test_layouts_go_there_and_back(layout, shape, checkpoint_shape):
+def test_writing_inverts_reading_in_every_layout(layout, shape, checkpoint_shape):
   rule = tensor_names.Rule(("name",), layout)
   parameter = np.arange(np.prod(shape)).reshape(shape)
   tensor = rule.write(parameter)["name"]

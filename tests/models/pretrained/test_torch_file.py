@@ -1,4 +1,4 @@
-"""Reading torch files without torch, compared with torch; refusing what is no data."""
+"""Torch files are read without torch, equal to what torch reads; code in them is refused."""
 
 import collections
 import io
@@ -14,7 +14,7 @@ from dgia_jax.models.pretrained import torch_file
 
 
 def write_archive(path, pickled, storages=()):
-  """A file laid out as torch does."""
+  """Writes a file with the layout of torch's."""
   with zipfile.ZipFile(path, "w") as archive:
     archive.writestr("archive/data.pkl", pickled)
     for key, content in enumerate(storages):
@@ -25,7 +25,7 @@ def test_tensors_of_a_saved_checkpoint(tmp_path):
   torch = pytest.importorskip("torch")
   kinds = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool]
   weights = {f"kind_{i}": (torch.rand(3, 4) * 9).to(kind) for i, kind in enumerate(kinds)}
-  weights["turned"] = torch.arange(12.0).reshape(3, 4).T
+  weights["transposed"] = torch.arange(12.0).reshape(3, 4).T
   weights["part"] = torch.arange(12.0)[5:9:2]
   weights["scalar"] = torch.tensor(2.5)
   weights["empty"] = torch.zeros(0, 3)
@@ -73,13 +73,13 @@ def test_tensors_of_a_torchscript_archive(tmp_path):
 
 
 class Harmful:
-  """Pickles as a call of `print`."""
+  """Is pickled as a call of `print`."""
 
   def __reduce__(self):
     return print, ("this must not be run",)
 
 
-def test_a_pickle_that_wants_to_call_something_is_refused(tmp_path, capsys):
+def test_a_pickle_that_calls_a_function_is_refused(tmp_path, capsys):
   write_archive(tmp_path / "best.pth", pickle.dumps({"model": Harmful()}, protocol=2))
   with pytest.raises(UserError, match=r"best\.pth.*print.*refused"):
     torch_file.read(tmp_path / "best.pth")
@@ -87,7 +87,7 @@ def test_a_pickle_that_wants_to_call_something_is_refused(tmp_path, capsys):
 
 
 class Window:
-  """Pickles as torch pickles a tensor: a view of storage 0."""
+  """Is pickled as torch pickles a tensor: a window into storage 0."""
 
   def __init__(self, offset, shape, strides):
     self.arguments = (offset, shape, strides)
@@ -103,11 +103,11 @@ def pickled_window(*window):
 
   file = io.BytesIO()
   Pickler(file, protocol=2).dump({"weight": Window(*window)})
-  # Torch's own function, which cannot be named here without torch.
+  # Naming torch's function here would need torch.
   return file.getvalue().replace(b"c__builtin__\nprint\n", b"ctorch._utils\n_rebuild_tensor_v2\n")
 
 
-def test_a_tensor_may_not_reach_beyond_its_storage(tmp_path):
+def test_a_tensor_must_be_inside_its_storage(tmp_path):
   storage = np.arange(4, dtype=np.float32).tobytes()
   write_archive(tmp_path / "a.pt", pickled_window(1, (3,), (1,)), [storage])
   np.testing.assert_array_equal(torch_file.read(tmp_path / "a.pt")["weight"], [1, 2, 3])
