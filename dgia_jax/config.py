@@ -1,4 +1,4 @@
-"""Every setting of a run, its default, unit and range; and the check for bad combinations.
+"""Every setting of a run, with its default, unit and range; and the check for bad combinations.
 
 Defaults are the released recipe on CUHK-PEDES. A file in `configs/` calls `base()` and changes the
 few fields that differ; the command line changes single fields: `--config.batch_size=128`. The
@@ -7,40 +7,64 @@ config is locked: an unknown field stops the run.
 
 import functools
 import math
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from dgia_jax.errors import UserError
+from dgia_jax.method import (
+  global_association,
+  local_association,
+  losses,
+  memory_bank,
+  optimizer,
+)
 
-# Fields that may change between two starts of one run: where and how it runs, not what it computes.
+# Fields that may change between two starts of one run: where and how it runs, not its results.
 RUNTIME_FIELDS = (
   "mesh", "gradient_accumulation", "log_every_steps", "dataset.data_dir", "dataset.source",
-  "dataset.workers", "checkpoint", "model.attention",
+  "dataset.annotations", "dataset.images", "dataset.workers", "checkpoint", "model.attention",
+  "model.remat", "eval.batch_size", "eval.contact_sheet",
 )  # fmt: skip
+CHOICES = {
+  "dataset.resize": ("bilinear", "bicubic"),
+  "model.dtype": ("bfloat16", "float32"),
+  "model.attention": ("auto", "cudnn", "written_out"),
+  "loss.itc_reduction": losses.ITC_REDUCTIONS,
+  "local_association.modality": local_association.MODALITIES,
+  "global_association.anchor": memory_bank.ANCHORS,
+  "global_association.loss_over": global_association.LOSS_ROWS,
+  "global_association.exclude": global_association.EXCLUSIONS,
+  "optimizer.lr_update": optimizer.LR_UPDATES,
+  "optimizer.second_moment": optimizer.SECOND_MOMENTS,
+  "eval.select_on": ("val", "test"),
+}
+MAX_SEED = 2**32 - 1  # JAX's random keys drop higher bits
 
 
-def base():
+def base() -> ConfigDict:
   """The default config: DGIA as released, on CUHK-PEDES. Returns a locked `ConfigDict`."""
   config = ConfigDict()
-  config.seed = 0  # of initial weights, order of pairs and distorted views
+  config.seed = 0  # for initial weights, order of pairs and distorted views; below 2**32
   config.batch_size = 64  # pairs in the global batch; divisible by mesh.data x mesh.fsdp
   config.gradient_accumulation = 1  # parts of a batch encoded one after another; saves memory
   config.num_epochs = 40  # passes over the training pairs
-  config.eval_every_epochs = 1  # the last epoch is always evaluated
+  config.eval_every_epochs = 1  # epochs between evaluations; the last is always evaluated
   config.log_every_steps = 50  # steps between lines of the training log
-  # Where weights start from: Hugging Face CLIP folder or hub name, OpenAI .pt, best.pth, or the
-  # folder of a run (its best checkpoint, and its vocabulary); "" = scratch.
+  # Initial weights: Hugging Face CLIP folder or hub name, OpenAI .pt, best.pth, or a run's working
+  # directory (its best checkpoint and its vocabulary); "" = from scratch.
   config.pretrained = ""
 
   config.mesh = ConfigDict()
-  config.mesh.data = -1  # devices the batch is split over; -1 = all that are left
+  config.mesh.data = -1  # devices the batch is split over; -1 = all remaining devices
   config.mesh.fsdp = 1  # devices the batch and the parameters are split over
   config.mesh.tensor = 1  # devices a layer is split over
 
   config.dataset = ConfigDict()
   config.dataset.name = "cuhk_pedes"  # one of dgia_jax.data.datasets.names()
   config.dataset.data_dir = ""  # of built datasets; "" = $TFDS_DATA_DIR or ~/tensorflow_datasets
-  config.dataset.source = ""  # folder with the dataset as its owners give it out
+  config.dataset.source = ""  # folder with the dataset as its owners distribute it
   config.dataset.annotations = ""  # custom: JSON file
   config.dataset.images = ""  # custom: image folder
   config.dataset.image_size = (384, 128)  # height, width in pixels
@@ -57,17 +81,17 @@ def base():
   config.model = ConfigDict()
   config.model.name = "vit_b_16"  # a size in dgia_jax.models.dual_encoder.SIZES
   config.model.dtype = "bfloat16"  # of the encoders' arithmetic: bfloat16 or float32
-  config.model.attention = "auto"  # how it is computed: auto, cudnn (NVIDIA, bfloat16), written_out
+  config.model.attention = "auto"  # implementation: auto, cudnn (NVIDIA, bfloat16), written_out
   config.model.remat = False  # recompute activations in the backward pass to save memory
 
   config.loss = ConfigDict()
   config.loss.temperature = 0.02  # tau, divides cosines; > 0
   config.loss.epsilon = 1e-6  # inside log(q + epsilon)
-  config.loss.itc_reduction = "mean"  # of the two directions: mean (released), sum (Eq. 1-2)
-  config.loss.itc_spares_relations = False  # not the paper's: mined mates are no negatives
+  # How image-to-text and text-to-image losses are combined: mean (released code), sum (Eq. 1-2).
+  config.loss.itc_reduction = "mean"
   config.loss.weights = ConfigDict(
     {
-      "itc": 1.0,  # contrastive loss; a weight of 0 switches a loss off and saves its cost
+      "itc": 1.0,  # contrastive loss; a weight of 0 switches a loss off, at no cost
       "local": 1.0,  # local association loss, section 3.2
       "global": 1.0,  # global association loss, section 3.3
       "consistency": 1.0,  # local association loss on the distorted view, section 3.4
@@ -76,38 +100,33 @@ def base():
 
   config.local_association = ConfigDict()
   config.local_association.threshold = 0.7  # theta, cosine, strict
-  config.local_association.relation_label = 0.1  # lambda, label of a mined relation
+  config.local_association.relation_label = 0.1  # lambda: label of a mined relation; true pair: 1
   config.local_association.modality = "both"  # both, image, text (Table 5) or none
-  config.local_association.start_epoch = 1  # from 1; first epoch with these two losses
-  # Not the paper's: a cosine must also exceed the batch's mean by so many standard deviations.
-  config.local_association.deviations = 0.0
+  config.local_association.start_epoch = 1  # first epoch with local and consistency loss, from 1
 
   config.global_association = ConfigDict()
   config.global_association.threshold = 0.7  # theta, cosine, strict
   config.global_association.k = 3  # neighbours an anchor may keep
   config.global_association.anchor = "image"  # image, text or both: mean cosine (Table 6)
-  config.global_association.soft_scale = 1.0  # of the confidence weights' bracket
   config.global_association.loss_over = "all"  # rows of the loss: all (released) or batch (Eq. 13)
   config.global_association.exclude = "top1"  # drop the best-ranked row (released) or the own: self
   config.global_association.exclude_same_image = False  # drop rows that hold the anchor's own image
-  config.global_association.consult_batch = False  # related pairs of the batch become positives
-  config.global_association.start_epoch = 2  # from 1; first epoch with this loss
-  # Not the paper's, to mine fewer wrong neighbours: a cosine must also exceed the batch's mean by
-  # so many standard deviations.
-  config.global_association.deviations = 0.0
-  config.global_association.agreement = False  # not the paper's: texts must exceed theta, too
-  config.global_association.mutual = False  # not the paper's: a neighbour must find the anchor back
+  config.global_association.start_epoch = 2  # first epoch with this loss, from 2
 
-  config.sampling = ConfigDict()  # not the paper's: which pairs share a batch
-  config.sampling.group = 1  # pairs placed together, led by the bank's neighbours; 1 = at random
-  config.sampling.start_epoch = 2  # from 2; first epoch that is led by the bank
+  # Not in the paper: filters that mine fewer wrong relations, see method/strict_mining.py.
+  config.strict_mining = ConfigDict()
+  config.strict_mining.reciprocal = False  # a neighbour must retrieve the anchor in return
+  config.strict_mining.require_text_match = False  # a neighbour's caption must exceed theta, too
+  # A cosine must also exceed the batch's mean by this many standard deviations; 0 = off.
+  config.strict_mining.local_threshold_num_stds = 0.0
+  config.strict_mining.global_threshold_num_stds = 0.0
 
   config.bank = ConfigDict()
   config.bank.update_rate = (
     0.9  # alpha, weight of the NEW feature in a row, from the second epoch on
   )
-  config.bank.gated = False  # scale alpha by the cosine of the pair's image and text
-  config.bank.block_rows = 0  # rows of a shard scored at once, bounds memory; 0 = by platform
+  config.bank.gated = False  # confidence gate: scale alpha by the cosine of the pair's features
+  config.bank.block_rows = 0  # rows of a shard scored at a time, bounds memory; 0 = by platform
 
   config.augment = ConfigDict()  # of the distorted view
   config.augment.flip_prob = 0.5  # probability of mirroring
@@ -116,36 +135,32 @@ def base():
   config.augment.erase_area = (0.02, 0.4)  # smallest and largest share of the image
   config.augment.erase_aspect = (0.3, 3.3)  # smallest and largest height / width
   config.augment.mask_ratio = 0.5  # probability of masking a word, independently
-  config.augment.mask_first = True  # mask the first word always (released code, by a slip)
+  config.augment.mask_first = True  # always mask the first word (released code, by a slip)
 
   config.optimizer = ConfigDict()
   config.optimizer.learning_rate = 1e-5  # after the warm-up
   config.optimizer.warmup_epochs = 5  # linear, from a tenth
-  config.optimizer.lr_update = "epoch"  # set the rate once an epoch (released) or every step
+  config.optimizer.lr_update = "epoch"  # set the rate once per epoch (released) or every step
   config.optimizer.betas = (0.9, 0.999)  # of Adam's two averages
   config.optimizer.epsilon = 1e-3  # large on purpose: the released code trains float16 weights
   config.optimizer.weight_decay = 4e-5  # not on biases
   config.optimizer.decoupled = False  # False: added to the gradient (released); True: AdamW
-  config.optimizer.bias_lr_multiplier = 2.0  # biases learn this many times faster
+  config.optimizer.bias_lr_multiplier = 2.0  # rate of biases, relative to other weights
   config.optimizer.second_moment = "float32"  # float16 emulates the released code's precision
 
   config.eval = ConfigDict()
-  config.eval.batch_size = 256  # images or captions embedded at once, over all devices
+  config.eval.batch_size = 256  # images or captions embedded at a time, over all devices
   config.eval.select_on = "val"  # split whose R@1 chooses the best epoch: val or test
   config.eval.contact_sheet = True  # draw ten test captions with their best images at the end
 
   config.checkpoint = ConfigDict()
   config.checkpoint.keep = 2  # newest checkpoints kept, besides the best
-  config.checkpoint.every_steps = 0  # also save every so many steps; 0 = at the end of epochs only
+  config.checkpoint.every_steps = 0  # steps between extra saves; 0 = save only after epochs
   return config.lock()
 
 
-def paper_equations(config):
-  """Changes `config` to the paper's equations where the released code differs from them.
-
-  Returns:
-    The same config.
-  """
+def paper_equations(config: ConfigDict) -> ConfigDict:
+  """Switches `config`, in place, to the paper's equations where the released code differs."""
   config.loss.itc_reduction = "sum"  # Eq. 1-2
   config.global_association.loss_over = "batch"  # Eq. 13
   config.augment.mask_first = False  # every word is masked with the same probability
@@ -153,28 +168,22 @@ def paper_equations(config):
   return config
 
 
-def beyond_paper(config):
-  """Turns on what mines fewer wrong relations than the paper's rules (README, Beyond the paper).
+def beyond_paper(config: ConfigDict) -> ConfigDict:
+  """Switches on, in place, the filters that mine fewer wrong relations (docs/findings.md).
 
-  On both datasets that it was tried on, the share of right global relations rises to nearly twice
-  the method's at the same cost; R@1 does not rise with it, and falls on one of four splits.
-
-  Returns:
-    The same config.
+  On both datasets tried, the share of correct global relations nearly doubles at the same cost.
+  R@1 does not rise with it, and falls on one of four splits.
   """
-  config.global_association.agreement = True
-  config.global_association.mutual = True
+  config.strict_mining.require_text_match = True
+  config.strict_mining.reciprocal = True
   return config
 
 
-def from_scratch(config):
-  """Changes `config` to a recipe for tiny towers without pretrained weights, in float32 on a CPU.
+def from_scratch(config: ConfigDict) -> ConfigDict:
+  """Switches `config`, in place, to a recipe for tiny towers without pretrained weights, on a CPU.
 
-  Features mean nothing at first and nearly all cosines are high, so the temperature is warmer and
-  the losses that need relations wait (`start_epoch`, to be set by the caller).
-
-  Returns:
-    The same config.
+  At first features mean nothing and nearly all cosines are high, so the temperature is warmer and
+  the losses that need relations start later (`start_epoch`, set by the caller).
   """
   config.pretrained = ""
   config.tokenizer.name = ""
@@ -197,95 +206,89 @@ def from_scratch(config):
   return config
 
 
-def _get(config, field):
+def _get(config: ConfigDict, field: str) -> Any:
   return functools.reduce(lambda group, name: group[name], field.split("."), config)
 
 
-def _positive(config, fields):
-  for field in fields:
-    if _get(config, field) <= 0:
-      raise UserError(f"config.{field}={_get(config, field)}: must be positive")
-
-
-def _within(config, field, low, high):
-  """Checks a number, or every number of a tuple."""
-  value = _get(config, field)
-  values = value if isinstance(value, tuple) else (value,)
-  if not all(low <= number <= high for number in values):
-    raise UserError(f"config.{field}={value}: must lie in [{low}, {high}]")
-
-
-def _one_of(config, field, choices):
-  group, name = field.split(".")
-  if config[group][name] not in choices:
-    raise UserError(f"config.{field}={config[group][name]!r}: choose one of {', '.join(choices)}")
-
-
-def check(config):
-  """Finds values and combinations that cannot work.
-
-  Args:
-    config: a resolved config.
+def _numbers(config: ConfigDict, field: str) -> tuple:
+  """The number of a field, or the numbers of a tuple.
 
   Raises:
-    UserError: for the first one found, in one line that names the field and what to do.
+    UserError: for anything else, NaN included.
   """
-  _positive(
+  value = _get(config, field)
+  numbers = value if isinstance(value, tuple) else (value,)
+  if not all(isinstance(n, int | float) and not math.isnan(n) for n in numbers):
+    raise UserError(f"config.{field}={value!r}: give a number")
+  return numbers
+
+
+def _check_positive(config: ConfigDict, fields: Iterable[str]) -> None:
+  for field in fields:
+    (number,) = _numbers(config, field)
+    if not 0 < number < math.inf:
+      raise UserError(f"config.{field}={number}: must be positive")
+
+
+def _check_range(config: ConfigDict, field: str, low: float, high: float) -> None:
+  if not all(low <= number <= high for number in _numbers(config, field)):
+    raise UserError(f"config.{field}={_get(config, field)}: must lie in [{low}, {high}]")
+
+
+def _check_smallest_and_largest(config: ConfigDict, field: str) -> None:
+  values = _numbers(config, field)
+  if len(values) != 2 or values[0] > values[1]:
+    raise UserError(f"config.{field}={_get(config, field)}: give the smallest and the largest")
+  if values[0] <= 0:  # sizes are drawn on a logarithmic scale
+    raise UserError(f"config.{field}={_get(config, field)}: the smallest must be above 0")
+
+
+def check(config: ConfigDict) -> None:
+  """Finds values and combinations that cannot work.
+
+  Raises:
+    UserError: for the first one, in one line that names the field and how to correct it.
+  """
+  _check_positive(
     config,
     ("batch_size", "gradient_accumulation", "num_epochs", "eval_every_epochs", "log_every_steps",
-     "loss.temperature", "global_association.k", "sampling.group", "eval.batch_size",
-     "checkpoint.keep", "tokenizer.context_length", "optimizer.learning_rate"),
+     "loss.temperature", "global_association.k", "eval.batch_size", "checkpoint.keep",
+     "tokenizer.context_length", "optimizer.learning_rate"),
   )  # fmt: skip
-  _one_of(config, "dataset.resize", ("bilinear", "bicubic"))
-  _one_of(config, "model.dtype", ("bfloat16", "float32"))
-  _one_of(config, "model.attention", ("auto", "cudnn", "written_out"))
-  _one_of(config, "loss.itc_reduction", ("mean", "sum"))
-  _one_of(config, "local_association.modality", ("both", "image", "text", "none"))
-  _one_of(config, "global_association.anchor", ("image", "text", "both"))
-  _one_of(config, "global_association.loss_over", ("all", "batch"))
-  _one_of(config, "global_association.exclude", ("top1", "self"))
-  _one_of(config, "optimizer.lr_update", ("epoch", "step"))
-  _one_of(config, "optimizer.second_moment", ("float32", "float16"))
-  _one_of(config, "eval.select_on", ("val", "test"))
-  if min(config.dataset.image_size) <= 0 or len(config.dataset.image_size) != 2:
-    raise UserError(f"config.dataset.image_size={config.dataset.image_size}: give (height, width)")
-  if min(config.loss.weights.values()) < 0 or not any(config.loss.weights.values()):
+  for field, choices in CHOICES.items():
+    if _get(config, field) not in choices:
+      raise UserError(f"config.{field}={_get(config, field)!r}: choose one of {', '.join(choices)}")
+  size = config.dataset.image_size
+  if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+    raise UserError(f"config.dataset.image_size={size}: give (height, width)")
+  weights = [_numbers(config, f"loss.weights.{name}")[0] for name in config.loss.weights]
+  if min(weights) < 0 or not any(weights):
     raise UserError("config.loss.weights: none may be negative and one must be above 0")
   if config.global_association.start_epoch < 2 and config.loss.weights["global"]:
     raise UserError(
       f"config.global_association.start_epoch={config.global_association.start_epoch}: "
       "the bank is filled during epoch 1, so the global loss can start in epoch 2 at the earliest"
     )
-  if config.sampling.start_epoch < 2 and config.sampling.group > 1:
-    raise UserError(
-      f"config.sampling.start_epoch={config.sampling.start_epoch}: the bank is filled during epoch"
-      " 1, so it can lead the sampling from epoch 2 on"
-    )
-  for field in ("bank.update_rate", "augment.flip_prob", "augment.erase_prob", "augment.mask_ratio",
-                "augment.erase_area", "optimizer.betas"):  # fmt: skip
-    _within(config, field, 0, 1)
-  for field in ("seed", "dataset.workers", "augment.padding", "augment.erase_aspect",
+  for field in ("bank.update_rate", "augment.flip_prob", "augment.erase_prob",
+                "augment.mask_ratio", "augment.erase_area", "optimizer.betas"):  # fmt: skip
+    _check_range(config, field, 0, 1)
+  for field in ("dataset.workers", "augment.padding", "augment.erase_aspect",
                 "checkpoint.every_steps", "bank.block_rows", "optimizer.warmup_epochs",
-                "local_association.deviations", "global_association.deviations",
-                "optimizer.weight_decay", "optimizer.epsilon", "loss.epsilon"):  # fmt: skip
-    _within(config, field, 0, math.inf)
+                "strict_mining.local_threshold_num_stds",
+                "strict_mining.global_threshold_num_stds", "optimizer.weight_decay",
+                "optimizer.epsilon", "loss.epsilon"):  # fmt: skip
+    _check_range(config, field, 0, math.inf)
+  _check_range(config, "seed", 0, MAX_SEED)
   for field in ("augment.erase_area", "augment.erase_aspect"):
-    if len(_get(config, field)) != 2 or _get(config, field)[0] > _get(config, field)[1]:
-      raise UserError(f"config.{field}={_get(config, field)}: give the smallest and the largest")
-    if _get(config, field)[0] <= 0:  # sizes are drawn by their logarithms
-      raise UserError(f"config.{field}={_get(config, field)}: the smallest must be above 0")
+    _check_smallest_and_largest(config, field)
   if len(config.optimizer.betas) != 2:
     raise UserError(f"config.optimizer.betas={config.optimizer.betas}: give two numbers")
 
 
-def differences(config, other):
-  """Names of the fields in which two configs differ, those of `RUNTIME_FIELDS` left out.
+def differences(config: Mapping | ConfigDict, other: Mapping | ConfigDict) -> list[str]:
+  """Dotted names of the fields in which two configs differ, without `RUNTIME_FIELDS`, sorted.
 
-  Args:
-    config, other: configs, or plain dicts as read from config.json.
-
-  Returns:
-    Sorted list of dotted names.
+  A field that one of them lacks, because an earlier release wrote it, has its default value.
   """
 
   def flatten(tree, prefix=""):
@@ -296,7 +299,8 @@ def differences(config, other):
       else:
         yield name, list(value) if isinstance(value, tuple | list) else value
 
-  mine, yours = dict(flatten(config)), dict(flatten(other))
-  runtime = lambda name: any(name == f or name.startswith(f + ".") for f in RUNTIME_FIELDS)
-  names = {name for name in mine.keys() | yours.keys() if mine.get(name) != yours.get(name)}
-  return sorted(name for name in names if not runtime(name))
+  defaults = dict(flatten(base()))
+  left, right = defaults | dict(flatten(config)), defaults | dict(flatten(other))
+  is_runtime = lambda name: any(name == f or name.startswith(f + ".") for f in RUNTIME_FIELDS)
+  names = {name for name in left.keys() | right.keys() if left.get(name) != right.get(name)}
+  return sorted(name for name in names if not is_runtime(name))

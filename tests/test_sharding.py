@@ -9,8 +9,9 @@ from jax.sharding import PartitionSpec as P
 
 from dgia_jax import sharding
 from dgia_jax.errors import UserError
-from dgia_jax.method import optimizer, train_state
+from dgia_jax.method import train_state
 from dgia_jax.models import dual_encoder
+from tests.helpers import recipe
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +151,7 @@ def test_a_dimension_that_an_axis_does_not_divide_stays_whole():
 @pytest.mark.parametrize("second_moment", ["float32", "float16"])
 def test_optimizer_state_follows_the_parameters(vit_b_16, second_moment):
   mesh = sharding.create_mesh(2, 2, 2)
-  tx = optimizer.create(num_epochs=2, steps_per_epoch=2, second_moment=second_moment)
+  tx = recipe.create_optimizer(num_epochs=2, steps_per_epoch=2, second_moment=second_moment)
   zeros = lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), vit_b_16)
   state = jax.eval_shape(train_state.initializer(zeros, tx, num_pairs=100, feature_dim=512))
   layout = train_state.layout(mesh, state)

@@ -20,7 +20,7 @@ from dgia_jax.data import catalog
 from dgia_jax.data.synth_pedes.settings import Settings
 from dgia_jax.dry_run import flops, hlo_collectives, topology
 from dgia_jax.errors import UserError
-from dgia_jax.method import memory_bank, train_state, train_step
+from dgia_jax.method import compilation, memory_bank, train_state
 from dgia_jax.models import dual_encoder
 from dgia_jax.training import setup
 
@@ -129,7 +129,7 @@ def measure(config, name, num_pairs):
   }
   has, start = topology.memory_of(name), time.time()
   try:
-    compiled = train_step.compile_step(setup.create_step(run), run.mesh, state, batch)
+    compiled = compilation.compile_step(setup.create_step(run), run.mesh, state, batch)
   except jax.errors.JaxRuntimeError as error:
     needs = _exhausted(str(error))
     if not needs:

@@ -1,48 +1,56 @@
 """The recipe as one optax chain: Adam with a large epsilon, coupled decay, faster biases.
 
 The released code trains float16 weights with eps 1e-3, adds weight decay to the gradient, gives
-biases twice the learning rate and no decay, and sets the learning rate once an epoch. Training
+biases twice the learning rate and no decay, and sets the learning rate once per epoch. Training
 from scratch prefers decoupled decay and a rate set every step; both are the same chain.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Int
 
 from dgia_jax.sharding import path_name
 
 SECOND_MOMENTS = ("float32", "float16")
+LR_UPDATES = ("epoch", "step")
 SCALING_RULES = ("linear", "sqrt")
+_NO_TIME = 1e-9  # a cosine of this many epochs, where the warm-up fills the run
 
 
-def learning_rate(epoch, num_epochs, base=1e-5, warmup_epochs=5, warmup_factor=0.1):
+def learning_rate(
+  epoch: Any,
+  num_epochs: int | float,
+  base: float = 1e-5,
+  warmup_epochs: int | float = 5,
+  warmup_factor: float = 0.1,
+) -> Float[Array, "*epochs"]:
   """Linear warm-up from a tenth of the base rate, then cosine to 0 at `num_epochs`.
 
   Args:
-    epoch: counted from 0; fractions are allowed; may be traced.
+    epoch: counted from 0; may be a fraction, an array, and traced.
     num_epochs: length of the run.
     base: rate at the end of the warm-up.
     warmup_epochs: length of the warm-up; 0 for none.
     warmup_factor: share of the base rate at epoch 0.
-
-  Returns:
-    Scalar float32.
   """
-  epoch = jnp.asarray(epoch, jnp.float32)
-  done = epoch / max(warmup_epochs, 1e-9)
-  warm = warmup_factor * (1 - done) + done
-  progress = (epoch - warmup_epochs) / max(num_epochs - warmup_epochs, 1e-9)
-  cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0)))
-  return base * jnp.where(epoch < warmup_epochs, warm, cosine)
+  decay = optax.cosine_decay_schedule(base, max(num_epochs - warmup_epochs, _NO_TIME))
+  schedule = decay
+  if warmup_epochs:
+    warmup = optax.linear_schedule(warmup_factor * base, base, warmup_epochs)
+    schedule = optax.join_schedules([warmup, decay], [warmup_epochs])
+  return jnp.asarray(schedule(jnp.asarray(epoch, jnp.float32)), jnp.float32)
 
 
-def scaled_learning_rate(base, batch_size, reference_batch=64, rule="linear"):
+def scaled_learning_rate(
+  base: float, batch_size: int, reference_batch: int = 64, rule: str = "linear"
+) -> float:
   """The base rate for another batch size.
 
-  "linear" is the rule of SGD: a batch m times larger makes m times fewer steps, each m times
+  "linear" is the rule of SGD: an m times larger batch makes m times fewer steps, each m times
   longer. It fits Adam while its epsilon outweighs the gradient, |g| << eps, because the update is
   then the mean gradient / eps; the released eps of 1e-3 is large. "sqrt" is the usual rule of
   Adam with a small epsilon, whose update does not shrink with the gradient. |g| is about
@@ -55,9 +63,6 @@ def scaled_learning_rate(base, batch_size, reference_batch=64, rule="linear"):
     reference_batch: pairs in the batch that `base` was chosen for.
     rule: "linear": base m, or "sqrt": base sqrt(m), with m = batch_size / reference_batch.
 
-  Returns:
-    The rate, a float.
-
   Raises:
     ValueError: for an unknown rule.
   """
@@ -67,21 +72,21 @@ def scaled_learning_rate(base, batch_size, reference_batch=64, rule="linear"):
   return base * (ratio if rule == "linear" else math.sqrt(ratio))
 
 
-def is_bias(tree):
-  """Which leaves are biases, by name: a tree of bool."""
+def is_bias(tree: Any) -> Any:
+  """Marks the leaves that are biases, by name: a tree of bool."""
   return jax.tree_util.tree_map_with_path(lambda path, _: "bias" in path_name(path), tree)
 
 
 class AdamState(NamedTuple):
   """Adam's averages; `count` is the number of updates made."""
 
-  count: jax.Array
+  count: Int[Array, ""]
   mu: optax.Params
   nu: optax.Params
 
 
-def _scale_by_adam_half(b1, b2, eps):
-  """Adam whose second moment is kept in float16, as the released code keeps it.
+def _scale_by_adam_half(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+  """Adam that keeps its second moment in float16, as the released code does.
 
   Squares of gradients below about 5e-3 then vanish, and such a weight moves by its corrected
   first moment / eps: momentum SGD in effect. optax offers a narrow first moment only.
@@ -119,40 +124,37 @@ def _scale_by_adam_half(b1, b2, eps):
 
 def create(
   *,
-  num_epochs,
-  steps_per_epoch,
-  base=1e-5,
-  warmup_epochs=5,
-  lr_update="epoch",
-  betas=(0.9, 0.999),
-  epsilon=1e-3,
-  weight_decay=4e-5,
-  decoupled=False,
-  bias_lr_multiplier=2.0,
-  second_moment="float32",
-):
+  num_epochs: int,
+  steps_per_epoch: int,
+  base: float,
+  warmup_epochs: int | float,
+  lr_update: str,
+  betas: tuple[float, float],
+  epsilon: float,
+  weight_decay: float,
+  decoupled: bool,
+  bias_lr_multiplier: float,
+  second_moment: str,
+) -> optax.GradientTransformation:
   """The optimiser as an optax chain.
 
   Args:
     num_epochs, steps_per_epoch: length of the run.
     base: learning rate after the warm-up.
     warmup_epochs: epochs of linear warm-up.
-    lr_update: "epoch" sets the rate once an epoch (released code), "step" every step.
+    lr_update: "epoch" sets the rate once per epoch (released code), "step" every step.
     betas: decay of Adam's two averages.
     epsilon: added to the root of the second moment, after bias correction.
     weight_decay: on everything but biases.
     decoupled: False adds the decay to the gradient (L2, released code), True to the update (AdamW).
-    bias_lr_multiplier: biases learn this many times faster.
+    bias_lr_multiplier: learning rate of biases, as a multiple of that of the other weights.
     second_moment: "float32", or "float16" to emulate the released code's precision.
-
-  Returns:
-    An `optax.GradientTransformation`.
 
   Raises:
     ValueError: for an unknown `lr_update` or `second_moment`.
   """
-  if lr_update not in ("epoch", "step"):
-    raise ValueError(f"lr_update must be 'epoch' or 'step', not {lr_update!r}")
+  if lr_update not in LR_UPDATES:
+    raise ValueError(f"lr_update must be one of {LR_UPDATES}, not {lr_update!r}")
   if second_moment not in SECOND_MOMENTS:
     raise ValueError(f"second_moment must be one of {SECOND_MOMENTS}, not {second_moment!r}")
 

@@ -1,4 +1,7 @@
-"""What a training run carries from step to step, made inside jit and laid out by the rules."""
+"""The state that training carries from step to step, created inside jit."""
+
+from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
@@ -13,21 +16,18 @@ from dgia_jax.method import memory_bank
 class TrainState:
   """Everything that a step reads and writes, and that a checkpoint stores."""
 
-  step: jax.Array  # () int32, steps done
+  step: memory_bank.Leaf  # () int32, steps done
   params: dict  # nested dict of float32 arrays; block weights are stacked over layers
   opt_state: optax.OptState
   bank: memory_bank.Bank
 
 
-def layout(mesh, state):
-  """Layouts of a TrainState.
+def layout(mesh: jax.sharding.Mesh, state: TrainState) -> TrainState:
+  """The layout of every array of a state: a TrainState of `NamedSharding`s.
 
   Args:
     mesh: the mesh.
     state: a TrainState of arrays or `jax.ShapeDtypeStruct`s.
-
-  Returns:
-    A TrainState of `NamedSharding`.
   """
   return TrainState(
     step=sharding.replicated(mesh),
@@ -37,17 +37,20 @@ def layout(mesh, state):
   )
 
 
-def initializer(init_params, optimizer, *, num_pairs, feature_dim):
-  """How a fresh state is made.
+def initializer(
+  init_params: Callable[[], Any],
+  optimizer: optax.GradientTransformation,
+  *,
+  num_pairs: int,
+  feature_dim: int,
+) -> Callable[[], TrainState]:
+  """A function without arguments that returns a fresh state; to be traced.
 
   Args:
     init_params: function without arguments that returns the parameters; traced.
     optimizer: an optax transformation.
     num_pairs: training pairs, N before padding.
     feature_dim: D.
-
-  Returns:
-    Function without arguments that returns a TrainState; to be traced.
   """
 
   def init():
@@ -62,14 +65,11 @@ def initializer(init_params, optimizer, *, num_pairs, feature_dim):
   return init
 
 
-def create(mesh, init):
-  """A fresh state, every array born on the devices that own it.
+def create(mesh: jax.sharding.Mesh, init: Callable[[], TrainState]) -> TrainState:
+  """A fresh state, every array created on the devices that own it.
 
   Args:
     mesh: the mesh.
     init: see `initializer`.
-
-  Returns:
-    A TrainState of global arrays.
   """
   return jax.jit(init, out_shardings=layout(mesh, jax.eval_shape(init)))()

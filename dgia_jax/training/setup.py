@@ -23,8 +23,8 @@ from dgia_jax.data import batches as batches_lib
 from dgia_jax.data import datasets, tokenizer
 from dgia_jax.data import pairs as pairs_lib
 from dgia_jax.errors import UserError
+from dgia_jax.method import mining, strict_mining, train_state, train_step
 from dgia_jax.method import optimizer as optimizer_lib
-from dgia_jax.method import train_state, train_step
 from dgia_jax.models import backend, dual_encoder, pretrained
 from dgia_jax.training import checkpoint
 from dgia_jax.training import workdir as workdir_lib
@@ -310,17 +310,16 @@ def _check_same_shapes(source: str, loaded: Mapping, params: Mapping) -> None:
     )
 
 
-def create_step(setup: TrainingSetup, **mining: Any) -> functools.partial:
+def create_step(setup: TrainingSetup, **replaced: Any) -> functools.partial:
   """Binds every argument of the training step except (state, batch).
 
   Args:
     setup: the training setup.
-    **mining: `mine_local` or `mine_global`, functions that replace how relations are mined.
+    **replaced: `mine_local` or `mine_global`, functions that replace how relations are mined.
 
   Returns:
-    Function (state, batch) -> (state, output).
+    Function (state, batch) -> (state, StepOutput).
   """
-  captions_of_image = np.bincount(setup.train_pairs.image_of_pair_N)
   return functools.partial(
     train_step.train_step,
     encode=setup.encode,
@@ -329,6 +328,31 @@ def create_step(setup: TrainingSetup, **mining: Any) -> functools.partial:
     mesh=setup.mesh,
     mask_id=setup.tokenizer.mask_id,
     steps_per_epoch=setup.steps_per_epoch,
-    same_image_rows=int(captions_of_image.max()) - 1,
-    **mining,
+    **(mining_functions(setup) | replaced),
   )
+
+
+def mining_functions(setup: TrainingSetup) -> dict[str, Any]:
+  """The method's mining, or the stricter mining that the config asks for, with its settings bound.
+
+  Returns:
+    {"mine_local", "mine_global"}, see `dgia_jax.method.mining`.
+  """
+  config = setup.config
+  functions, strict = mining, {}
+  if any(config.strict_mining.values()):
+    functions, strict = strict_mining, {"strict": config.strict_mining}
+  captions_of_image = np.bincount(setup.train_pairs.image_of_pair_N)
+  return {
+    "mine_local": functools.partial(
+      functions.mine_local, settings=config.local_association, **strict
+    ),
+    "mine_global": functools.partial(
+      functions.mine_global,
+      settings=config.global_association,
+      mesh=setup.mesh,
+      block_rows=config.bank.block_rows,
+      same_image_rows=int(captions_of_image.max()) - 1,
+      **strict,
+    ),
+  }

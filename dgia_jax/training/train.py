@@ -13,7 +13,7 @@ from dgia_jax import distributed, sharding
 from dgia_jax.data import batches as batches_lib
 from dgia_jax.data.prefetch import Prefetcher
 from dgia_jax.errors import UserError
-from dgia_jax.method import train_state, train_step
+from dgia_jax.method import compilation, train_state
 from dgia_jax.reporting import metrics_writer
 from dgia_jax.training import checkpoint, evaluate
 from dgia_jax.training import setup as setup_lib
@@ -87,7 +87,7 @@ def _loop(run, checkpoints, console, state, record, asked_to_stop, transform_bat
   batches = Prefetcher(_placed_batches(run, first, transform_batch), PREFETCH)
   batch = next(batches)
   start = time.time()
-  step_function = train_step.compile_step(
+  step_function = compilation.compile_step(
     setup_lib.create_step(run, **searches), run.mesh, state, batch
   )
   console.print(f"training step compiled in {time.time() - start:.1f} s")

@@ -8,7 +8,7 @@ import time
 import jax
 
 from dgia_jax import config as config_lib
-from dgia_jax import distributed
+from dgia_jax import distributed, older_names
 from dgia_jax.errors import UserError
 from dgia_jax.reporting import metrics_writer
 
@@ -97,6 +97,6 @@ def read_config(workdir):
   if not is_claimed(workdir):
     raise UserError(f"--workdir={workdir}: holds no run ({CONFIG} is missing); train one first")
   try:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return older_names.current_config(json.loads(path.read_text(encoding="utf-8")))
   except json.JSONDecodeError as error:
     raise UserError(f"{path} is damaged ({error}); delete the folder to start anew") from error

@@ -8,16 +8,18 @@ the one where a batch passes on its way to the device, and these oracles are plu
 import jax.numpy as jnp
 import numpy as np
 
-from dgia_jax.method import association, memory_bank
+from dgia_jax.method import memory_bank
+from dgia_jax.method.global_association import Neighbours
 
 
-def true_relations(pairs, k, seed):
+def true_relations(pairs, k, seed, mesh):
   """True relations in place of mined ones, for the local, global and consistency losses.
 
   Args:
     pairs: the training PairTable; its identities are READ here.
     k: neighbours an anchor is given, chosen at random among the person's other images.
     seed: of that choice.
+    mesh: the mesh of the run.
 
   Returns:
     {"mine_local", "mine_global"} for `dgia_jax.training.train.train`.
@@ -25,20 +27,19 @@ def true_relations(pairs, k, seed):
   person_N = jnp.asarray(pairs.person_of_pair_N)
   mates_NxK = jnp.asarray(_mates(pairs, k, np.random.default_rng([seed, 1])))
 
-  def mine_local(image_features, text_features, batch, config):
-    del image_features, text_features, config
+  def mine_local(features, batch):
+    del features
     person_B = jnp.where(
       batch["mask"], person_N[batch["index"]], -1 - jnp.arange(len(batch["mask"]))
     )
     return person_B[:, None] == person_B[None, :]
 
-  def mine_global(bank, image_features, text_features, batch, config, mesh, same_image_rows=0):
-    del text_features, config, same_image_rows
+  def mine_global(bank, features, batch):
     rows_BxK = mates_NxK[batch["index"]]
-    features, norms = memory_bank.gather((bank.image, bank.image_inverse_norm), rows_BxK, mesh=mesh)
-    anchors = image_features * memory_bank.inverse_norm(image_features)[:, None]
-    scores_BxK = jnp.einsum("bd,bkd->bk", anchors, features) * norms
-    return association.Neighbours(rows_BxK, scores_BxK, (rows_BxK >= 0) & (norms > 0))
+    mined, norms = memory_bank.gather((bank.image, bank.image_inverse_norm), rows_BxK, mesh=mesh)
+    anchors = features.image * memory_bank.inverse_norm(features.image)[:, None]
+    scores_BxK = jnp.einsum("bd,bkd->bk", anchors, mined) * norms
+    return Neighbours(rows_BxK, scores_BxK, (rows_BxK >= 0) & (norms > 0))
 
   return {"mine_local": mine_local, "mine_global": mine_global}
 

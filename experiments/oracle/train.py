@@ -12,7 +12,7 @@ import sys
 
 from absl import flags
 
-from dgia_jax import cli, distributed
+from dgia_jax import cli, distributed, sharding
 from dgia_jax import main as main_lib
 from dgia_jax.errors import UserError
 
@@ -39,7 +39,9 @@ def train(oracle_name, config, workdir, console):
   splits = setup.load_splits(config)
   pairs = splits["train"]
   if oracle_name == "relations":
-    plugged = relations.true_relations(pairs, config.global_association.k, config.seed)
+    plugged = relations.true_relations(
+      pairs, config.global_association.k, config.seed, sharding.create_mesh(**config.mesh)
+    )
   else:
     words = setup.load_tokenizer(config, workdir, pairs.captions)
     plugged = relations.true_captions(pairs, words.encode(pairs.captions), config.seed)

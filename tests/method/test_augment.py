@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from dgia_jax import sharding
-from dgia_jax.method import augment
 from dgia_jax.models import pixels as pixels_lib
+from tests.helpers import recipe
 from tests.helpers.golden_data import description
 
 CLIP_MEAN = np.float32([0.48145466, 0.4578275, 0.40821073])
@@ -15,9 +15,7 @@ START, END, MASK = 49406, 49407, 49405
 # Compiling is what takes time here, so most tests share one shape.
 SHAPE = COUNT, HEIGHT, WIDTH, _ = (1500, 40, 20, 3)
 
-_distort = jax.jit(
-  augment.distort_images, static_argnames=("padding", "erase_area", "erase_aspect")
-)
+_distort = jax.jit(recipe.distort_images, static_argnames=("padding", "erase_area", "erase_aspect"))
 
 
 def distort(images, key=0, **options):
@@ -189,7 +187,7 @@ def tokens_of(*captions, length=10):
   return np.array([row + [0] * (length - len(row)) for row in rows], np.int32)
 
 
-_mask = jax.jit(augment.mask_tokens, static_argnames="mask_first")
+_mask = jax.jit(recipe.mask_tokens, static_argnames="mask_first")
 
 
 def mask(tokens, key=0, **options):
@@ -260,7 +258,7 @@ def test_views_do_not_depend_on_how_the_batch_is_split(rng):
 
   def both(key, images, tokens):
     image_key, text_key = jax.random.split(key)
-    return augment.distort_images(image_key, images), augment.mask_tokens(
+    return recipe.distort_images(image_key, images), recipe.mask_tokens(
       text_key, tokens, mask_id=100
     )
 

@@ -40,7 +40,7 @@ def loss(features):
 
 
 def compiled(params, batch, mesh, parts):
-  function = lambda params, batch: gradient_cache.of_features_loss(
+  function = lambda params, batch: gradient_cache.gradient_of(
     loss, encode, params, batch, parts=parts, mesh=mesh
   )
   layout = (sharding.replicated(mesh), sharding.batch(mesh))

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from dgia_jax.method import association, losses
+from dgia_jax.method import local_association, losses
 from tests.helpers.golden_data import assert_gradient, assert_loss, cases, description
 
 pytestmark = pytest.mark.accelerator
@@ -46,9 +46,9 @@ def _padded(rng, padding):
 
 def test_padded_rows_change_no_loss_and_no_gradient(rng):
   image, text, image_p, text_p, mask = _padded(rng, 3)
-  targets = association.local_targets(image, text, threshold=0.1)
-  relations_p = association.local_relations(image_p, text_p, threshold=0.1, row_mask=mask)
-  targets_p = association.targets_of_relations(relations_p)
+  targets = local_association.local_targets(image, text, threshold=0.1)
+  relations_p = local_association.local_relations(image_p, text_p, threshold=0.1, row_mask=mask)
+  targets_p = local_association.relation_targets(relations_p, 0.1)
   for plain, padded in (
     (losses.itc, lambda v, t: losses.itc(v, t, row_mask=mask)),
     (
@@ -61,26 +61,6 @@ def test_padded_rows_change_no_loss_and_no_gradient(rng):
     np.testing.assert_allclose(value_p, value, rtol=1e-6)
     np.testing.assert_allclose(gradient_p[:6], gradient, rtol=1e-5, atol=1e-7)
     assert not np.any(gradient_p[6:])
-
-
-def test_spared_pairs_are_no_negatives(rng):
-  """As if they were not in each other's rows and columns."""
-  image, text = rng.normal(size=(2, 4, 8)).astype(np.float32)
-  spared = np.eye(4, dtype=bool)
-  spared[1, 3] = spared[3, 1] = True
-  logits = np.asarray(losses.cosine(image, text)) / 0.1
-  terms = []
-  for direction in (logits, logits.T):
-    for row in range(4):
-      kept = [column for column in range(4) if column == row or not spared[row, column]]
-      terms.append(np.log(np.exp(direction[row, kept]).sum()) - direction[row, row])
-  value = losses.itc(image, text, 0.1, spared=spared)
-  np.testing.assert_allclose(value, np.mean(terms), rtol=1e-5)
-  gradient = jax.grad(lambda v: losses.itc(v, text, 0.1, spared=spared))(image)
-  assert np.isfinite(gradient).all()
-  np.testing.assert_allclose(
-    losses.itc(image, text, spared=np.eye(4, dtype=bool)), losses.itc(image, text), rtol=1e-6
-  )
 
 
 def test_rows_of_zeros_have_finite_gradients(rng):

@@ -77,9 +77,9 @@ def test_gather_fetches_rows_from_their_owners(mesh, rng):
   image, text = rng.normal(size=(2, 96, 8)).astype(np.float32)
   bank = _bank(mesh, image, text, np.arange(96, dtype=np.int32))
   rows = rng.integers(0, 96, (5, 3))
-  mined_image, mined_group = gather((bank.image, bank.group), rows, mesh=mesh)
+  mined_image, mined_images = gather((bank.image, bank.group), rows, mesh=mesh)
   np.testing.assert_array_equal(mined_image, image[rows])
-  np.testing.assert_array_equal(mined_group, rows // 2)
+  np.testing.assert_array_equal(mined_images, rows // 2)
   assert not np.any(gather(bank.image, np.array([-1, 96]), mesh=mesh))
 
 
@@ -180,15 +180,6 @@ def test_block_rows_hold_the_memory_of_a_search():
   assert memory_bank.block_rows_for(64, "cpu") == 2048
   for platform in ("cpu", "gpu", "tpu"):
     assert memory_bank.block_rows_for(16384, platform) * 16384 <= 2**25
-
-
-def test_gate_scales_the_weight_by_agreement():
-  image = jnp.array([[1.0, 0], [1, 0], [1, 0]])
-  text = jnp.array([[3.0, 0], [1, 1], [-1, 0]])
-  gated = memory_bank.agreement_weight(image, text, 0.9, True)
-  np.testing.assert_allclose(gated, [0.9, 0.9 * 0.5**0.5, 0.0], atol=1e-6)
-  plain = memory_bank.agreement_weight(image, text, 0.9, False)
-  np.testing.assert_allclose(plain, [0.9] * 3, rtol=1e-6)
 
 
 def test_padded_rows_do_not_depend_on_the_mesh():

@@ -8,7 +8,7 @@ from flax import nnx
 from dgia_jax import sharding
 from dgia_jax.method import optimizer
 from dgia_jax.models import dual_encoder
-from tests.helpers import tiny_run
+from tests.helpers import recipe, tiny_run
 from tests.helpers.golden_data import arrays, cases, description
 
 ADAM_CASES = dict(cases("p08_adam"))
@@ -42,7 +42,7 @@ def rates(tx, steps, params):
 
 def plain(**options):
   """A chain without decay whose direction for gradients of 1 is 1."""
-  return optimizer.create(**dict(epsilon=1e-12, weight_decay=0.0) | options)
+  return recipe.create_optimizer(**dict(epsilon=1e-12, weight_decay=0.0) | options)
 
 
 PAIR = {"kernel": jnp.ones(1), "bias": jnp.ones(1)}
@@ -95,7 +95,7 @@ def test_bias_rate():
 
 def chain(facts, **options):
   """Our chain at the constant rate of a reference case."""
-  return optimizer.create(
+  return recipe.create_optimizer(
     num_epochs=10**9,  # the cosine stands still
     steps_per_epoch=1,
     base=facts["base_lr"],
@@ -184,7 +184,7 @@ def test_linear_rule_keeps_what_an_epoch_moves_while_epsilon_is_large():
   settings = dict(num_epochs=10**9, steps_per_epoch=1, warmup_epochs=0, weight_decay=0.0)
 
   def moved(steps, rate, epsilon):
-    tx = optimizer.create(base=rate, epsilon=epsilon, **settings)
+    tx = recipe.create_optimizer(base=rate, epsilon=epsilon, **settings)
     state, total = tx.init(params), params
     for _ in range(steps):
       updates, state = tx.update(gradient, state, params)
@@ -202,8 +202,8 @@ def test_half_second_moment_vanishes_for_small_gradients():
   settings = dict(num_epochs=10**9, steps_per_epoch=1, base=1.0, warmup_epochs=0, weight_decay=0.0)
   gradients = {"kernel": jnp.array([1e-3, -4e-3, 5e-3, 6e-3, 0.5])}
   params = jax.tree.map(jnp.zeros_like, gradients)
-  half = optimizer.create(second_moment="float16", **settings)
-  full = optimizer.create(second_moment="float32", **settings)
+  half = recipe.create_optimizer(second_moment="float16", **settings)
+  full = recipe.create_optimizer(second_moment="float32", **settings)
   half_state, full_state = half.init(params), full.init(params)
   for step in range(3):
     half_updates, half_state = half.update(gradients, half_state, params)
@@ -225,7 +225,7 @@ def test_half_second_moment_vanishes_for_small_gradients():
 
 def test_decoupled_decay_equals_adamw(rng):
   params = {"kernel": rng.normal(size=5).astype(np.float32), "bias": np.ones(3, np.float32)}
-  ours = optimizer.create(
+  ours = recipe.create_optimizer(
     num_epochs=4, steps_per_epoch=2, base=1e-2, warmup_epochs=1, lr_update="step", epsilon=1e-8,
     weight_decay=0.1, decoupled=True, bias_lr_multiplier=1.0, betas=(0.8, 0.95),
   )  # fmt: skip
@@ -250,7 +250,7 @@ def test_coupled_decay_goes_through_adam_and_decoupled_does_not():
   settings = dict(num_epochs=9, steps_per_epoch=1, base=1.0, warmup_epochs=0, weight_decay=0.1)
   moved = {}
   for decoupled in (False, True):
-    tx = optimizer.create(decoupled=decoupled, **settings)
+    tx = recipe.create_optimizer(decoupled=decoupled, **settings)
     updates, _ = tx.update(zeros, tx.init(params), params)
     moved[decoupled] = float(updates["kernel"][0])
   assert moved[True] == pytest.approx(-0.1 * 3.0)
@@ -264,7 +264,7 @@ def test_everything_but_biases_decays_layer_norm_weights_included(decoupled):
   )
   abstract = nnx.to_pure_dict(nnx.state(nnx.eval_shape(model), nnx.Param))
   params = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), abstract)
-  tx = optimizer.create(
+  tx = recipe.create_optimizer(
     num_epochs=9, steps_per_epoch=1, base=1.0, warmup_epochs=0, decoupled=decoupled
   )
   updates, _ = jax.jit(tx.update)(jax.tree.map(np.zeros_like, params), tx.init(params), params)
@@ -287,6 +287,6 @@ def test_everything_but_biases_decays_layer_norm_weights_included(decoupled):
 
 def test_unknown_choices_are_errors():
   with pytest.raises(ValueError, match="lr_update.*'week'"):
-    optimizer.create(num_epochs=1, steps_per_epoch=1, lr_update="week")
+    recipe.create_optimizer(num_epochs=1, steps_per_epoch=1, lr_update="week")
   with pytest.raises(ValueError, match="second_moment.*'int8'"):
-    optimizer.create(num_epochs=1, steps_per_epoch=1, second_moment="int8")
+    recipe.create_optimizer(num_epochs=1, steps_per_epoch=1, second_moment="int8")

@@ -1,13 +1,23 @@
+import functools
+
 import jax
 import numpy as np
 import optax
 import pytest
 
 from dgia_jax import config, sharding
-from dgia_jax.method import association, memory_bank, optimizer, train_state, train_step
+from dgia_jax.method import (
+  compilation,
+  global_association,
+  memory_bank,
+  mining,
+  strict_mining,
+  train_state,
+  train_step,
+)
 from dgia_jax.models.pretrained import params as params_lib
 from dgia_jax.models.pretrained import tensor_names
-from tests.helpers import compiled_bank, model_b
+from tests.helpers import compiled_bank, model_b, recipe
 from tests.helpers.golden_data import arrays, assert_loss, description
 
 LOSSES = {"itc": "itc_loss", "local": "sdm_loss", "global": "mem_loss", "consistency": "cons_loss"}
@@ -23,7 +33,7 @@ WAYS = [*ON_ONE, ((2, 2, 2), 1), ((2, 2, 2), 2)]
 def given_views(monkeypatch):
   """The step takes both views from the batch: the reference fixed its random draws as arrays."""
   monkeypatch.setattr(
-    train_step, "two_views", lambda key, batch, config, mask_id: (batch["pixels"], batch["tokens"])
+    train_step, "two_views", lambda key, images, tokens, **settings: (images, tokens)
   )
 
 
@@ -52,7 +62,7 @@ class Reference:
     clean = self.data["images"][index] if images is None else images
     pixels = np.stack([clean, self.data["images_aug"][index]], axis=1).astype(np.float32)
     return {
-      "pixels": pixels.transpose(0, 1, 3, 4, 2),
+      "image": pixels.transpose(0, 1, 3, 4, 2),
       "tokens": np.stack([self.data["captions"][index], self.data["mlm"][index]], axis=1),
       "index": index,
       "image_index": index,
@@ -62,10 +72,18 @@ class Reference:
   def step(self, index, images=None):
     batch = sharding.global_batch(self.mesh, self.batch(index, images), len(index))
     if self._compiled is None:
-      self._compiled = train_step.compile_step(
+      config = self.config
+      searches = {
+        "mine_local": functools.partial(mining.mine_local, settings=config.local_association),
+        "mine_global": functools.partial(
+          mining.mine_global, settings=config.global_association, mesh=self.mesh,
+          block_rows=config.bank.block_rows, same_image_rows=0,
+        ),
+      }  # fmt: skip
+      self._compiled = compilation.compile_step(
         lambda state, batch: train_step.train_step(
           state, batch, encode=self.encode, optimizer=self._tx, config=self.config,
-          mesh=self.mesh, mask_id=997, steps_per_epoch=3,
+          mesh=self.mesh, mask_id=997, steps_per_epoch=3, **searches,
         ),
         self.mesh, self.state, batch,
       )  # fmt: skip
@@ -80,7 +98,9 @@ def _selected(neighbours):
 @pytest.mark.parametrize("mesh_shape, accumulation", WAYS, ids=str)
 def test_nine_steps_equal_the_reference_trajectory(given_views, mesh_shape, accumulation):
   facts = description("p11_traj_B")
-  tx = optimizer.create(num_epochs=facts["num_epoch_arg"], steps_per_epoch=3, base=facts["lr"])
+  tx = recipe.create_optimizer(
+    num_epochs=facts["num_epoch_arg"], steps_per_epoch=3, base=facts["lr"]
+  )
   reference = Reference("p11_traj_B", mesh_shape, tx, accumulation)
   data = reference.data
   for step in range(9):
@@ -191,14 +211,19 @@ def test_start_epochs_hold_relations_back(given_views, accumulation):
 
 def _mine_first(bank, features, batch, settings, mesh):
   """Neighbours of the first pair; compiled in every call, since settings change between them."""
-  mine = lambda: train_step.mine_global(
-    bank, features[:1], features[:1], batch, settings, mesh, same_image_rows=1
-  )
+  library, strict = mining, {}
+  if any(settings.strict_mining.values()):
+    library, strict = strict_mining, {"strict": settings.strict_mining}
+  pair = mining.FeaturePair(features[:1], features[:1])
+  mine = lambda: library.mine_global(
+    bank, pair, batch, settings=settings.global_association, mesh=mesh,
+    block_rows=settings.bank.block_rows, same_image_rows=1, **strict,
+  )  # fmt: skip
   return jax.jit(mine)()
 
 
 def test_exclude_same_image_in_the_step(given_views):
-  """Rows that hold the anchor's image are skipped by the group stored with each row."""
+  """Rows that hold the anchor's image are skipped by the image number stored with each row."""
   mesh = sharding.create_mesh(1, 1, 1, devices=jax.devices()[:1])
   features = np.eye(4, dtype=np.float32)[[0, 0, 0, 1]] + np.float32([[0], [0.1], [0.2], [0.3]])
   bank = memory_bank.create(3072, 4)
@@ -215,8 +240,8 @@ def test_exclude_same_image_in_the_step(given_views):
   assert set(_selected(mine())[0]) == {2, 3, -1}
 
 
-def test_mutual_neighbours_look_past_their_own_captions():
-  """Two images with two captions each: each image's twin fills a slot that is not the anchor's."""
+def test_reciprocal_neighbours_ignore_their_own_captions():
+  """Two images with two captions each: an image's other caption takes a slot from the anchor."""
   mesh = sharding.create_mesh(1, 1, 1, devices=jax.devices()[:1])
   features = np.float32([[1, 0], [1, 0.05], [1, 0.2], [1, 0.21], [-1, 1]])
   bank = memory_bank.create(3072, 2)
@@ -225,10 +250,10 @@ def test_mutual_neighbours_look_past_their_own_captions():
     bank, index, images, features, features, np.ones(5, np.float32), mesh=mesh
   )
   settings = config.base()
-  settings.global_association.k, settings.global_association.mutual = 1, True
+  settings.global_association.k, settings.strict_mining.reciprocal = 1, True
   batch = {"index": index[:1], "image_index": images[:1]}
   mine = lambda: _mine_first(bank, features, batch, settings, mesh)
-  assert set(_selected(mine())[0]) == {1}  # the anchor's own twin, which finds it back
+  assert set(_selected(mine())[0]) == {1}  # the anchor's own image, which retrieves it
   settings.global_association.exclude_same_image = True
   assert set(_selected(mine())[0]) == {2}
 
@@ -237,5 +262,5 @@ def test_report_when_the_global_loss_is_off(given_views):
   reference = _gradient_reference(**{"global": 0.0})
   report = reference.step(reference.data["epoch1_perm"][:8])
   assert not report.neighbours.valid.any()
-  expected = association.no_neighbours(8, 3)
+  expected = global_association.no_neighbours(8, 3)
   np.testing.assert_array_equal(report.neighbours.rows, expected.rows)

@@ -13,7 +13,7 @@ import pytest
 
 from dgia_jax import sharding
 from dgia_jax.errors import UserError
-from dgia_jax.method import train_step
+from dgia_jax.method import compilation, train_step, views
 from dgia_jax.reporting.console import Console
 from dgia_jax.training import checkpoint, setup, train
 from tests.helpers import tiny_run
@@ -88,7 +88,7 @@ def _steps(mesh, count=6, splits=None, **fields):
   batches = train._placed_batches(parts, 0)
   reports, compiled = [], None
   for _, batch in zip(range(count), batches, strict=False):
-    compiled = compiled or train_step.compile_step(
+    compiled = compiled or compilation.compile_step(
       setup.create_step(parts), parts.mesh, state, batch
     )
     state, report = compiled(state, batch)
@@ -265,7 +265,7 @@ def test_a_view_that_is_not_needed_yet_is_not_missed(no_tokenizer_folder, monkey
   """Skipping the distorted view before its losses start gives the steps that encoding it gives."""
   fields = {"local_association__start_epoch": 2}
   skipped, skipped_state = _steps((1, 1, 1), 8, **fields)
-  together = train_step.encode_views
+  together = views.encode_views
   monkeypatch.setattr(train_step, "encode_views", lambda *args: together(*args[:4]))
   encoded, encoded_state = _steps((1, 1, 1), 8, **fields)
   for ours, theirs in zip(skipped, encoded, strict=True):

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from dgia_jax import sharding
-from dgia_jax.method import train_step
+from dgia_jax.method import compilation
+from dgia_jax.method import views as views_lib
 from dgia_jax.training import setup
 from experiments.speed.benchmark import jax_step, torch_association, torch_step
 from experiments.speed.benchmark import problem as problem_lib
@@ -66,10 +67,17 @@ def _our_step(problem):
     run.mesh, problem_lib.batch(problem, config.batch_size), config.batch_size
   )
   key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-  views = train_step.two_views(key, batch, config, problem.mask_id)
+  views = views_lib.two_views(
+    key,
+    batch["image"],
+    batch["tokens"],
+    settings=config.augment,
+    mask_id=problem.mask_id,
+    distorted=True,
+  )
   before = jax.device_get((state.params, (state.bank.image, state.bank.text)))
   start = (*before, jax.device_get((*views, batch["index"])))
-  compiled = train_step.compile_step(setup.create_step(run), run.mesh, state, batch)
+  compiled = compilation.compile_step(setup.create_step(run), run.mesh, state, batch)
   state, report = compiled(state, batch)
   after = jax.device_get((state.params, (state.bank.image, state.bank.text)))
   metrics = {name: float(value) for name, value in report.metrics.items()}

@@ -19,7 +19,7 @@ from dgia_jax import sharding
 from dgia_jax.data import batches as batches_lib
 from dgia_jax.data.pairs import PairTable
 from dgia_jax.data.prefetch import Prefetcher
-from dgia_jax.method import memory_bank, train_state, train_step
+from dgia_jax.method import compilation, memory_bank, train_state, views
 from dgia_jax.models import dual_encoder
 from dgia_jax.models import pixels as pixels_lib
 from dgia_jax.training import setup, train
@@ -100,7 +100,14 @@ def make_state(problem, run):
   @jax.jit
   def encode(params, batch):
     key = jax.random.key(0)
-    pixels, tokens = train_step.two_views(key, batch, run.config, problem.mask_id)
+    pixels, tokens = views.two_views(
+      key,
+      batch["image"],
+      batch["tokens"],
+      settings=run.config.augment,
+      mask_id=problem.mask_id,
+      distorted=True,
+    )
     return run.encode(params, pixels[:, 0], tokens[:, 0])
 
   features = jax.device_get(encode(state.params, batch))
@@ -224,7 +231,7 @@ class JaxContender:
     run, batch = self._run, self._batch(self._config.batch_size)
     state = [make_state(self._problem, run)]
     start = time.perf_counter()
-    compiled = train_step.compile_step(setup.create_step(run), run.mesh, state[0], batch)
+    compiled = compilation.compile_step(setup.create_step(run), run.mesh, state[0], batch)
     facts = {"compile": time.perf_counter() - start, **memory_facts(compiled)}
 
     def step(wait=True, batch=batch):
@@ -245,7 +252,7 @@ class JaxContender:
     problem, mesh = self._problem, self._run.mesh
     dim = dual_encoder.SIZES[self._config.model.name].feature_width
     views = [problem_lib.features(size, dim, seed) for seed in (0, 1)]
-    # (2B, D): both views of a pair beside each other, as `train_step.encode_views` has them.
+    # (2B, D): both views of a pair beside each other, as `views.encode_views` has them.
     beside = lambda modality: np.stack([view[modality] for view in views], 1).reshape(-1, dim)
     features = {"image": beside(0), "text": beside(1)}
     rows = [problem_lib.bank(feature, problem.num_pairs) for feature in views[0]]
@@ -261,7 +268,7 @@ class JaxContender:
       optimizer=optax.set_to_zero(),
     )
     batch = self._batch(size)
-    compiled = train_step.compile_step(step, mesh, state[0], batch)
+    compiled = compilation.compile_step(step, mesh, state[0], batch)
 
     def run(wait=True):
       state[0], report = compiled(state[0], batch)
@@ -273,7 +280,14 @@ class JaxContender:
   def _make_views(self, _):
     batch = self._batch(self._config.batch_size)
     views = jax.jit(
-      lambda key, batch: train_step.two_views(key, batch, self._config, self._problem.mask_id)
+      lambda key, batch: views.two_views(
+        key,
+        batch["image"],
+        batch["tokens"],
+        settings=self._config.augment,
+        mask_id=self._problem.mask_id,
+        distorted=True,
+      )
     )
     return _caller(views, jax.random.key(0), batch), {}
 
