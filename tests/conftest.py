@@ -29,7 +29,9 @@ sys.path.insert(0, os.path.dirname(_TESTS))
 
 import jaxtyping  # noqa: E402
 
-jaxtyping.install_import_hook("dgia_jax", "beartype.beartype")
+import tests.helpers.typecheck  # noqa: E402, F401  (the hook looks it up by name)
+
+jaxtyping.install_import_hook("dgia_jax", "tests.helpers.typecheck.check")
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402

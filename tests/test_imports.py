@@ -94,7 +94,7 @@ def test_an_import_against_the_order_is_found():
   broken = {
     "method.losses": "from dgia_jax.training import train",
     "data.pairs": "import dgia_jax.models.transformer",
-    "config": "from dgia_jax.cli import parse",
+    "cli": "from dgia_jax.config import base",
   }
   for module, text in broken.items():
     assert len(list(against_the_order({module: tree(text)}))) == 1, module

@@ -52,7 +52,7 @@ class Sizes:
 
 
 def abstract_run(config, devices, num_pairs):
-  """The TrainingSetup of a config on some devices, for a dataset of so many pairs that is not there.
+  """The TrainingSetup of a config on given devices, for a dataset of a given size.
 
   Raises:
     UserError: as `setup.create`.

@@ -1,6 +1,6 @@
 import numpy as np
 
-from dgia_jax.method.association import Neighbours
+from dgia_jax.method.global_association import Neighbours
 from dgia_jax.method.train_step import Report
 from dgia_jax.training.relation_precision import RelationPrecision
 
