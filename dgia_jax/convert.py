@@ -109,7 +109,7 @@ def _write_tokenizer(run: pathlib.Path, settings: Mapping[str, Any], out: pathli
   """Writes the tokenizer for transformers if its vocabulary can be found; returns a summary."""
   try:
     if settings["name"]:
-      tokenizer = tokenizer_lib.clip_tokenizer(settings["name"], settings["context_length"])
+      tokenizer = tokenizer_lib.pretrained_tokenizer(settings["name"], settings["context_length"])
     else:
       tokenizer = tokenizer_lib.load_tokenizer(run / workdir_lib.TOKENIZER)
   except UserError as error:

@@ -80,7 +80,7 @@ class Retriever:
     config = workdir_lib.read_config(folder)
     settings, image_size = config["tokenizer"], tuple(config["dataset"]["image_size"])
     if settings["name"]:
-      words = tokenizer_lib.clip_tokenizer(settings["name"], settings["context_length"])
+      words = tokenizer_lib.pretrained_tokenizer(settings["name"], settings["context_length"])
     else:
       words = tokenizer_lib.load_tokenizer(pathlib.Path(folder) / workdir_lib.TOKENIZER)
     _, params = checkpoint.restore_params(folder, choice)

@@ -173,7 +173,7 @@ def load_tokenizer(
   """
   settings = config.tokenizer
   if settings.name:
-    return tokenizer.clip_tokenizer(settings.name, settings.context_length)
+    return tokenizer.pretrained_tokenizer(settings.name, settings.context_length)
   folder = pathlib.Path(workdir) / workdir_lib.TOKENIZER
   if workdir_lib.is_claimed(workdir):
     return tokenizer.load_tokenizer(folder)

@@ -171,7 +171,7 @@ def test_unreachable_hub_is_one_line_and_quick(monkeypatch, tmp_path):
   monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
   start = time.monotonic()
   with pytest.raises(UserError, match=r"tokenizer\.name='openai/clip-vit-base-patch16'") as error:
-    tokenizer_lib.clip_tokenizer("openai/clip-vit-base-patch16")
+    tokenizer_lib.pretrained_tokenizer("openai/clip-vit-base-patch16")
   assert time.monotonic() - start < 10
   assert "\n" not in str(error.value)
 
@@ -185,15 +185,17 @@ def test_hub_cache_is_used_without_network(monkeypatch, clip_folder, tmp_path):
   (refs / "main").write_text("abc", encoding="utf-8")
   monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
   monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-  tokenizer = tokenizer_lib.clip_tokenizer("some/clip")
+  tokenizer = tokenizer_lib.pretrained_tokenizer("some/clip")
   assert _words(tokenizer, "man") == _ids("man</w>")
 
 
 def test_bad_vocabularies_are_the_users_to_fix(clip_folder, tmp_path):
   with pytest.raises(UserError, match=r"tokenizer\.name='\.\./no/such/folder'"):
-    tokenizer_lib.clip_tokenizer("../no/such/folder")
+    tokenizer_lib.pretrained_tokenizer("../no/such/folder")
   with pytest.raises(UserError, match="holds neither vocab.json and merges.txt nor tokenizer.json"):
     tokenizer_lib.clip_tokenizer(str(tmp_path))
+  with pytest.raises(UserError, match="holds neither vocab.json and merges.txt nor tokenizer.json"):
+    tokenizer_lib.pretrained_tokenizer(str(tmp_path))
   with pytest.raises(UserError, match="is not bpe_simple_vocab"):
     tokenizer_lib.clip_tokenizer(str(clip_folder / "vocab.json"))
   merges = "\n".join([*_LINES[:-1], "x y", _LINES[-1]])
@@ -206,6 +208,44 @@ def test_bad_vocabularies_are_the_users_to_fix(clip_folder, tmp_path):
   (clip_folder / "vocab.json").write_text("{", encoding="utf-8")
   with pytest.raises(UserError, match="can't be read"):
     tokenizer_lib.clip_tokenizer(str(clip_folder))
+
+
+@pytest.fixture
+def bert_folder(tmp_path):
+  tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "man", "red", "##s", "红"]
+  folder = tmp_path / "bert"
+  folder.mkdir()
+  (folder / "vocab.txt").write_text("\n".join(tokens), encoding="utf-8")
+  config = json.dumps({"tokenizer_class": "BertTokenizer"})
+  (folder / "tokenizer_config.json").write_text(config)
+  return folder
+
+
+def test_other_vocabularies_are_read_by_transformers(bert_folder):
+  pytest.importorskip("transformers")
+  tokenizer = tokenizer_lib.pretrained_tokenizer(str(bert_folder), 8)
+  assert (tokenizer.mask_id, tokenizer.vocab_size) == (10, 13)
+  ids = tokenizer.encode(["A man's REDS 红", "a [SEP] " * 9])
+  assert ids.tolist() == [[11, 5, 6, 1, 1, 7, 8, 12], [11, 5, 1, 1, 1, 5, 1, 12]]
+  assert tokenizer.encode(["red"]).tolist() == [[11, 7, 12, 0, 0, 0, 0, 0]]
+
+
+def test_other_vocabularies_are_saved_and_found_in_a_models_folder(bert_folder, tmp_path):
+  pytest.importorskip("transformers")
+  tokenizer = tokenizer_lib.folder_tokenizer(bert_folder, 8)
+  tokenizer.save(tmp_path / "saved")
+  for loaded in (
+    tokenizer_lib.load_tokenizer(tmp_path / "saved"),
+    tokenizer_lib.folder_tokenizer(tmp_path / "saved", 77),
+  ):
+    assert loaded.vocab_size == 13
+    captions = ["a red man", "reds"]
+    np.testing.assert_array_equal(loaded.encode(captions), tokenizer.encode(captions))
+
+
+def test_clip_is_read_without_transformers(clip_folder, monkeypatch):
+  monkeypatch.setitem(sys.modules, "transformers", None)
+  assert tokenizer_lib.pretrained_tokenizer(str(clip_folder)).vocab_size == len(_TOKENS)
 
 
 def test_save_and_load(tokenizer, tmp_path):

@@ -65,7 +65,7 @@ def test_only_the_first_process_writes_the_tokenizer(tmp_path, monkeypatch):
 def test_a_named_tokenizer_is_loaded_and_not_trained(tmp_path, monkeypatch):
   named = tokenizer_lib.train_tokenizer(["red coat", "blue coat"], 8, 300)
   load = lambda name, length: {("some/clip", 8): named}[name, length]
-  monkeypatch.setattr(tokenizer_lib, "clip_tokenizer", load)
+  monkeypatch.setattr(tokenizer_lib, "pretrained_tokenizer", load)
   config = tiny_run.config(tokenizer__name="some/clip")
   assert setup.load_tokenizer(config, tmp_path, []) is named
   assert not (tmp_path / workdir_lib.TOKENIZER).exists()
