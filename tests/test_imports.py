@@ -12,9 +12,8 @@ from tests.helpers.paths import ROOT
 PACKAGE = ROOT / "dgia_jax"
 # Packages as layers: a module imports from its own package and from those before it.
 LAYERS = (
-  "errors", "files", "older_names", "hub", "cli", "distributed", "sharding", "data", "models",
-  "method", "config",
-  "reporting", "training", "search", "dry_run", "convert", "main",
+  "errors", "user_files", "files", "older_names", "hub", "cli", "distributed", "sharding", "data",
+  "models", "method", "config", "reporting", "training", "search", "dry_run", "convert", "main",
 )  # fmt: skip
 # They turn settings into arguments; all others are given arrays and numbers.
 SEE_THE_CONFIG = {

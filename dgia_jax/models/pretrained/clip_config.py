@@ -12,11 +12,14 @@ import types
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+from absl import logging
+
 from dgia_jax import files as atomic_files
+from dgia_jax import user_files
 from dgia_jax.errors import UserError
 from dgia_jax.models import dual_encoder, pixels
 from dgia_jax.models.pretrained import params as params_lib
-from dgia_jax.models.pretrained import user_files
 
 CONFIG_FILE = "config.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
@@ -24,6 +27,14 @@ _TRAINED_SIZE = "trained_image_size"  # [height, width] in pixels
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers; the second is CLIP's
 # What all models of this package compute, of everything a config.json can choose.
 _FIXED = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+# How images are prepared for all of them; missing fields have these values in transformers too.
+_NORMALISATION = {
+  "do_rescale": True,
+  "rescale_factor": 1 / 255,
+  "do_normalize": True,
+  "image_mean": [float(str(value)) for value in pixels.PIXEL_MEAN],
+  "image_std": [float(str(value)) for value in pixels.PIXEL_STD],
+}
 _SECTIONS = ("vision_config", "text_config")
 # Only these fields are given to transformers. Others may be anything: `num_labels`, say, makes it
 # create a table of that size.
@@ -48,6 +59,7 @@ class ClipConfig:
     image_size: (height, width) in pixels of the images the model was trained on.
     context_length: longest text in tokens.
     vocab_size: number of token ids.
+    has_trained_size: whether `image_size` is our own field, `trained_image_size`.
     unsupported: what the models of this package cannot compute, one short text per field.
   """
 
@@ -55,6 +67,7 @@ class ClipConfig:
   image_size: tuple[int, int]
   context_length: int
   vocab_size: int
+  has_trained_size: bool = False
   unsupported: tuple[str, ...] = ()
 
   @property
@@ -71,7 +84,7 @@ def read(folder: pathlib.Path | str) -> ClipConfig:
     UserError: the file is missing or damaged, or it does not describe a CLIP model.
   """
   path = pathlib.Path(folder) / CONFIG_FILE
-  content = user_files.read_json(path)
+  content = user_files.read_json(path, "pretrained")
   if content.get("model_type") != "clip":
     raise UserError(
       f"{path}: model_type is {content.get('model_type')!r}, not 'clip'; give a Hugging Face CLIP"
@@ -109,6 +122,7 @@ def read(folder: pathlib.Path | str) -> ClipConfig:
     image_size=_image_size(path, vision, size(vision, "image_size"), model_size.patch_size),
     context_length=size(text, "max_position_embeddings"),
     vocab_size=size(text, "vocab_size"),
+    has_trained_size=hasattr(vision, _TRAINED_SIZE),
     unsupported=tuple(
       f"{name}.{field} in its config.json is {getattr(section, field)!r}, not {value!r}"
       for name, section in (("vision_config", vision), ("text_config", text))
@@ -144,6 +158,44 @@ def _image_size(path: pathlib.Path, vision: Any, side: int, patch: int) -> tuple
       f" {side} as the longer side, and neither below the patch size {patch}"
     )
   return sides[0], sides[1]
+
+
+def check_preprocessor(folder: pathlib.Path, clip: ClipConfig) -> None:
+  """Compares preprocessor_config.json, if the folder has one, with how images are prepared here.
+
+  Another image size than in config.json is only logged: the weights are usable in spite of it.
+
+  Raises:
+    UserError: the file is damaged, normalises pixels differently, or contradicts
+      config.json on the size of oblong images.
+  """
+  path = folder / PREPROCESSOR_FILE
+  if not path.exists():
+    return
+  content = user_files.read_json(path, "pretrained")
+  for field, needed in _NORMALISATION.items():
+    value = content.get(field)
+    if value is not None and not _close(value, needed):
+      raise UserError(
+        f"{path}: {field} is {value!r}, and the models here need CLIP's {needed}; weights that were"
+        " trained with another normalisation are not supported"
+      )
+  crop = content.get("do_center_crop", True) and content.get("crop_size")
+  size = crop or content.get("size")
+  sides = (size.get("height"), size.get("width")) if isinstance(size, dict) else (size, size)
+  if None not in sides and sides != clip.image_size:
+    text = f"{path}: images are {sides[0]!r} x {sides[1]!r}, and {clip.image_size} in {CONFIG_FILE}"
+    if clip.has_trained_size or sides[0] != sides[1]:
+      raise UserError(f"{text}; correct the file that is wrong")
+    logging.warning("%s", text)
+
+
+def _close(value: Any, needed: float | list[float] | bool) -> bool:
+  """Whether a value of a JSON file equals the needed one, up to rounding."""
+  try:
+    return bool(np.allclose(np.asarray(value, np.float64), needed, rtol=0, atol=1e-3))
+  except (TypeError, ValueError, OverflowError):
+    return False
 
 
 def write(
@@ -203,7 +255,7 @@ def read_resize(folder: pathlib.Path | str) -> str:
     UserError: preprocessor_config.json is damaged, or names another filter.
   """
   path = pathlib.Path(folder) / PREPROCESSOR_FILE
-  number = user_files.read_json(path).get("resample", 3) if path.exists() else 3
+  number = user_files.read_json(path, "pretrained").get("resample", 3) if path.exists() else 3
   for name, known in _RESAMPLE.items():
     if number == known:
       return name
@@ -221,8 +273,7 @@ def write_preprocessor(folder: pathlib.Path, image_size: tuple[int, int], resize
       size={"height": image_size[0], "width": image_size[1]},
       resample=_RESAMPLE[resize],
       do_center_crop=False,
-      image_mean=[float(str(value)) for value in pixels.PIXEL_MEAN],
-      image_std=[float(str(value)) for value in pixels.PIXEL_STD],
+      **_NORMALISATION,
     )
   finally:
     transformers.logging.set_verbosity(verbosity)

@@ -5,9 +5,9 @@ import pathlib
 
 import numpy as np
 
-from dgia_jax import hub
+from dgia_jax import hub, user_files
 from dgia_jax.errors import UserError
-from dgia_jax.models.pretrained import clip_config, torch_file, user_files
+from dgia_jax.models.pretrained import clip_config, torch_file
 
 WEIGHTS_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
@@ -37,10 +37,14 @@ def read(name_or_path: str) -> CheckpointFiles:
   Raises:
     UserError: there is no such checkpoint, or it cannot be read.
   """
-  path = pathlib.Path(name_or_path).expanduser()
-  if path.is_dir():
+  try:
+    path = pathlib.Path(name_or_path).expanduser()
+    exists, is_folder = path.exists(), path.is_dir()
+  except (OSError, RuntimeError) as error:  # RuntimeError: "~name" of an unknown user
+    raise UserError(f"pretrained={name_or_path} cannot be read ({error})") from error
+  if is_folder:
     return _read_folder(path)
-  if path.exists():
+  if exists:
     return CheckpointFiles(torch_file.read(path), None)
   config = clip_config.CONFIG_FILE
   folder = hub.fetch(
@@ -70,7 +74,7 @@ def _read_folder(folder: pathlib.Path) -> CheckpointFiles:
 def _indexed_files(folder: pathlib.Path) -> list[pathlib.Path]:
   """The weight files that a folder's index lists."""
   index = folder / _INDEX_FILE
-  places = user_files.read_json(index).get("weight_map")
+  places = user_files.read_json(index, "pretrained").get("weight_map")
   if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
     raise UserError(f"pretrained: {index} has no weight_map from tensors to files")
   names = sorted(set(places.values()))
@@ -86,8 +90,13 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
   # Imported on use: only those who load weights need the package.
   import safetensors.numpy
 
-  user_files.check_regular(path)
+  user_files.check_regular(path, "pretrained")
   try:
     return safetensors.numpy.load_file(path)
-  except (OSError, safetensors.SafetensorError) as error:
-    raise UserError(f"pretrained: {path} cannot be read ({error})") from error
+  except (
+    OSError, safetensors.SafetensorError, AttributeError, LookupError, MemoryError, TypeError,
+    ValueError,
+  ) as error:  # fmt: skip
+    raise UserError(
+      f"pretrained: {path} is damaged or no safetensors file ({error!r}); download it again"
+    ) from error

@@ -10,10 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from dgia_jax.errors import UserError
 from dgia_jax.models.pretrained import clip_config, files, position_embedding, tensor_names
 from dgia_jax.models.pretrained import params as params_lib
+
+_MAX_PATCHES = 2**20  # in a position table; a larger number is damage, not a model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,15 +48,23 @@ def load_pretrained(
       missing, misshapen and unknown tensor.
   """
   checkpoint = files.read(name_or_path)
-  clip = clip_config.read(checkpoint.folder) if checkpoint.folder else None
+  clip = None
+  if checkpoint.folder:
+    clip = clip_config.read(checkpoint.folder)
+    clip_config.check_preprocessor(checkpoint.folder, clip)
   tensors, table, dropped = _encoder_tensors(name_or_path, checkpoint.tensors)
   flat = params_lib.flatten(template)
   patch = flat["image/patch_embedding"].shape[0]
   grid = (image_size[0] // patch, image_size[1] // patch)
-  (name,) = table[tensor_names.POSITION_EMBEDDING].names
-  if name in tensors:
-    tensors[name] = _fit_positions(tensors[name], clip.grid if clip else None, grid)
   problems = _config_problems(clip, flat)
+  (name,) = table[tensor_names.POSITION_EMBEDDING].names
+  _, width = flat[tensor_names.POSITION_EMBEDDING].shape
+  # `read_params` reports a table that is missing or of another width.
+  if name in tensors and tensors[name].ndim == 2 and tensors[name].shape[1] == width:
+    try:
+      tensors[name] = _fit_positions(tensors[name], clip.grid if clip else None, grid)
+    except ValueError as error:
+      problems.append(f"{name} {error}")
   params, mismatches = params_lib.read_params(tensors, flat, table)
   problems += mismatches
   if problems:
@@ -98,27 +109,38 @@ def _config_problems(clip: clip_config.ClipConfig | None, flat: Mapping[str, Any
 
 
 def _fit_positions(
-  table: np.ndarray, trained: tuple[int, int] | None, grid: tuple[int, int]
-) -> np.ndarray:
+  table: Float[np.ndarray, "_ U"], trained: tuple[int, int] | None, grid: tuple[int, int]
+) -> Float[np.ndarray, "_ U"]:
   """Resizes a checkpoint's position table from its own grid to the model's.
 
   Args:
-    table: (1 + number of patches, U) if the checkpoint is sound.
+    table: of the checkpoint: the class token's row, then one row per patch.
     trained: the checkpoint's grid according to its config; None without a config.
     grid: (ny, nx) of the model.
 
-  Returns:
-    (1 + ny * nx, U) float32, or `table` itself if it does not fit its own grid.
+  Raises:
+    ValueError: the table does not have the grid of its config.
   """
-  rows = len(table) - 1 if table.ndim == 2 else 0
-  side = math.isqrt(max(rows, 0))
-  if trained is None:
+  num_patches = len(table) - 1
+  if trained is not None:
+    # transformers' tables are squares, of oblong images too.
+    side = max(trained)
+    if num_patches != side**2:
+      raise ValueError(
+        f"has {len(table)} positions, image_size and patch_size in its config.json need"
+        f" {1 + side**2}"
+      )
+    if trained[0] != trained[1]:
+      table = position_embedding.from_square(table, trained)
+  elif num_patches == grid[0] * grid[1]:
     # As in the released code: a table with as many patches as the model's has the model's grid,
     # any other is a square.
-    trained = grid if rows == grid[0] * grid[1] else (side, side)
-  elif trained[0] != trained[1] and rows == max(trained) ** 2:
-    table = position_embedding.from_square(table, trained)
-    rows = len(table) - 1
-  if trained == grid or rows <= 0 or rows != trained[0] * trained[1]:
+    trained = grid
+  else:
+    side = math.isqrt(max(num_patches, 0))
+    if not 0 < num_patches == side**2 <= _MAX_PATCHES:
+      raise ValueError(f"has {len(table)} positions, which are no class token and square grid")
+    trained = (side, side)
+  if trained == grid:
     return table
   return position_embedding.resize(np.asarray(table, np.float32), trained, grid)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dgia_jax.models.pretrained.tensor_names import Rule
@@ -35,18 +36,34 @@ def read_params(
         used.add(name)
         first, *rest = rule.checkpoint_shape(shape)
         needed = (first // len(rule.names), *rest)
-        if name not in tensors:
-          problems.append(f"{name} {needed} is missing")
-        elif tensors[name].shape != needed:
-          problems.append(f"{name} is {tensors[name].shape}, the model needs {needed}")
+        part, problem = _checked(name, tensors.get(name), needed)
+        if problem:
+          problems.append(problem)
         else:
-          parts.append(np.asarray(tensors[name], np.float32))
+          parts.append(part)
       if len(parts) == len(rule.names):
         layers.append(rule.read(np.concatenate(parts) if len(parts) > 1 else parts[0], shape))
     if not problems:
       flat[path] = np.stack(layers) if _stacked(path) else np.ascontiguousarray(layers[0])
   problems += [f"{name} has no place in the model" for name in sorted(tensors.keys() - used)]
   return _nest(flat), problems
+
+
+def _checked(
+  name: str, tensor: np.ndarray | None, shape: tuple[int, ...]
+) -> tuple[np.ndarray, str]:
+  """The tensor in float32, and what is wrong with it: "" if nothing is."""
+  if tensor is None:
+    return np.empty(0), f"{name} {shape} is missing"
+  if tensor.shape != shape:
+    return tensor, f"{name} is {tensor.shape}, the model needs {shape}"
+  if not jnp.issubdtype(tensor.dtype, jnp.floating):
+    return tensor, f"{name} has dtype {tensor.dtype.name}, not a floating-point one"
+  with np.errstate(over="ignore"):  # float64 that float32 cannot hold becomes infinity
+    values = np.asarray(tensor, np.float32)
+  if not np.isfinite(values).all():
+    return tensor, f"{name} holds NaN or infinity"
+  return values, ""
 
 
 def write_tensors(params: Mapping[str, Any], table: Mapping[str, Rule]) -> dict[str, np.ndarray]:

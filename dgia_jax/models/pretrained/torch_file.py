@@ -11,8 +11,11 @@ which does not open TorchScript archives.
 
 import collections
 import dataclasses
+import functools
+import io
 import pathlib
 import pickle
+import pickletools
 import zipfile
 from collections.abc import Iterator
 from typing import Any
@@ -20,8 +23,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from dgia_jax import user_files
 from dgia_jax.errors import UserError
-from dgia_jax.models.pretrained import user_files
 
 _DTYPES = {
   "DoubleStorage": np.dtype("<f8"),
@@ -36,16 +39,20 @@ _DTYPES = {
   "BoolStorage": np.dtype("?"),
 }
 
+# Far above what any checkpoint needs; without limits a small file could fill the memory.
+_MAX_PICKLE_BYTES = 256 * 2**20
+_MAX_ENTRIES = 10**6
+
 
 class _ScriptObject:
   """Any object of a TorchScript archive, with the attributes of the original."""
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class _Tensor:
   """A tensor as the pickle describes it: a window into one of the archive's storages.
 
-  The pickle supplies the fields, so nothing is known of their types before `read`.
+  The pickle supplies the fields, so their types are unknown until the tensor is read.
   """
 
   storage: Any  # ("storage", kind, key, device, length)
@@ -53,13 +60,23 @@ class _Tensor:
   shape: Any
   strides: Any
 
-  def read(self, archive: zipfile.ZipFile, root: str) -> np.ndarray:
-    _, kind, key, _, _ = self.storage
-    dtype = _DTYPES[kind]
-    numbers = archive.read(f"{root}/data/{key}")
-    strides = tuple(step * dtype.itemsize for step in self.strides)
-    # NumPy checks that the window is inside the storage.
-    return np.ndarray(self.shape, dtype, numbers, self.offset * dtype.itemsize, strides)
+
+def _read_tensor(tensor: _Tensor, archive: zipfile.ZipFile, root: str) -> np.ndarray:
+  _, kind, key, _, _ = tensor.storage
+  dtype = _DTYPES[kind]
+  numbers = _read_member(archive, f"{root}/data/{key}")
+  strides = tuple(step * dtype.itemsize for step in tensor.strides)
+  # NumPy checks that the window is inside the storage.
+  return np.ndarray(tensor.shape, dtype, numbers, tensor.offset * dtype.itemsize, strides)
+
+
+def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
+  """Reads a whole member, because zipfile compares the checksum only at the end."""
+  member = archive.getinfo(name)
+  # Numbers are never compressed, so no member can be much larger than the file.
+  if member.compress_type != zipfile.ZIP_STORED and member.file_size > _MAX_PICKLE_BYTES:
+    raise ValueError(f"{name} would be {member.file_size:,} bytes when decompressed")
+  return archive.read(name)
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
@@ -72,7 +89,7 @@ def _first(value: Any, *_: Any) -> Any:
 
 _ALLOWED = {
   ("collections", "OrderedDict"): collections.OrderedDict,
-  ("collections", "Counter"): collections.Counter,
+  ("collections", "Counter"): collections.OrderedDict,
   ("torch", "Size"): tuple,
   ("torch._utils", "_rebuild_tensor_v2"): _tensor,
   ("torch._utils", "_rebuild_parameter"): _first,
@@ -90,16 +107,21 @@ class _Refused(Exception):
 
 
 class _Unpickler(pickle.Unpickler):
-  """Builds only plain containers and the placeholders above."""
+  """Builds only plain containers and the placeholders above.
+
+  A pickle can also set attributes of what it names, so it never gets hold of an object that
+  outlives the reading.
+  """
 
   def find_class(self, module: str, name: str) -> Any:
     if module == "torch" and name in _DTYPES:
       return name
     if module.split(".")[0] == "__torch__":
-      return _ScriptObject
+      return type("_ScriptObject", (_ScriptObject,), {})
     if (module, name) not in _ALLOWED:
       raise _Refused(f"{module}.{name}")
-    return _ALLOWED[module, name]
+    allowed = _ALLOWED[module, name]
+    return allowed if isinstance(allowed, type) else functools.partial(allowed)
 
   def persistent_load(self, description: Any) -> Any:
     return description
@@ -118,35 +140,53 @@ def read(path: pathlib.Path | str) -> dict[str, np.ndarray]:
     UserError: the file is damaged or older, or holds more than tensors and plain containers.
   """
   path = pathlib.Path(path)
-  user_files.check_regular(path)
+  user_files.check_regular(path, "pretrained")
   try:
     with zipfile.ZipFile(path) as archive:
       roots = {name.split("/")[0] for name in archive.namelist()}
       (root,) = roots
-      with archive.open(f"{root}/data.pkl") as file:
-        content = _Unpickler(file).load()
-      return {name: tensor.read(archive, root) for name, tensor in _tensors(content, ())}
+      content = _unpickle(_read_member(archive, f"{root}/data.pkl"))
+      return {name: _read_tensor(tensor, archive, root) for name, tensor in _tensors(content)}
   except _Refused as error:
     raise UserError(
       f"pretrained={path}: reading it would run {error}, which is refused; save only its"
       " state_dict (tensors in plain dicts)"
     ) from error
-  except (
-    zipfile.BadZipFile, pickle.UnpicklingError, ArithmeticError, AttributeError, EOFError,
-    LookupError, RecursionError, TypeError, ValueError,
-  ) as error:  # fmt: skip
-    reason = " ".join(str(error).split())[:200]
+  except Exception as error:  # a damaged archive or pickle can raise almost anything
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
     raise UserError(
       f"pretrained={path} is damaged, or no checkpoint of torch 1.6 or later ({reason})"
     ) from error
 
 
-def _tensors(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, _Tensor]]:
+def _unpickle(pickled: bytes) -> Any:
+  """Builds the object of a pickle whose numbers of bytes and entries are plausible."""
+  for opcode, argument, _ in pickletools.genops(pickled):
+    # The unpickler reserves memory for every entry of its memo up to the highest index.
+    if (
+      isinstance(argument, int)
+      and opcode.name in ("PUT", "BINPUT", "LONG_BINPUT")
+      and argument > len(pickled)
+    ):
+      raise ValueError(f"the pickle's memo has {argument:,} entries")
+  return _Unpickler(io.BytesIO(pickled)).load()
+
+
+def _tensors(root: Any) -> Iterator[tuple[str, _Tensor]]:
   """Yields (dotted name, tensor) for every tensor within nested dicts and objects."""
-  if isinstance(value, _Tensor):
-    yield ".".join(path), value
-  elif isinstance(value, _ScriptObject):
-    yield from _tensors(vars(value), path)
-  elif isinstance(value, dict):
-    for key, item in value.items():
-      yield from _tensors(item, (*path, str(key)))
+  num_entries = 0
+
+  def visit(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, _Tensor]]:
+    nonlocal num_entries
+    num_entries += 1
+    if num_entries > _MAX_ENTRIES:  # containers within themselves, or shared very often
+      raise ValueError(f"more than {_MAX_ENTRIES:,} entries")
+    if isinstance(value, _Tensor):
+      yield ".".join(path), value
+    elif isinstance(value, _ScriptObject):
+      yield from visit(vars(value), path)
+    elif isinstance(value, dict):
+      for key, item in value.items():
+        yield from visit(item, (*path, str(key)))
+
+  return visit(root, ())

@@ -29,7 +29,9 @@ def edit(folder, section=None, **fields):
 
 def test_a_written_config_is_read_back(folder):
   clip = clip_config.read(folder)
-  assert clip == clip_config.ClipConfig(model_b.SIZE, OBLONG, context_length=77, vocab_size=1000)
+  assert clip == clip_config.ClipConfig(
+    model_b.SIZE, OBLONG, context_length=77, vocab_size=1000, has_trained_size=True
+  )
   assert clip.grid == (6, 2)
 
 

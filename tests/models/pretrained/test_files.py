@@ -54,7 +54,7 @@ def test_missing_and_damaged_weights_are_named(folder):
   with pytest.raises(UserError, match="neither model.safetensors nor pytorch_model.bin"):
     files_lib.read(str(folder))
   (folder / "model.safetensors").write_bytes(b"12345678 no such thing")
-  with pytest.raises(UserError, match="model.safetensors cannot be read"):
+  with pytest.raises(UserError, match="model.safetensors is damaged"):
     files_lib.read(str(folder))
 
 

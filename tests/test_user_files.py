@@ -5,14 +5,14 @@ import os
 
 import pytest
 
+from dgia_jax import user_files
 from dgia_jax.errors import UserError
-from dgia_jax.models.pretrained import user_files
 
 
 def test_an_object_is_read(tmp_path):
   (tmp_path / "config.json").write_text(json.dumps({"a": [1, "ü"]}), encoding="utf-8")
   (tmp_path / "link.json").symlink_to("config.json")
-  assert user_files.read_json(tmp_path / "link.json") == {"a": [1, "ü"]}
+  assert user_files.read_json(tmp_path / "link.json", "pretrained") == {"a": [1, "ü"]}
 
 
 @pytest.mark.parametrize(
@@ -28,25 +28,25 @@ def test_an_object_is_read(tmp_path):
 )
 def test_damaged_json_is_named(tmp_path, content, message):
   (tmp_path / "config.json").write_bytes(content)
-  with pytest.raises(UserError, match=f"config.json.*{message}"):
-    user_files.read_json(tmp_path / "config.json")
+  with pytest.raises(UserError, match=f"pretrained: .*config.json.*{message}"):
+    user_files.read_json(tmp_path / "config.json", "pretrained")
 
 
 def test_a_huge_file_is_not_read(tmp_path):
   with (tmp_path / "config.json").open("wb") as file:
     file.truncate(2**40)
   with pytest.raises(UserError, match="config.json is too large"):
-    user_files.read_json(tmp_path / "config.json")
+    user_files.read_json(tmp_path / "config.json", "pretrained")
 
 
 @pytest.mark.timeout(20)
 def test_only_regular_files_are_opened(tmp_path):
   os.mkfifo(tmp_path / "fifo")
   (tmp_path / "loop").symlink_to("loop")
-  with pytest.raises(UserError, match="absent is missing"):
-    user_files.check_regular(tmp_path / "absent")
+  with pytest.raises(UserError, match="--run: .*absent is missing"):
+    user_files.check_regular(tmp_path / "absent", "--run")
   with pytest.raises(UserError, match="loop cannot be read"):
-    user_files.check_regular(tmp_path / "loop")
+    user_files.check_regular(tmp_path / "loop", "--run")
   for path in (tmp_path, tmp_path / "fifo", type(tmp_path)("/dev/zero")):
     with pytest.raises(UserError, match="not a regular file"):
-      user_files.check_regular(path)
+      user_files.check_regular(path, "--run")
