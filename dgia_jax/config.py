@@ -25,7 +25,7 @@ from dgia_jax.method import (
 RUNTIME_FIELDS = (
   "mesh", "gradient_accumulation", "log_every_steps", "dataset.data_dir", "dataset.source",
   "dataset.annotations", "dataset.images", "dataset.workers", "checkpoint", "model.attention",
-  "model.remat", "eval.batch_size", "eval.contact_sheet",
+  "model.remat", "eval.batch_size", "eval.contact_sheet", "profile",
 )  # fmt: skip
 CHOICES = {
   "dataset.resize": ("bilinear", "bicubic"),
@@ -156,6 +156,10 @@ def base() -> ConfigDict:
   config.checkpoint = ConfigDict()
   config.checkpoint.keep = 2  # newest checkpoints kept, besides the best
   config.checkpoint.every_steps = 0  # steps between extra saves; 0 = save only after epochs
+
+  config.profile = ConfigDict()
+  config.profile.steps = 0  # steps to profile, written to WORKDIR/profile; 0 = none
+  config.profile.start_step = 10  # first step of the profile, counted from 1
   return config.lock()
 
 
@@ -273,7 +277,8 @@ def check(config: ConfigDict) -> None:
                 "augment.mask_ratio", "augment.erase_area", "optimizer.betas"):  # fmt: skip
     _check_range(config, field, 0, 1)
   for field in ("dataset.workers", "augment.padding", "augment.erase_aspect",
-                "checkpoint.every_steps", "bank.block_rows", "optimizer.warmup_epochs",
+                "checkpoint.every_steps", "profile.steps", "profile.start_step",
+                "bank.block_rows", "optimizer.warmup_epochs",
                 "strict_mining.local_threshold_num_stds",
                 "strict_mining.global_threshold_num_stds", "optimizer.weight_decay",
                 "optimizer.epsilon", "loss.epsilon"):  # fmt: skip

@@ -38,12 +38,13 @@ def main(arguments):
   # Imported here: the processes that decode images import this module again, and need none of it.
   from dgia_jax.dry_run import compile_report
   from dgia_jax.reporting.console import Console
-  from dgia_jax.training import evaluate, train
+  from dgia_jax.training import compilation_cache, evaluate, train
 
   if FLAGS.mode == "compile":  # one process, whatever slice it is started on
     jax.config.update("jax_platforms", "cpu")  # the chips of the topology are not here
     compile_report.report(FLAGS.config, FLAGS.topology, FLAGS.num_pairs, Console())
     return
+  compilation_cache.enable()
   distributed.start(
     FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.detect_processes
   )

@@ -1,46 +1,43 @@
-"""Numbers a run leaves behind: JSON files, metrics by step, TensorBoard events, and its speed.
+"""Writes the numbers of a run: `metrics.jsonl` and TensorBoard events; measures throughput.
 
-What is written here survives a kill at any moment: whole files are replaced in one move, lines are
-flushed one by one, and a line cut short is dropped when the run resumes.
+Lines are flushed one by one, so that a kill at any moment loses none. A line that a kill cut short
+is dropped when the run resumes.
 """
 
+import datetime
 import json
-import math
-import os
 import pathlib
 import time
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
-import jax
 import numpy as np
 import tensorboardX
+from PIL import Image
 
+from dgia_jax import files
 from dgia_jax.errors import UserError
 
 
-def write_json(path, value):
-  """Writes `value` as indented, sorted JSON; `path` holds the old or the new text, never half.
-
-  NumPy and JAX numbers and arrays become numbers and lists, NaN and infinities become null.
-  """
-  _replace(path, json.dumps(_plain(value), indent=2, sort_keys=True, allow_nan=False) + "\n")
-
-
 class MetricsWriter:
-  """Appends to `metrics.jsonl` and to TensorBoard events in a work directory.
-
-  Args:
-    workdir: made when absent.
-    resume_step: the step that training continues after. Lines of later steps, written before the
-      restart and about to be written again, are dropped; at 0 all are. None keeps every line, for
-      a run that only evaluates.
-    active: False on every process but the first: nothing is read or written.
+  """Appends to `metrics.jsonl` and to TensorBoard events in a working directory.
 
   Raises:
-    UserError: `metrics.jsonl` holds a damaged line other than the last. (A last line cut short by
-      a kill is dropped.)
+    UserError: a line of `metrics.jsonl` other than the last is damaged.
   """
 
-  def __init__(self, workdir, resume_step=None, active=True):
+  def __init__(
+    self, workdir: pathlib.Path | str, resume_step: int | None = None, active: bool = True
+  ) -> None:
+    """Opens both files.
+
+    Args:
+      workdir: is created if it does not exist.
+      resume_step: the step after which training continues. Lines of later steps are dropped,
+        because these steps are repeated; 0 drops all lines. None keeps every line, for a run that
+        only evaluates.
+      active: False on every process but the first: nothing is read or written.
+    """
     self._lines = self._events = None
     if not active:
       return
@@ -48,31 +45,35 @@ class MetricsWriter:
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "metrics.jsonl"
     if path.exists():
-      _replace(path, "".join(_kept_lines(path, resume_step)))
+      files.write_text(path, "".join(_kept_lines(path, resume_step)))
     self._lines = path.open("a", encoding="utf-8")
     # TensorBoard hides earlier events from this step on.
     purge_step = resume_step + 1 if resume_step else resume_step
-    # The file is named by the second, and a quick restart must not overwrite it: hence the suffix.
+    # The file's name has a resolution of one second. A suffix keeps a quick restart from
+    # overwriting the earlier file.
     self._events = tensorboardX.SummaryWriter(
       str(workdir), purge_step=purge_step, filename_suffix=f".{time.time_ns()}"
     )
 
-  def write(self, step, epoch, split, values):
-    """Writes one line, and one TensorBoard point per number under the tag `split/name`.
+  def write(self, step: int, epoch: int, split: str, values: Mapping[str, object]) -> None:
+    """Writes one line, and one TensorBoard point `split/name` per number.
+
+    The line also gets `time`, the UTC time in ISO 8601.
 
     Args:
       step: optimiser steps done.
       epoch: counted from 1.
       split: "train", or the split that was evaluated.
-      values: numbers, None, or dicts of them such as {"t2i": {"R1": ..}}. What is None or not
-        finite becomes null in the file and no point in TensorBoard.
+      values: numbers, None, or dicts of them such as {"t2i": {"R1": ..}}. None and numbers that
+        are not finite become null in the file and no point in TensorBoard.
     """
     if self._lines is None:
       return
-    values = _plain(values)
-    line = {"step": int(step), "epoch": int(epoch), "split": split}
-    if line.keys() & values.keys():
-      raise ValueError(f"values must not hold any of {', '.join(line)}")
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    line = {"step": int(step), "epoch": int(epoch), "split": split, "time": now}
+    if reserved := line.keys() & values.keys():
+      raise ValueError(f"values must not contain {', '.join(sorted(reserved))}")
+    values = files.jsonable(values)
     self._lines.write(json.dumps({**line, **values}, allow_nan=False) + "\n")
     self._lines.flush()
     for name, value in _flat(values):
@@ -80,8 +81,17 @@ class MetricsWriter:
         self._events.add_scalar(f"{split}/{name}", value, int(step))
     self._events.flush()
 
-  def close(self):
-    """Closes both files; nothing can be written afterwards."""
+  def write_image(self, step: int, name: str, path: pathlib.Path | str) -> None:
+    """Adds an image file to TensorBoard under `name`."""
+    if self._events is None:
+      return
+    with Image.open(path) as image:
+      pixels_HxWx3 = np.asarray(image.convert("RGB"))
+    self._events.add_image(name, pixels_HxWx3, int(step), dataformats="HWC")
+    self._events.flush()
+
+  def close(self) -> None:
+    """Closes both files."""
     if self._lines is not None:
       self._lines.close()
       self._events.close()
@@ -89,61 +99,58 @@ class MetricsWriter:
   def __enter__(self):
     return self
 
-  def __exit__(self, *exception):
+  def __exit__(self, *exception: object) -> None:
     self.close()
 
 
-class SpeedMeter:
-  """Speed, time left and time lost, from the times it is told. Reads no clock itself."""
+class Speed(NamedTuple):
+  """The speed of an interval; every field is None if nothing can be measured yet."""
 
-  def __init__(self, pairs_per_step, total_steps):
-    """`pairs_per_step`: the global batch size. `total_steps`: of the whole run."""
+  pairs_per_second: float | None
+  step_seconds: float | None  # of the interval, on average
+  input_wait: float | None  # share of the interval in which the device waited for input, 0 to 1
+  seconds_left: float | None  # until the end of training, evaluations included
+
+
+class SpeedMeter:
+  """Computes throughput, remaining time and input wait from times that its user passes in."""
+
+  def __init__(self, pairs_per_step: int, total_steps: int) -> None:
+    """`pairs_per_step`: the global batch size. `total_steps`: steps of the whole run."""
     self._pairs_per_step, self._total_steps = pairs_per_step, total_steps
     self._origin = self._last = None
     self._waited = 0.0
 
-  def start(self, step, now):
-    """Begins an interval at `step` steps done and time `now` in seconds.
+  def start(self, step: int, now: float) -> None:
+    """Starts an interval at `step` steps done and time `now` in seconds.
 
-    To be called after the first step, whose compilation then counts nowhere, and after every
-    evaluation or save, which then counts in the time left but not in the pairs per second.
+    Call it after the first step, so that one-time work counts nowhere, and after every evaluation
+    or save, so that these count in the remaining time but not in the throughput.
     """
     self._last, self._waited = (step, now), 0.0
     self._origin = self._origin or self._last
 
-  def wait(self, seconds):
-    """Counts `seconds` of the interval as lost to waiting for the input."""
+  def wait(self, seconds: float) -> None:
+    """Counts `seconds` of the interval as waiting for input."""
     self._waited += seconds
 
-  def read(self, step, now):
-    """Ends the interval and begins the next one.
-
-    Returns:
-      Pairs per second, seconds left, and the share of the interval lost to waiting, 0 to 1. All are
-      None when there is nothing to measure: no step, or no time, since `start`.
-    """
+  def read(self, step: int, now: float) -> Speed:
+    """Ends the interval at `step` steps done and starts the next one."""
     steps, seconds = step - self._last[0], now - self._last[1]
     if steps <= 0 or seconds <= 0:
-      return None, None, None
+      return Speed(None, None, None, None)
     share, self._last, self._waited = self._waited / seconds, (step, now), 0.0
-    seconds_per_step = (now - self._origin[1]) / (step - self._origin[0])
-    seconds_left = seconds_per_step * (self._total_steps - step)
-    return steps * self._pairs_per_step / seconds, seconds_left, share
+    average = (now - self._origin[1]) / (step - self._origin[0])
+    return Speed(
+      pairs_per_second=steps * self._pairs_per_step / seconds,
+      step_seconds=seconds / steps,
+      input_wait=share,
+      seconds_left=average * (self._total_steps - step),
+    )
 
 
-def _replace(path, text):
-  """Puts `text` at `path` in one move, so that a kill leaves the old file or the new one."""
-  path = pathlib.Path(path)
-  temporary = path.with_name(f".{path.name}.partial")
-  with temporary.open("w", encoding="utf-8") as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
-
-
-def _kept_lines(path, resume_step):
-  """Lines of `path` that a run resuming after `resume_step` keeps, each with its line end."""
+def _kept_lines(path: pathlib.Path, resume_step: int | None) -> list[str]:
+  """The lines of `path`, with line ends, that a run resuming after `resume_step` keeps."""
   lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
   kept = []
   for number, line in enumerate(lines, start=1):
@@ -155,29 +162,14 @@ def _kept_lines(path, resume_step):
       raise UserError(
         f"{path} line {number} is not a line of metrics: remove that line, or the file"
       ) from error
-    # A run that resumes at 0 starts anew: it also evaluates at step 0 again, if it ever does.
+    # A run that resumes at 0 repeats everything, even an evaluation at step 0.
     if resume_step is None or (resume_step > 0 and step <= resume_step):
       kept.append(line + "\n")
   return kept
 
 
-def _plain(value):
-  """Nested dicts and lists of Python's own types, with None for what JSON cannot say."""
-  if isinstance(value, dict):
-    return {str(key): _plain(item) for key, item in value.items()}
-  if isinstance(value, list | tuple):
-    return [_plain(item) for item in value]
-  if isinstance(value, jax.Array):
-    value = jax.device_get(value)
-  if isinstance(value, np.ndarray | np.generic):
-    return _plain(value.tolist())
-  if isinstance(value, float) and not math.isfinite(value):
-    return None
-  return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-def _flat(values, prefix=""):
-  """(name, value) of a nested dict, names joined by slashes."""
+def _flat(values: Mapping, prefix: str = "") -> Iterator[tuple[str, float | None]]:
+  """Yields (name, value) of a nested dict, with names joined by slashes."""
   for name, value in values.items():
     if isinstance(value, dict):
       yield from _flat(value, f"{prefix}{name}/")

@@ -9,15 +9,15 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from dgia_jax.reporting.score_labels import DIRECTIONS, SCORES, percents
+
 _TEMPLATE = pathlib.Path(__file__).with_suffix(".md")
-_DIRECTIONS = {"t2i": "text to image", "i2t": "image to text"}
-# Key in results.json -> (column of the table, the hub's type of metric).
-_METRICS = {
-  "R1": ("R@1", "recall_at_1"),
-  "R5": ("R@5", "recall_at_5"),
-  "R10": ("R@10", "recall_at_10"),
-  "mAP": ("mAP", "mean_average_precision"),
-  "mINP": ("mINP", "mean_inverse_negative_penalty"),
+_HUB_METRICS = {  # names of the scores on the hub
+  "R1": "recall_at_1",
+  "R5": "recall_at_5",
+  "R10": "recall_at_10",
+  "mAP": "mean_average_precision",
+  "mINP": "mean_inverse_negative_penalty",
 }
 _DRAWN_DATASET = "synth_pedes"  # a program draws its images and composes its captions
 
@@ -108,11 +108,11 @@ def _scores_text(name: str, scores: Mapping[str, Any], results: Mapping[str, Any
     f"On the {results['split']} split of `{results['dataset']}` ({results['queries']:,} captions, "
     f"{results['gallery']:,} images), epoch {scores['epoch']}, {chosen}, in percent:",
     "",
-    "| |" + "|".join(f" {column} " for column, _ in _METRICS.values()) + "|",
-    "|---" * (1 + len(_METRICS)) + "|",
+    "| |" + "|".join(f" {column} " for column in SCORES.values()) + "|",
+    "|---" * (1 + len(SCORES)) + "|",
   ]
-  for direction, title in _DIRECTIONS.items():
-    cells = "|".join(f" {scores[direction][key]:.2f} " for key in _METRICS)
+  for direction, title in DIRECTIONS.items():
+    cells = "|".join(f" {score} " for score in percents(scores[direction]))
     lines.append(f"| {title} |{cells}|")
   return "\n".join(lines)
 
@@ -152,10 +152,10 @@ def _eval_results(scores: Mapping[str, Any], results: Mapping[str, Any] | None) 
       dataset_type=results["dataset"],
       dataset_name=results["dataset"],
       dataset_split=results["split"],
-      metric_type=metric_type,
+      metric_type=_HUB_METRICS[key],
       metric_name=column,
       metric_value=round(scores[direction][key], 2),
     )
-    for direction, title in _DIRECTIONS.items()
-    for key, (column, metric_type) in _METRICS.items()
+    for direction, title in DIRECTIONS.items()
+    for key, column in SCORES.items()
   ]

@@ -17,9 +17,9 @@ import pathlib
 import numpy as np
 from PIL import Image
 
+from dgia_jax import files as files_lib
 from dgia_jax.data import images as images_lib
 from dgia_jax.errors import UserError
-from dgia_jax.reporting import metrics_writer
 from dgia_jax.search.retriever import Gallery
 
 ABOUT = "index.json"
@@ -110,7 +110,7 @@ def build(retriever, model, images, out, on_image=lambda: None, on_start=lambda 
       part = missing[start : start + PART_IMAGES]
       unreadable += _write_part(retriever, images, part, out, number, on_image)
     gone = {file.path for file in known} - {file.path for file in files}
-    metrics_writer.write_json(out / GONE, sorted(gone | {path for path, _ in unreadable}))
+    files_lib.write_json(out / GONE, sorted(gone | {path for path, _ in unreadable}))
   except OSError as error:
     raise UserError(f"--out={out}: cannot be written ({error})") from error
   kept = len(known & there)
@@ -223,7 +223,7 @@ def _parts(folder):
 def _claim(out, about):
   """Writes index.json, or makes sure that the one there is of the same model and folder."""
   if not (out / ABOUT).exists():
-    metrics_writer.write_json(out / ABOUT, about)
+    files_lib.write_json(out / ABOUT, about)
     return
   found = read_about(out)
   for key, said in (("model_digest", "model"), ("images", "folder of images")):
@@ -258,5 +258,5 @@ def _write_part(retriever, images, files, out, number, on_image):
       np.save(opened, features)
     os.replace(temporary, out / PARTS / f"{name}.npy")
     entries = [dataclasses.astuple(file) for file in readable]
-    metrics_writer.write_json(out / PARTS / f"{name}.json", entries)
+    files_lib.write_json(out / PARTS / f"{name}.json", entries)
   return unreadable

@@ -7,12 +7,13 @@ import jax
 import numpy as np
 from flax import nnx
 
-from dgia_jax import distributed, sharding
+from dgia_jax import distributed, files, sharding
 from dgia_jax.data import batches as batches_lib
+from dgia_jax.data.pairs import PairTable
 from dgia_jax.errors import UserError
 from dgia_jax.method import losses
 from dgia_jax.models import pixels as pixels_lib
-from dgia_jax.reporting import contact_sheet, metrics_writer
+from dgia_jax.reporting import contact_sheet
 from dgia_jax.training import checkpoint, retrieval_metrics
 from dgia_jax.training import setup as setup_lib
 from dgia_jax.training import workdir as workdir_lib
@@ -170,16 +171,26 @@ def report(run, checkpoints, console):
     queries=pairs.num_pairs,
     gallery=pairs.num_images,
     queries_without_match=unmatched,
+    chance_R1=chance_levels(pairs),
     seed=run.config.seed,
     evaluation_seconds=round(time.time() - start, 3),
     device=f"{jax.device_count()} x {jax.devices()[0].device_kind}",
   )
   if jax.process_index() == 0:
-    metrics_writer.write_json(run.workdir / workdir_lib.RESULTS, results)
+    files.write_json(run.workdir / workdir_lib.RESULTS, results)
     if run.config.eval.contact_sheet:
       draw_contact_sheet(run, *features)
   console.final("test", results)
   return results
+
+
+def chance_levels(pairs: PairTable) -> dict[str, float]:
+  """R@1 that a random ranking of a split reaches on average, in percent, by direction."""
+  text_ids, image_ids = pairs.person_of_pair_N, pairs.person_of_image_M
+  return {
+    "t2i": retrieval_metrics.chance_level(text_ids, image_ids),
+    "i2t": retrieval_metrics.chance_level(image_ids, text_ids),
+  }
 
 
 def draw_contact_sheet(run, images_MxD, texts_NxD):

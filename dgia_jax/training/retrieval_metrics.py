@@ -1,53 +1,45 @@
-"""How good a ranking is: R@K, mAP and mINP of a retrieval, and the precision of mined relations.
+"""Retrieval scores of a ranking (R@K, mAP, mINP) and the precision of mined relations.
 
-Nothing is sorted. The rank of a correct gallery item is one plus the number of items that beat it,
-so a query with P correct items costs P passes over its similarities, which for the few images a
-person has is far cheaper than ordering the whole gallery. Queries are ranked block by block with
-one compiled shape, so a gallery of 20,000 against 20,000 queries never needs its full matrix.
-
-Shapes: Q queries, G gallery items, D feature.
+Nothing is sorted. The rank of a correct gallery item is one plus the number of items that beat it.
+A query with P correct items therefore costs P passes over its similarities. A person has few
+images, so this is far cheaper than sorting the gallery. Queries are ranked in blocks of one
+compiled shape, so 20,000 queries against a gallery of 20,000 never need their full matrix.
 """
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Real, Shaped
 
 KS = (1, 5, 10)
-BLOCK = 512  # queries ranked at once: 40 MB of similarities against a gallery of 20,000
+BLOCK = 512  # queries ranked at a time: 40 MB of similarities against a gallery of 20,000
+
+Ids = Shaped[Array | np.ndarray, " _"] | Sequence  # identity labels of any type
 
 
 class RankingStatistics(NamedTuple):
-  """What a ranking says about each query; fractions, not percent.
+  """The rank statistics of each query; fractions, not percent."""
 
-  Attributes:
-    first_rank: (Q,) int32, 1-based rank of the first correct item; G + 1 where there is none.
-    average_precision: (Q,) float32, mean over correct items of (correct so far / rank).
-    inverse_negative_penalty: (Q,) float32, number of correct items / rank of the last one.
-    has_positive: (Q,) bool, False where the gallery holds no correct item: both fractions are 0
-      there and mean nothing.
-  """
-
-  first_rank: jax.Array
-  average_precision: jax.Array
-  inverse_negative_penalty: jax.Array
-  has_positive: jax.Array
+  first_rank: Int[Array | np.ndarray, " Q"]  # rank of the first correct item, from 1; G + 1 if none
+  average_precision: Float[Array | np.ndarray, " Q"]  # mean of correct items so far / rank
+  inverse_negative_penalty: Float[Array | np.ndarray, " Q"]  # correct items / rank of the last one
+  has_positive: Bool[Array | np.ndarray, " Q"]  # False: no correct item, so both fractions are 0
 
 
 @jax.jit
-def ranking_statistics(similarity_QxG, query_ids_Q, gallery_ids_G):
-  """Ranks every gallery row of a block of queries and scores it.
+def ranking_statistics(
+  similarity_QxG: Float[Array | np.ndarray, "Q G"],
+  query_ids_Q: Int[Array | np.ndarray, " Q"],
+  gallery_ids_G: Int[Array | np.ndarray, " G"],
+) -> RankingStatistics:
+  """Ranks the gallery for every query and computes rank statistics.
 
-  Of items with equal similarity the one with the lowest gallery index ranks first.
-
-  Args:
-    similarity_QxG: (Q, G) float32, larger is more similar.
-    query_ids_Q, gallery_ids_G: (Q,) and (G,) integers; equal ids are a correct match.
-
-  Returns:
-    RankingStatistics. A query with a NaN among its similarities has NaN fractions, because its
-    order is undefined.
+  A larger similarity ranks first; of equal similarities, the lower gallery index. Equal ids are a
+  correct match. A query with a NaN among its similarities has no defined ranking, so its fractions
+  are NaN.
   """
   num_queries, num_items = similarity_QxG.shape
   by_id_G = jnp.argsort(gallery_ids_G, stable=True).astype(jnp.int32)
@@ -60,15 +52,16 @@ def ranking_statistics(similarity_QxG, query_ids_Q, gallery_ids_G):
   correct_QxG = query_ids_Q[:, None] == gallery_ids_G[None, :]
 
   def rank_one(i, carry):
-    """Adds the i-th correct item (in gallery order) of every query that has so many."""
+    """Adds the i-th correct item, in gallery order, of every query that has one."""
     first_Q, last_Q, precision_Q = carry
     item_Qx1 = by_id_G[jnp.minimum(start_Q + i, num_items - 1)][:, None]
     score_Qx1 = jnp.take_along_axis(similarity_QxG, item_Qx1, axis=1)
     beats_QxG = (similarity_QxG > score_Qx1) | (
       (similarity_QxG == score_Qx1) & (index_1xG < item_Qx1)
     )
-    # One reduction for both counts: the matrix is read once (three times faster than two sums).
-    # It must start from 0, the neutral element: a parallel reduction starts every part with it.
+    # One reduction computes both counts, so the matrix is read once (three times faster than two
+    # sums). It must start from 0, the neutral element: a parallel reduction starts every part with
+    # it.
     better_Q, better_and_correct_Q = jax.lax.reduce(
       (beats_QxG.astype(jnp.int32), (beats_QxG & correct_QxG).astype(jnp.int32)),
       (jnp.int32(0), jnp.int32(0)),
@@ -89,7 +82,7 @@ def ranking_statistics(similarity_QxG, query_ids_Q, gallery_ids_G):
     jnp.zeros((num_queries,), jnp.float32),
   )
   first_Q, last_Q, precision_Q = jax.lax.fori_loop(0, jnp.max(count_Q), rank_one, nothing)
-  # NaN compares as "not better" and would make a broken model look perfect, so it is passed on.
+  # NaN compares as "not better", which would make a broken model look perfect.
   poison_Q = jnp.where(jnp.any(jnp.isnan(similarity_QxG), axis=1), jnp.nan, 0.0)
   return RankingStatistics(
     first_rank=first_Q,
@@ -99,22 +92,29 @@ def ranking_statistics(similarity_QxG, query_ids_Q, gallery_ids_G):
   )
 
 
-def retrieval_metrics(similarity, query_ids, gallery_ids, ks=KS, block=BLOCK):
-  """R@K, mAP and mINP of a similarity matrix, in percent: the paper's measures.
+def retrieval_metrics(
+  similarity: Real[Array | np.ndarray, "Q G"],
+  query_ids: Ids,
+  gallery_ids: Ids,
+  ks: Sequence[int] = KS,
+  block: int = BLOCK,
+) -> dict[str, float]:
+  """Computes R@K, mAP and mINP of a similarity matrix, in percent, as the paper does.
+
+  Queries without a correct gallery item are excluded from every mean; `queries_without_match`
+  counts them.
 
   Args:
-    similarity: (Q, G), NumPy or JAX, ranked in float32; larger is more similar. Ties go to the
-      lowest gallery index.
-    query_ids, gallery_ids: (Q,) and (G,); equal ids are a correct match.
+    similarity: larger is more similar; ranked in float32, ties by the lowest gallery index.
+    query_ids, gallery_ids: equal ids are a correct match.
     ks: the K of R@K; K may exceed G.
-    block: queries ranked at once; bounds the memory and changes no number.
+    block: queries ranked at a time; bounds the memory and changes no score.
 
   Returns:
-    {"R1": .., "R5": .., "R10": .., "mAP": .., "mINP": ..}, Python floats in percent. Queries
-    without a correct gallery item count in no mean; `queries_without_match` tells how many.
+    {"R1": .., "R5": .., "R10": .., "mAP": .., "mINP": ..}
 
   Raises:
-    ValueError: for shapes that do not fit, NaN similarities, or when no query has a correct item.
+    ValueError: the shapes do not fit, a similarity is NaN, or no query has a correct item.
   """
   similarity_QxG = np.asarray(similarity, np.float32)
   query_ids_Q, gallery_ids_G = _compact_ids(query_ids, gallery_ids)
@@ -130,22 +130,26 @@ def retrieval_metrics(similarity, query_ids, gallery_ids, ks=KS, block=BLOCK):
 
 
 def retrieval_metrics_from_features(
-  query_features, gallery_features, query_ids, gallery_ids, ks=KS, block=BLOCK, layouts=None
-):
-  """As `retrieval_metrics` on cosine similarities, without ever holding the (Q, G) matrix.
+  query_features: Float[Array | np.ndarray, "Q D"],
+  gallery_features: Float[Array | np.ndarray, "G D"],
+  query_ids: Ids,
+  gallery_ids: Ids,
+  ks: Sequence[int] = KS,
+  block: int = BLOCK,
+  layouts: tuple[jax.sharding.Sharding, jax.sharding.Sharding] | None = None,
+) -> dict[str, float]:
+  """Like `retrieval_metrics` on cosine similarities, without storing the (Q, G) matrix.
+
+  It needs about block x G x 4 bytes besides the features, which need not be normalised.
 
   Args:
-    query_features, gallery_features: (Q, D) and (G, D), NumPy or JAX, unnormalised.
-    query_ids, gallery_ids, ks, block: as in `retrieval_metrics`; memory is about
-      block x G x 4 bytes beside the features.
-    layouts: `jax.sharding.Sharding`s of (a block of queries, the gallery) to rank on a mesh; None
-      ranks on one device.
-
-  Returns:
-    As `retrieval_metrics`.
+    query_features, gallery_features: a feature of NaN or of norm 0 has NaN similarities.
+    query_ids, gallery_ids, ks, block: as in `retrieval_metrics`.
+    layouts: shardings of a block of queries and of the gallery, to rank on a mesh; None ranks on
+      one device.
 
   Raises:
-    ValueError: as `retrieval_metrics`; a feature of NaN or of norm 0 has NaN similarities.
+    ValueError: as `retrieval_metrics`.
   """
   query_QxD = np.asarray(query_features, np.float32)
   gallery_GxD = np.asarray(gallery_features, np.float32)
@@ -164,30 +168,41 @@ def retrieval_metrics_from_features(
   return _summary(_in_blocks(score, query_QxD, query_ids_Q, block, query_layout), ks)
 
 
-def queries_without_match(query_ids, gallery_ids):
-  """Number of queries with no correct gallery item, which every mean leaves out."""
+def queries_without_match(query_ids: Ids, gallery_ids: Ids) -> int:
+  """Counts the queries without a correct gallery item, which every mean excludes."""
   return int(np.sum(~np.isin(np.asarray(query_ids), np.asarray(gallery_ids))))
 
 
-def relation_accuracy(correct, mined):
-  """Percent of mined relations that are right (paper Figure 4); None when none was mined."""
-  return 100.0 * float(correct) / float(mined) if mined else None
+def chance_level(query_ids: Ids, gallery_ids: Ids) -> float:
+  """R@1 that a random ranking reaches on average, in percent; 0 if no query has a correct item."""
+  query_ids_Q, gallery_ids_G = _compact_ids(query_ids, gallery_ids)
+  size = 1 + max(query_ids_Q.max(), gallery_ids_G.max())
+  correct_Q = np.bincount(gallery_ids_G, minlength=size)[query_ids_Q]
+  matched = correct_Q[correct_Q > 0]
+  return 100.0 * float(matched.mean()) / len(gallery_ids_G) if matched.size else 0.0
 
 
-def _unit(x_NxD):
+def relation_accuracy(correct: int, mined: int) -> float | None:
+  """Percent of mined relations that are correct (paper Figure 4); None if none was mined."""
+  return 100.0 * correct / mined if mined else None
+
+
+def _unit(x_NxD: jax.Array) -> jax.Array:
   return x_NxD / jnp.linalg.norm(x_NxD, axis=1, keepdims=True)
 
 
 @jax.jit
-def _cosine_statistics(query_QxD, gallery_GxD, query_ids_Q, gallery_ids_G):
+def _cosine_statistics(
+  query_QxD: jax.Array, gallery_GxD: jax.Array, query_ids_Q: jax.Array, gallery_ids_G: jax.Array
+) -> RankingStatistics:
   similarity_QxG = jnp.dot(
     _unit(query_QxD), _unit(gallery_GxD).T, precision=jax.lax.Precision.HIGHEST
   )
   return ranking_statistics(similarity_QxG, query_ids_Q, gallery_ids_G)
 
 
-def _compact_ids(query_ids, gallery_ids):
-  """Ids of any type and size -> int32 labels 0, 1, .. with the same equalities."""
+def _compact_ids(query_ids: Ids, gallery_ids: Ids) -> list[np.ndarray]:
+  """Maps ids of any type to int32 labels 0, 1, .. that are equal wherever the ids are."""
   query_ids, gallery_ids = np.asarray(query_ids), np.asarray(gallery_ids)
   if query_ids.ndim != 1 or gallery_ids.ndim != 1 or not query_ids.size or not gallery_ids.size:
     raise ValueError(
@@ -198,22 +213,28 @@ def _compact_ids(query_ids, gallery_ids):
   return np.split(labels.astype(np.int32), [len(query_ids)])
 
 
-def _in_blocks(score, rows, ids, block, layout=None):
-  """Applies `score(rows, ids)` to blocks of one static shape; the padding is cut off again."""
+def _in_blocks(
+  score: Callable[[jax.Array, jax.Array], RankingStatistics],
+  rows: np.ndarray,
+  ids: np.ndarray,
+  block: int,
+  layout: jax.sharding.Sharding | None = None,
+) -> RankingStatistics:
+  """Applies `score(rows, ids)` to blocks of one static shape and removes the padding."""
   shards = 1 if layout is None else layout.num_devices
   block = -(-min(block, len(rows)) // shards) * shards
   results = []
   for start in range(0, len(rows), block):
     part = (rows[start : start + block], ids[start : start + block])
     missing = block - len(part[0])
-    if missing:  # padded with copies of the last query, which no norm or division can trip over
+    if missing:  # copies of the last query, so that no row has norm 0
       part = tuple(np.concatenate([x, np.repeat(x[-1:], missing, axis=0)]) for x in part)
     statistics = jax.device_get(score(*jax.device_put(part, layout)))
     results.append([x[: block - missing] for x in statistics])
   return RankingStatistics(*(np.concatenate(field) for field in zip(*results, strict=True)))
 
 
-def _summary(statistics, ks):
+def _summary(statistics: RankingStatistics, ks: Sequence[int]) -> dict[str, float]:
   has_positive_Q = statistics.has_positive
   if not has_positive_Q.any():
     raise ValueError(

@@ -356,3 +356,18 @@ def mining_functions(setup: TrainingSetup) -> dict[str, Any]:
       **strict,
     ),
   }
+
+
+def losses_starting(config: ConfigDict, epoch: int) -> list[str]:
+  """Names of the losses with a positive weight whose first epoch is `epoch`, counted from 1."""
+  first_epochs = {
+    "itc": 1,
+    "local": config.local_association.start_epoch,
+    "global": config.global_association.start_epoch,
+    "consistency": config.local_association.start_epoch,
+  }
+  return [
+    name
+    for name, first_epoch in first_epochs.items()
+    if config.loss.weights[name] and first_epoch == epoch
+  ]

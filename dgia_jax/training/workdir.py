@@ -8,9 +8,8 @@ import time
 import jax
 
 from dgia_jax import config as config_lib
-from dgia_jax import distributed, older_names
+from dgia_jax import distributed, files, older_names
 from dgia_jax.errors import UserError
-from dgia_jax.reporting import metrics_writer
 
 CONFIG = "config.json"
 RESULTS = "results.json"
@@ -73,7 +72,7 @@ def claim(workdir, config):
       first.
   """
   if not is_claimed(workdir) and jax.process_index() == 0:
-    metrics_writer.write_json(pathlib.Path(workdir) / CONFIG, config.to_dict())
+    files.write_json(pathlib.Path(workdir) / CONFIG, config.to_dict())
   distributed.meet()
   end = time.time() + VISIBLE_SECONDS
   while not is_claimed(workdir):

@@ -5,8 +5,8 @@ import functools
 import importlib
 import json
 
+from dgia_jax import files
 from dgia_jax.errors import UserError
-from dgia_jax.reporting import metrics_writer
 from experiments.paper import runs, tables
 
 MEASURES = "measures"  # folder inside a run's folder
@@ -134,7 +134,7 @@ def _measured(module, experiment, options, run, target, sources, compute, say):
   splits = {"test": _test_pairs(run, options, target, sources.get(target, ""))}
   found = module.measure(run.config, run.folder, splits, choice)
   path.parent.mkdir(exist_ok=True)
-  metrics_writer.write_json(path, found)
+  files.write_json(path, found)
   return found
 
 

@@ -8,7 +8,9 @@ import functools
 import json
 import pathlib
 
-METRICS = {"R1": "R@1", "R5": "R@5", "R10": "R@10", "mAP": "mAP", "mINP": "mINP"}
+from dgia_jax.reporting import score_labels
+
+METRICS = score_labels.SCORES
 _FILE = pathlib.Path(__file__).with_name("paper_numbers.json")
 
 

@@ -13,8 +13,7 @@ import time
 
 import numpy as np
 
-from dgia_jax import sharding
-from dgia_jax.reporting import metrics_writer
+from dgia_jax import files, sharding
 from dgia_jax.search import index as index_lib
 
 
@@ -23,15 +22,15 @@ def write_index(folder, num_images, dim):
   folder = pathlib.Path(folder)
   (folder / index_lib.PARTS).mkdir(parents=True)
   about = {"model": "none", "model_digest": "none", "images": str(folder), "feature_width": dim}
-  metrics_writer.write_json(folder / index_lib.ABOUT, about)
+  files.write_json(folder / index_lib.ABOUT, about)
   for number, start in enumerate(range(0, num_images, index_lib.PART_IMAGES)):
     count = min(index_lib.PART_IMAGES, num_images - start)
     features = np.random.default_rng(number).standard_normal((count, dim), np.float32)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     np.save(folder / index_lib.PARTS / f"{number:05d}.npy", features)
-    files = [index_lib.ImageFile(f"{start + row:09d}.jpg", 1, 1) for row in range(count)]
-    entries = [dataclasses.astuple(file) for file in files]
-    metrics_writer.write_json(folder / index_lib.PARTS / f"{number:05d}.json", entries)
+    images = [index_lib.ImageFile(f"{start + row:09d}.jpg", 1, 1) for row in range(count)]
+    entries = [dataclasses.astuple(image) for image in images]
+    files.write_json(folder / index_lib.PARTS / f"{number:05d}.json", entries)
 
 
 def measure(folder, dim, repeats, top=20):

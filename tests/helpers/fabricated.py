@@ -2,7 +2,7 @@
 
 import json
 
-from dgia_jax.reporting import metrics_writer
+from dgia_jax import files
 from dgia_jax.training import workdir as workdir_lib
 
 NAMES = ("R1", "R5", "R10", "mAP", "mINP")
@@ -22,7 +22,7 @@ def finish(run, last, val=None, test=None, lines=()):
     lines: of metrics.jsonl.
   """
   run.folder.mkdir(parents=True, exist_ok=True)
-  metrics_writer.write_json(run.folder / workdir_lib.CONFIG, run.config.to_dict())
+  files.write_json(run.folder / workdir_lib.CONFIG, run.config.to_dict())
   best = {split: value for split, value in (("val", val), ("test", test)) if value is not None}
   content = {
     "last": {"epoch": run.config.num_epochs, "step": 7, "t2i": scores(last), "i2t": scores(0.0)},
@@ -32,6 +32,6 @@ def finish(run, last, val=None, test=None, lines=()):
     "device": "1 x cpu",
     "seed": run.seed,
   }
-  metrics_writer.write_json(run.folder / workdir_lib.RESULTS, content)
+  files.write_json(run.folder / workdir_lib.RESULTS, content)
   text = "".join(json.dumps(line) + "\n" for line in lines)
   (run.folder / workdir_lib.METRICS).write_text(text)

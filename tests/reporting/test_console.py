@@ -1,7 +1,6 @@
 import io
 import types
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,8 +15,11 @@ VALUES = {
 }  # fmt: skip
 
 
+CHANCE = {"t2i": 0.25, "i2t": 0.5}
+
+
 def everything(console):
-  """Calls all there is to see."""
+  """Calls every method of the console."""
   pairs = types.SimpleNamespace(
     num_images=1200, num_pairs=2400, person_of_image_M=np.repeat(np.arange(300), 4)
   )
@@ -27,7 +29,7 @@ def everything(console):
     progress.advance(249)
     progress.advance(250)
     progress.report(250, VALUES, seconds_left=125.4)
-    console.evaluation("val, epoch 2", BOTH, unmatched=3)
+    console.evaluation("val, epoch 2", BOTH, CHANCE, unmatched=3)
   console.final("test", {"last": {"epoch": 8, **BOTH}})
   console.outcome({"results.json": "scores"}, "python -m dgia_jax.main --mode evaluate")
 
@@ -59,7 +61,7 @@ def test_training_prints_plain_lines_where_there_is_no_terminal():
 
 
 def test_clock():
-  times = [consoles.clock(seconds) for seconds in (0.4, 59.6, 125, 3600, 36001)]
+  times = [consoles.clock(seconds) for seconds in (0.4, 59.6, 125.0, 3600.0, 36001.0)]
   assert times == ["0:00", "1:00", "2:05", "1:00:00", "10:00:01"]
 
 
@@ -69,34 +71,52 @@ def test_dataset_summary_counts_persons():
   assert ["train", "1,200", "2,400", "300"] in rows(text)
 
 
-def test_parameters_are_added_up_by_part():
+def test_parameters_are_listed_with_their_total():
   params = {
     "image": {"blocks": {"a": jnp.zeros((12, 100)), "b": jnp.zeros((12, 3), jnp.bfloat16)}},
     "text": jnp.zeros((1000, 1000)),
   }
-  for tree in (params, jax.eval_shape(lambda: params)):
-    found = rows(shown(lambda console, tree=tree: console.parameter_overview(tree)))
-    assert ["image/blocks", "2", "1,236", "0.0"] in found
-    assert ["text", "1", "1,000,000", "4.0"] in found
-    assert ["total", "3", "1,001,236", "4.0"] in found
+  text = shown(lambda console: console.parameter_overview(params))
+  lines = [line.replace("|", " ").split()[:5] for line in text.splitlines()]
+  assert ["image/blocks/a", "(12,", "100)", "float32", "1,200"] in lines
+  assert ["text", "(1000,", "1000)", "float32", "1,000,000"] in lines
+  assert "Total: 1,001,236 -- 4,004,872 bytes" in text
 
 
 def test_scores_of_both_directions_and_models():
   best = {"epoch": 6, "selected_on": "val", **BOTH}
-  text = shown(lambda console: console.final("test", {"last": {"epoch": 8, **BOTH}, "best": best}))
-  assert ["R@1", "R@5", "R@10", "mAP", "mINP"] in rows(text)
-  assert (
-    rows(text).count(["text", "to", "image", "41.25", "70.00", "80.50", "35.00", "100.00"]) == 2
-  )
-  assert (
-    rows(text).count(["image", "to", "text", "50.00", "70.00", "80.50", "35.00", "100.00"]) == 2
-  )
+  results = {"last": {"epoch": 8, **BOTH}, "best": best, "chance_R1": CHANCE}
+  text = shown(lambda console: console.final("test", results))
+  assert ["R@1", "R@5", "R@10", "mAP", "mINP", "R@1", "by", "chance"] in rows(text)
+  to_image = ["text", "to", "image", "41.25", "70.00", "80.50", "35.00", "100.00", "0.25"]
+  to_text = ["image", "to", "text", "50.00", "70.00", "80.50", "35.00", "100.00", "0.50"]
+  assert rows(text).count(to_image) == rows(text).count(to_text) == 2
   assert text.index("last: epoch 8") < text.index("best on val: epoch 6")
 
   text = shown(lambda console: console.evaluation("val, epoch 3", BOTH, unmatched=2))
   assert text.startswith("val, epoch 3\n")
-  assert "2 queries without a correct item" in text
-  assert "without" not in shown(lambda console: console.evaluation("val", BOTH))
+  assert "2 queries without a correct item" in text and "chance" not in text
+  text = shown(lambda console: console.evaluation("val", BOTH, CHANCE))
+  assert to_image in rows(text) and "without" not in text
+
+
+def test_an_epoch_that_is_last_and_best_is_shown_once():
+  best = {"epoch": 8, "selected_on": "val", **BOTH}
+  on_test = {"epoch": 8, "selected_on": "test", **BOTH}
+  results = {"last": {"epoch": 8, **BOTH}, "best": best, "best_by_split": {"test": on_test}}
+  text = shown(lambda console: console.final("test", results))
+  assert text.count("text to image") == 1
+  assert "last, best on val, best on test: epoch 8" in text
+
+
+def test_text_that_a_terminal_cannot_show_is_replaced():
+  out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+  console = consoles.Console(file=out)
+  everything(console)
+  console.print("a caf\u00e9 \x1b[2Jand\x07 a tab\t.")
+  out.flush()
+  text = out.buffer.getvalue().decode("ascii")
+  assert "a caf? ?[2Jand? a tab" in text and "41.25" in text
 
 
 def test_long_lines_and_brackets_stay_as_they_are():
@@ -106,7 +126,7 @@ def test_long_lines_and_brackets_stay_as_they_are():
   assert f"  {command.strip()}\n" in text
 
 
-def test_other_processes_are_silent(capsys):
+def test_other_processes_print_nothing(capsys):
   out = io.StringIO()
   everything(consoles.Console(active=False, file=out))
   assert out.getvalue() == ""
@@ -120,5 +140,5 @@ def test_a_terminal_gets_a_live_bar(monkeypatch, kind, live):
   monkeypatch.setenv("TTY_COMPATIBLE", "1")  # makes rich take a plain file for a terminal
   text = shown(everything)
   assert "epoch 2/8" in text and "consistency 0.79" in text
-  assert ("step 250/1,000" in text) != live  # the bar says it; a plain line would be one too many
+  assert ("step 250/1,000" in text) != live  # the bar shows the step
   assert ("\x1b[?25l" in text) == live  # the cursor is hidden while the bar moves

@@ -1,3 +1,5 @@
+import datetime
+import io
 import json
 import struct
 
@@ -5,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from dgia_jax.errors import UserError
@@ -14,7 +17,11 @@ SCORES = {"R1": 40.0, "R5": 70.0, "R10": 80.0, "mAP": 35.0, "mINP": 20.0}
 
 
 def lines(workdir):
-  return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  """The lines of metrics.jsonl, without the time at which each was written."""
+  written = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  for line in written:
+    assert datetime.datetime.fromisoformat(line.pop("time")).tzinfo == datetime.UTC
+  return written
 
 
 def events(workdir):
@@ -37,7 +44,7 @@ def points(workdir):
 
 
 def train(writer, first, last):
-  """What a run of 10 steps an epoch writes from step `first` to `last`."""
+  """Writes what a run with 10 steps per epoch writes from step `first` to `last`."""
   for step in range(first, last + 1):
     epoch = (step - 1) // 10 + 1
     if step % 5 == 0:
@@ -54,27 +61,37 @@ def test_lines_and_events(tmp_path):
     jax.transfer_guard("disallow"),
   ):
     writer.write(7, 1, "train", values)
-    writer.write(np.int64(10), 1, "val", {"t2i": SCORES, "i2t": SCORES})
-    # Nothing waits in a buffer: a kill here would lose no line.
+    writer.write(10, 1, "val", {"t2i": SCORES, "i2t": SCORES})
+    # Lines are not buffered: a kill at this point loses none.
     assert lines(workdir) == [
       {"step": 7, "epoch": 1, "split": "train", "loss": 0.5, "pairs": 3, "bad": None, "none": None},
       {"step": 10, "epoch": 1, "split": "val", "t2i": SCORES, "i2t": SCORES},
     ]
   first_line = (workdir / "metrics.jsonl").read_text().splitlines()[0]
   assert first_line.startswith('{"step": 7, "epoch": 1, "split": "train", ')
-  found = points(workdir)
-  assert found[("train/loss", 7)] == 0.5
-  assert found[("train/pairs", 7)] == 3
-  assert found[("val/i2t/mINP", 10)] == 20.0
-  assert len(found) == 2 + 10
+  written = points(workdir)
+  assert written[("train/loss", 7)] == 0.5
+  assert written[("train/pairs", 7)] == 3
+  assert written[("val/i2t/mINP", 10)] == 20.0
+  assert len(written) == 2 + 10
+
+
+def test_an_image_is_written_to_tensorboard(tmp_path):
+  Image.new("RGB", (5, 3), (255, 0, 0)).save(tmp_path / "sheet.png")
+  with metrics_writer.MetricsWriter(tmp_path) as writer:
+    writer.write_image(15, "test/contact_sheet", tmp_path / "sheet.png")
+  (value,) = (value for event in events(tmp_path) for value in event.summary.value)
+  assert value.tag == "test/contact_sheet" and (value.image.height, value.image.width) == (3, 5)
+  decoded = Image.open(io.BytesIO(value.image.encoded_image_string))
+  assert decoded.getpixel((2, 1))[:3] == (255, 0, 0)
 
 
 def test_values_may_not_hide_the_step(tmp_path):
   with (
     metrics_writer.MetricsWriter(tmp_path) as writer,
-    pytest.raises(ValueError, match="step, epoch, split"),
+    pytest.raises(ValueError, match="must not contain step, time"),
   ):
-    writer.write(1, 1, "train", {"step": 2})
+    writer.write(1, 1, "train", {"step": 2, "time": 3.0})
 
 
 @pytest.mark.parametrize("torn", ["", '{"step": 28, "epo', '{"step"', "\0\0\0"])
@@ -90,14 +107,14 @@ def test_a_resumed_run_leaves_the_file_of_an_uninterrupted_one(tmp_path, torn):
     resumed, resume_step=20
   ) as writer:  # the checkpoint was of step 20
     train(writer, 21, 40)
-  assert (resumed / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
+  assert lines(resumed) == lines(whole)
   assert points(resumed) == points(whole)
   starts = [e.step for e in events(resumed) if e.HasField("session_log")]
   assert starts[-1] == 21  # from here on TensorBoard hides what the killed run wrote
   assert sorted(path.name[:7] for path in resumed.iterdir()) == ["events.", "events.", "metrics"]
 
 
-def test_a_run_from_scratch_starts_the_file_anew(tmp_path):
+def test_a_run_from_scratch_replaces_the_file(tmp_path):
   with metrics_writer.MetricsWriter(tmp_path, resume_step=0) as writer:
     writer.write(0, 1, "val", {"t2i": SCORES})  # killed before its first checkpoint
     train(writer, 1, 9)
@@ -127,45 +144,28 @@ def test_other_processes_touch_nothing(tmp_path):
   assert list(tmp_path.iterdir()) == []
 
 
-def test_write_json(tmp_path):
-  path = tmp_path / "results.json"
-  path.write_text("old")
-  value = {
-    "path": tmp_path, "best": {"R1": np.float32(0.5), "count": np.int32(3)}, "shape": (64, 32),
-    "bank": jnp.arange(2), "nan": float("nan"), "inf": [np.inf, 1], "flag": True, "none": None,
-  }  # fmt: skip
-  metrics_writer.write_json(path, value)
-  assert json.loads(path.read_text()) == {
-    "path": str(tmp_path), "best": {"R1": 0.5, "count": 3}, "shape": [64, 32],
-    "bank": [0, 1], "nan": None, "inf": [None, 1], "flag": True, "none": None,
-  }  # fmt: skip
-  text = path.read_text()
-  assert text.index('"bank"') < text.index('"best"') < text.index('"shape"')
-  assert text.endswith("}\n")
-
-  with pytest.raises(TypeError):
-    metrics_writer.write_json(path, {"no": object()})
-  assert path.read_text() == text
-  assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
-
-
-def test_speed_counts_neither_compiling_nor_evaluating():
+def test_throughput_excludes_compiling_and_evaluating():
   meter = metrics_writer.SpeedMeter(pairs_per_step=64, total_steps=100)
   meter.start(1, now=50.0)  # the first step compiled for 50 seconds
-  assert meter.read(11, now=60.0) == pytest.approx((64.0, 89.0, 0.0))  # one second a step
-  meter.start(11, now=70.0)  # evaluated for 10 seconds: in the time left, not in the speed
-  assert meter.read(21, now=75.0) == pytest.approx((128.0, 79 * 25 / 20, 0.0))
-  assert meter.read(21, now=76.0) == (None, None, None)
-  assert meter.read(100, now=200.0)[1] == 0.0
+  speed = meter.read(11, now=60.0)  # one second per step
+  assert speed == pytest.approx(
+    metrics_writer.Speed(pairs_per_second=64.0, step_seconds=1.0, input_wait=0.0, seconds_left=89.0)
+  )
+  meter.start(11, now=70.0)  # evaluated for 10 seconds: counts in the remaining time only
+  speed = meter.read(21, now=75.0)
+  assert (speed.pairs_per_second, speed.step_seconds) == pytest.approx((128.0, 0.5))
+  assert speed.seconds_left == pytest.approx(79 * 25 / 20)
+  assert meter.read(21, now=76.0) == (None, None, None, None)
+  assert meter.read(100, now=200.0).seconds_left == 0.0
 
 
-def test_time_lost_to_the_input_is_a_share_of_the_interval():
+def test_input_wait_is_a_share_of_the_interval():
   meter = metrics_writer.SpeedMeter(pairs_per_step=64, total_steps=100)
   meter.start(1, now=10.0)
   meter.wait(1.0)
   meter.wait(1.5)
-  assert meter.read(6, now=20.0)[2] == pytest.approx(0.25)
-  assert meter.read(7, now=21.0)[2] == 0.0
+  assert meter.read(6, now=20.0).input_wait == pytest.approx(0.25)
+  assert meter.read(7, now=21.0).input_wait == 0.0
   meter.wait(3.0)
-  meter.start(7, now=30.0)  # an evaluation: what came before it is told no more
-  assert meter.read(8, now=31.0)[2] == 0.0
+  meter.start(7, now=30.0)  # an evaluation: earlier waiting is forgotten
+  assert meter.read(8, now=31.0).input_wait == 0.0

@@ -172,9 +172,28 @@ def test_unusable_input_is_refused():
     )
 
 
+def test_chance_level_is_the_mean_share_of_correct_items():
+  gallery = ["a", "a", "b", "c"]
+  # Queries a, b and d: 2 of 4 items, 1 of 4 items, and no item, which is not counted.
+  assert retrieval_metrics.chance_level(["a", "b", "d"], gallery) == pytest.approx(37.5)
+  assert retrieval_metrics.chance_level(["d"], gallery) == 0.0
+
+
+def test_chance_level_is_what_random_rankings_reach(rng):
+  query_ids, gallery_ids = rng.integers(0, 5, 40), rng.integers(0, 5, 12)
+  random = rng.random((200, 40, 12), np.float32)
+  reached = [
+    retrieval_metrics.retrieval_metrics(similarity, query_ids, gallery_ids)["R1"]
+    for similarity in random
+  ]
+  assert np.mean(reached) == pytest.approx(
+    retrieval_metrics.chance_level(query_ids, gallery_ids), abs=1.5
+  )
+
+
 def test_relation_accuracy():
   assert retrieval_metrics.relation_accuracy(3, 4) == 75.0
-  assert retrieval_metrics.relation_accuracy(jnp.int32(0), np.int64(5)) == 0.0
+  assert retrieval_metrics.relation_accuracy(0, 5) == 0.0
   assert retrieval_metrics.relation_accuracy(0, 0) is None
 
 

@@ -303,6 +303,31 @@ def test_optimizer_gets_every_setting_of_the_recipe():
   assert jnp.dtype("float16") in {leaf.dtype for leaf in jax.tree.leaves(half.init(params))}
 
 
+def test_learning_rates_of_every_step(run):
+  """Two epochs of warm-up and two of cosine, with two steps per epoch."""
+  config = tiny_run.config(
+    batch_size=18, num_epochs=4, optimizer__learning_rate=1.0, optimizer__warmup_epochs=2,
+    optimizer__lr_update="epoch",
+  )  # fmt: skip
+  parts = dataclasses.replace(run, config=config)
+  rates = [0.1, 0.1, 0.55, 0.55, 1.0, 1.0, 0.5, 0.5]
+  np.testing.assert_allclose(parts.learning_rates(), rates, rtol=1e-6)
+  parts.config.optimizer.lr_update = "step"
+  half_way = 0.5 * (1 + np.cos(np.pi * np.array([0, 0.25, 0.5, 0.75])))
+  np.testing.assert_allclose(parts.learning_rates()[4:], half_way, rtol=1e-6)
+  assert [parts.epoch_of(step) for step in (1, 2, 3, 8)] == [1, 1, 2, 4]
+
+
+def test_losses_start_in_their_epochs_unless_their_weight_is_zero():
+  config = tiny_run.config(
+    local_association__start_epoch=3, global_association__start_epoch=2,
+    loss__weights__consistency=0.0,
+  )  # fmt: skip
+  assert [setup.losses_starting(config, epoch) for epoch in (1, 2, 3, 4)] == [
+    ["itc"], ["global"], ["local"], [],
+  ]  # fmt: skip
+
+
 def test_create_step_binds_the_run(run):
   step = setup.create_step(run, mine_local="replaced")
   assert step.keywords["mine_local"] == "replaced"

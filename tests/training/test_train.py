@@ -1,4 +1,4 @@
-"""Whole runs: on any mesh, with shuffled identities, compiled once, stopped by a bad loss."""
+"""Whole runs: on any mesh, with shuffled identities, resumed, stopped, finished, profiled."""
 
 import dataclasses
 import io
@@ -19,9 +19,16 @@ from dgia_jax.training import checkpoint, setup, train
 from tests.helpers import tiny_run
 
 
-def run(workdir, splits=None, **fields):
-  """Trains; returns results.json and the lines of metrics.jsonl."""
-  console = Console(file=io.StringIO())
+def run(workdir, splits=None, out=None, **fields):
+  """Trains; returns the content of results.json and the lines of metrics.jsonl.
+
+  Args:
+    workdir: the run's working directory.
+    splits: pairs other than `tiny_run.splits`.
+    out: a StringIO for the console's output.
+    **fields: as in `tiny_run.config`.
+  """
+  console = Console(file=out or io.StringIO())
   results = train.train(tiny_run.config(**fields), workdir, console, splits or tiny_run.splits())
   return results, tiny_run.metrics(workdir)
 
@@ -85,7 +92,7 @@ def _steps(mesh, count=6, splits=None, **fields):
   config.mesh.update(dict(zip(("data", "fsdp", "tensor"), mesh, strict=True)))
   parts = setup.create(config, "/nonexistent", splits or tiny_run.splits())
   state = train.train_state.create(parts.mesh, setup.init_state(parts))
-  batches = train._placed_batches(parts, 0)
+  batches = train.global_batches(parts, 0)
   reports, compiled = [], None
   for _, batch in zip(range(count), batches, strict=False):
     compiled = compiled or compilation.compile_step(
@@ -136,7 +143,7 @@ def test_identities_never_reach_training(one_device, tmp_path):
 
 def test_a_training_batch_has_no_identity(no_tokenizer_folder):
   parts = setup.create(tiny_run.config(), "/nonexistent", tiny_run.splits())
-  batches = train._placed_batches(parts, 0)
+  batches = train.global_batches(parts, 0)
   assert set(next(batches)) == {"image", "tokens", "index", "image_index", "mask"}
   batches.close()
 
@@ -220,10 +227,74 @@ def test_the_files_hold_what_the_contract_lists(one_device):
   train_lines = [line for line in lines if line["split"] == "train"]
   named = {"step", "epoch", "loss", "loss_itc", "loss_local", "loss_global", "loss_consistency"}
   named |= {"pairs_per_second", "local_precision", "global_precision"}
+  named |= {"time", "step_seconds", "learning_rate"}
   assert all(named <= set(line) for line in train_lines)
   assert [line["epoch"] for line in lines if line["split"] == "val"] == [1, 2, 3]
   assert json.loads((workdir / "config.json").read_text())["batch_size"] == 8
   assert list(workdir.glob("events*"))
+
+
+def test_the_logged_learning_rate_is_that_of_the_step(one_device):
+  """One warm-up epoch of 5 steps from a tenth of the rate, then cosine; set every step."""
+  _, _, lines = one_device
+  rates = {line["step"]: line["learning_rate"] for line in lines if line["split"] == "train"}
+  assert rates[2] == pytest.approx(2e-3 * (0.1 + 0.9 / 5), rel=1e-5)
+  assert rates[5] == pytest.approx(2e-3 * (0.1 + 0.9 * 4 / 5), rel=1e-5)
+  assert rates[12] == pytest.approx(1e-3 * (1 + np.cos(np.pi * 6 / 10)), rel=1e-5)
+
+
+def test_a_finished_run_shows_its_results_again(one_device):
+  workdir, results, lines = one_device
+  out = io.StringIO()
+  again, lines_again = run(workdir, out=out)
+  assert again == results and lines_again == lines
+  assert "finished already: all 15 steps are done" in out.getvalue()
+  assert "results on test" in out.getvalue() and "compil" not in out.getvalue()
+
+
+def test_a_finished_run_without_results_is_evaluated(one_device):
+  workdir, results, _ = one_device
+  (workdir / "results.json").write_text('{"digest": "5')
+  again, _ = run(workdir)
+  for name in ("digest", "last", "best", "chance_R1"):
+    assert again[name] == results[name]
+
+
+def test_messages_come_before_what_they_announce(tmp_path):
+  out = io.StringIO()
+  fields = {"local_association__start_epoch": 3, "loss__weights__consistency": 0.5}
+  run(tmp_path, out=out, **fields)
+  text = out.getvalue()
+  compiling = text.index("compiling the training step: about a minute on the first start; later")
+  assert compiling < text.index("training step compiled in")
+  assert text.index("epoch 1/3  step 5") < text.index(
+    "epoch 2: the global loss starts, so the total"
+  )
+  assert text.index("epoch 2/3  step 10") < text.index("epoch 3: the local and consistency losses")
+
+
+def test_results_state_the_chance_level(one_device):
+  """The gallery of 12 test images shows each of 6 persons twice."""
+  _, results, _ = one_device
+  assert results["chance_R1"]["t2i"] == pytest.approx(100 * 2 / 12)
+  assert results["chance_R1"]["i2t"] == pytest.approx(100 * 3 / 18)
+
+
+def test_the_contact_sheet_is_also_in_tensorboard(tmp_path):
+  run(tmp_path, num_epochs=1, eval__contact_sheet=True)
+  assert (tmp_path / "contact_sheet.png").exists()
+  (events,) = tmp_path.glob("events*")
+  assert b"test/contact_sheet" in events.read_bytes()
+
+
+def test_a_profile_covers_the_chosen_steps(tmp_path, monkeypatch):
+  calls = []
+  monkeypatch.setattr(train.step_profiler.profiler, "start", calls.append)
+  monkeypatch.setattr(train.step_profiler.profiler, "stop", lambda: calls.append("stop"))
+  out = io.StringIO()
+  run(tmp_path, out=out, num_epochs=1, profile__steps=2, profile__start_step=3)
+  assert calls == [str(tmp_path / "profile"), "stop"]
+  assert f"profile written to {tmp_path / 'profile'}" in out.getvalue()
 
 
 def test_global_loss_starts_with_the_second_epoch(one_device):
@@ -238,7 +309,7 @@ def test_padded_rows_change_nothing(no_tokenizer_folder):
   fields = {"loss__weights__consistency": 0.0, "local_association__threshold": 0.9}
   wide = setup.create(tiny_run.config(**fields), "/nonexistent", tiny_run.splits())
   narrow = setup.create(tiny_run.config(batch_size=4, **fields), "/nonexistent", tiny_run.splits())
-  batches = train._placed_batches(wide, 4)
+  batches = train.global_batches(wide, 4)
   batch = jax.tree.map(np.array, jax.device_get(next(batches)))
   batches.close()
   assert batch["mask"].sum() == 4

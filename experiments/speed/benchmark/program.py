@@ -8,10 +8,10 @@ import platform
 import shlex
 import sys
 
+from dgia_jax import files
 from dgia_jax.dry_run import flops
 from dgia_jax.errors import UserError
 from dgia_jax.models import dual_encoder
-from dgia_jax.reporting import metrics_writer
 from experiments.speed.benchmark import comparison, input_speed, ranking, report, tables, timing
 from experiments.speed.benchmark import problem as problem_lib
 
@@ -54,7 +54,7 @@ def main(options):
     results.update(found)
     if options.out:
       pathlib.Path(options.out).parent.mkdir(parents=True, exist_ok=True)
-      metrics_writer.write_json(pathlib.Path(options.out).with_suffix(".json"), results)
+      files.write_json(pathlib.Path(options.out).with_suffix(".json"), results)
 
   if {"step", "association"} & set(options.part):
     if len(names) > 1:
