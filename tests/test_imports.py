@@ -17,7 +17,7 @@ LAYERS = (
 )  # fmt: skip
 # They turn settings into arguments; all others are given arrays and numbers.
 SEE_THE_CONFIG = {
-  "config", "cli", "main", "convert", "reporting.model_card", "method.train_step",
+  "config", "older_names", "cli", "main", "convert", "reporting.model_card", "method.train_step",
   "training.setup", "training.evaluate", "training.train", "training.checkpoint",
   "training.workdir", "training.step_log", "training.step_profiler", "dry_run.compile_report",
 }  # fmt: skip

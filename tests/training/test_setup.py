@@ -333,4 +333,5 @@ def test_create_step_binds_the_run(run):
   assert step.keywords["mine_local"] == "replaced"
   assert step.keywords["mask_id"] == run.tokenizer.mask_id
   assert step.keywords["steps_per_epoch"] == 5
-  assert step.keywords["same_image_rows"] == 1  # images have up to two captions
+  mine_global = step.keywords["mine_global"]
+  assert mine_global.keywords["same_image_rows"] == 1  # images have up to two captions
