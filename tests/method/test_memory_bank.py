@@ -190,4 +190,6 @@ def test_padded_rows_do_not_depend_on_the_mesh():
 
 def test_unknown_anchor():
   with pytest.raises(ValueError, match="smell"):
-    memory_bank.search(None, (None, None), 1, mesh=None, anchor="smell")
+    memory_bank.search(
+      memory_bank.create(8, 2), (None, None), 1, mesh=sharding.create_mesh(), anchor="smell"
+    )

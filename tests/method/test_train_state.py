@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 
 from dgia_jax import sharding
-from dgia_jax.method import memory_bank, optimizer, train_state
+from dgia_jax.method import memory_bank, train_state
 from dgia_jax.training import setup
-from tests.helpers import tiny_run
+from tests.helpers import recipe, tiny_run
 
 
 def fresh(tmp_path_factory, **mesh):
@@ -67,7 +67,7 @@ def test_parameters_are_the_same_numbers_on_one_device_and_on_eight(one_device, 
 
 
 def test_initializer_is_traceable_and_pads_the_bank():
-  tx = optimizer.create(num_epochs=1, steps_per_epoch=1)
+  tx = recipe.create_optimizer(num_epochs=1, steps_per_epoch=1)
   init = train_state.initializer(
     lambda: {"kernel": jax.numpy.ones((2, 3))}, tx, num_pairs=3073, feature_dim=4
   )

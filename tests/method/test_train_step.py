@@ -233,7 +233,7 @@ def test_exclude_same_image_in_the_step(given_views):
   )
   settings = config.base()
   settings.global_association.threshold = 0.0
-  batch = {"index": index[:1], "image_index": images[:1]}
+  batch = {"index": index[:1], "image_index": images[:1], "mask": np.ones(1, bool)}
   mine = lambda: _mine_first(bank, features, batch, settings, mesh)
   assert set(_selected(mine())[0]) == {1, 2, 3}
   settings.global_association.exclude_same_image = True
@@ -251,7 +251,7 @@ def test_reciprocal_neighbours_ignore_their_own_captions():
   )
   settings = config.base()
   settings.global_association.k, settings.strict_mining.reciprocal = 1, True
-  batch = {"index": index[:1], "image_index": images[:1]}
+  batch = {"index": index[:1], "image_index": images[:1], "mask": np.ones(1, bool)}
   mine = lambda: _mine_first(bank, features, batch, settings, mesh)
   assert set(_selected(mine())[0]) == {1}  # the anchor's own image, which retrieves it
   settings.global_association.exclude_same_image = True
