@@ -338,23 +338,22 @@ def mining_functions(setup: TrainingSetup) -> dict[str, Any]:
   Returns:
     {"mine_local", "mine_global"}, see `dgia_jax.method.mining`.
   """
-  config = setup.config
-  functions, strict = mining, {}
-  if any(config.strict_mining.values()):
-    functions, strict = strict_mining, {"strict": config.strict_mining}
-  captions_of_image = np.bincount(setup.train_pairs.image_of_pair_N)
+  config, bind = setup.config, functools.partial
+  local, anchors = config.local_association, config.global_association
+  bank = {
+    "mesh": setup.mesh,
+    "block_rows": config.bank.block_rows,
+    "same_image_rows": int(np.bincount(setup.train_pairs.image_of_pair_N).max()) - 1,
+  }
+  if not any(config.strict_mining.values()):
+    return {
+      "mine_local": bind(mining.mine_local, settings=local),
+      "mine_global": bind(mining.mine_global, settings=anchors, **bank),
+    }
+  strict = config.strict_mining
   return {
-    "mine_local": functools.partial(
-      functions.mine_local, settings=config.local_association, **strict
-    ),
-    "mine_global": functools.partial(
-      functions.mine_global,
-      settings=config.global_association,
-      mesh=setup.mesh,
-      block_rows=config.bank.block_rows,
-      same_image_rows=int(captions_of_image.max()) - 1,
-      **strict,
-    ),
+    "mine_local": bind(strict_mining.mine_local, settings=local, strict=strict),
+    "mine_global": bind(strict_mining.mine_global, settings=anchors, strict=strict, **bank),
   }
 
 

@@ -290,3 +290,14 @@ def test_unknown_choices_are_errors():
     recipe.create_optimizer(num_epochs=1, steps_per_epoch=1, lr_update="week")
   with pytest.raises(ValueError, match="second_moment.*'int8'"):
     recipe.create_optimizer(num_epochs=1, steps_per_epoch=1, second_moment="int8")
+
+
+def test_the_rate_is_the_one_of_optax():
+  """Our float32 form of the schedule against optax's, for every tenth of an epoch."""
+  epochs = np.arange(0, 400) / 10
+  join = optax.join_schedules(
+    [optax.linear_schedule(1e-6, 1e-5, 5), optax.cosine_decay_schedule(1e-5, 35)], [5]
+  )
+  np.testing.assert_allclose(
+    optimizer.learning_rate(epochs, 40), join(epochs.astype(np.float32)), rtol=1e-4, atol=1e-12
+  )
