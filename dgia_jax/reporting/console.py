@@ -7,6 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import rich.box
 import rich.console
@@ -59,9 +60,12 @@ class Console:
     self._show(f"{name}: images of {height} x {width} pixels (height x width)", table)
 
   def parameter_overview(self, params: Mapping) -> None:
-    """Shows shape, type, size and sharding of every array, and the total."""
+    """Shows name, shape, type and size of every array, the sharding if there is one, the total."""
+    is_sharded = any(not array.sharding.is_fully_replicated for array in jax.tree.leaves(params))
     self.print("parameters", style="bold")
-    overview = parameter_overview.get_parameter_overview(params, include_stats="sharding")
+    overview = parameter_overview.get_parameter_overview(
+      params, include_stats="sharding" if is_sharded else False
+    )
     for line in overview.splitlines():
       self.print(line)
     self.print("")
@@ -87,25 +91,19 @@ class Console:
       chance: R@1 of a random ranking by direction, in percent.
       unmatched: queries without a correct item, which no score includes.
     """
-    table = self._table("", *SCORES.values(), *(["R@1 by chance"] if chance else []))
-    for direction, name in DIRECTIONS.items():
-      by_chance = [f"{chance[direction]:.2f}"] if chance else []
-      table.add_row(name, *percents(scores[direction]), *by_chance)
-    self._show(title, table)
+    self._show_scores(title, scores, chance)
     if unmatched:
       self.print(f"{unmatched:,} queries without a correct item are left out.", style="yellow")
 
   def final(self, split: str, results: Mapping[str, Any]) -> None:
-    """Shows the scores of the last and the best epoch.
+    """Shows the scores of the last and the best epoch; an epoch that is both is shown once.
 
     Args:
       split: the scores are of this split.
       results: the content of results.json: {"last": {"epoch", "t2i", "i2t"}, "best": {..,
         "selected_on"}, "best_by_split": {split: like "best"}, "chance_R1": {direction: percent}};
-        each may be absent. Equal rows are shown once.
+        each may be absent.
     """
-    chance = results.get("chance_R1")
-    table = self._table("", *SCORES.values(), *(["R@1 by chance"] if chance else []))
     models = [("last", results.get("last")), ("best", results.get("best"))]
     selected_on = results.get("best", {}).get("selected_on")
     models += [
@@ -121,11 +119,8 @@ class Console:
         names_of_epoch.setdefault(scores["epoch"], []).append(f"{name}{on_split}")
         scores_of_epoch[scores["epoch"]] = scores
     for epoch, names in names_of_epoch.items():
-      table.add_row(f"{', '.join(names)}: epoch {epoch}", style="bold")
-      for direction, label in DIRECTIONS.items():
-        by_chance = [f"{chance[direction]:.2f}"] if chance else []
-        table.add_row(f"  {label}", *percents(scores_of_epoch[epoch][direction]), *by_chance)
-    self._show(f"results on {split}", table)
+      title = f"results on {split}, epoch {epoch} ({', '.join(names)})"
+      self._show_scores(title, scores_of_epoch[epoch], results.get("chance_R1"))
 
   def compile_report(self, report: Mapping[str, Any]) -> None:
     """Shows what `compile_report.measure` returns: memory, arithmetic and traffic per device."""
@@ -179,6 +174,18 @@ class Console:
     for name in number_columns:
       table.add_column(name, justify="right", no_wrap=True)
     return table
+
+  def _show_scores(
+    self,
+    title: str,
+    scores: Mapping[str, Any],
+    chance: Mapping[str, float] | None,
+  ) -> None:
+    table = self._table("", *SCORES.values(), *(["R@1 by chance"] if chance else []))
+    for direction, name in DIRECTIONS.items():
+      by_chance = [f"{chance[direction]:.2f}"] if chance else []
+      table.add_row(name, *percents(scores[direction]), *by_chance)
+    self._show(title, table)
 
   def _show(self, title: str, table: rich.table.Table) -> None:
     self.print(title, style="bold")

@@ -233,11 +233,9 @@ def _announce_losses(setup: TrainingSetup, step: int, console: Console) -> None:
     return
   starting = setup_lib.losses_starting(setup.config, epoch)
   if epoch > 1 and starting:
-    names = " and ".join(starting)
-    console.print(
-      f"epoch {epoch}: the {names} loss{'es start' if len(starting) > 1 else ' starts'}, so the"
-      " total loss is higher from here on"
-    )
+    *others, last = starting
+    names = f"{', '.join(others)} and {last} losses start" if others else f"{last} loss starts"
+    console.print(f"epoch {epoch}: the {names}, so the total loss is higher from here on")
 
 
 def _saves(config: ConfigDict, step: int) -> bool:

@@ -1,10 +1,12 @@
 import io
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dgia_jax import sharding
 from dgia_jax.reporting import console as consoles
 
 SCORES = {"R1": 41.25, "R5": 70.0, "R10": 80.5, "mAP": 35.0, "mINP": 100.0}
@@ -77,10 +79,19 @@ def test_parameters_are_listed_with_their_total():
     "text": jnp.zeros((1000, 1000)),
   }
   text = shown(lambda console: console.parameter_overview(params))
-  lines = [line.replace("|", " ").split()[:5] for line in text.splitlines()]
+  lines = [line.replace("|", " ").split() for line in text.splitlines()]
   assert ["image/blocks/a", "(12,", "100)", "float32", "1,200"] in lines
   assert ["text", "(1000,", "1000)", "float32", "1,000,000"] in lines
   assert "Total: 1,001,236 -- 4,004,872 bytes" in text
+
+
+def test_the_sharding_of_split_parameters_is_listed():
+  mesh = sharding.create_mesh(data=1, fsdp=8)
+  text = jax.device_put(jnp.zeros((16, 4)), jax.NamedSharding(mesh, jax.P("fsdp")))
+  shown_text = shown(lambda console: console.parameter_overview({"text": text}))
+  assert ["text", "(16,", "4)", "float32", "64", "('fsdp',)"] in [
+    line.replace("|", " ").split() for line in shown_text.splitlines()
+  ]
 
 
 def test_scores_of_both_directions_and_models():
@@ -91,7 +102,7 @@ def test_scores_of_both_directions_and_models():
   to_image = ["text", "to", "image", "41.25", "70.00", "80.50", "35.00", "100.00", "0.25"]
   to_text = ["image", "to", "text", "50.00", "70.00", "80.50", "35.00", "100.00", "0.50"]
   assert rows(text).count(to_image) == rows(text).count(to_text) == 2
-  assert text.index("last: epoch 8") < text.index("best on val: epoch 6")
+  assert text.index("results on test, epoch 8 (last)") < text.index("epoch 6 (best on val)")
 
   text = shown(lambda console: console.evaluation("val, epoch 3", BOTH, unmatched=2))
   assert text.startswith("val, epoch 3\n")
@@ -106,7 +117,7 @@ def test_an_epoch_that_is_last_and_best_is_shown_once():
   results = {"last": {"epoch": 8, **BOTH}, "best": best, "best_by_split": {"test": on_test}}
   text = shown(lambda console: console.final("test", results))
   assert text.count("text to image") == 1
-  assert "last, best on val, best on test: epoch 8" in text
+  assert "results on test, epoch 8 (last, best on val, best on test)" in text
 
 
 def test_text_that_a_terminal_cannot_show_is_replaced():
