@@ -30,7 +30,7 @@ REMOVED_SETTINGS = {
   "sampling.start_epoch": None,  # of no effect while sampling.group is 1
 }
 # Settings that runs of 0.1 did not have, where their behaviour was not today's default.
-BEHAVIOUR_BEFORE: dict[str, Any] = {}
+BEHAVIOUR_BEFORE: dict[str, Any] = {"dataset.resize": "bicubic"}
 
 
 def current_config(config: dict) -> dict:
