@@ -41,7 +41,7 @@ _DTYPES = {
 
 # Far above what any checkpoint needs; without limits a small file could fill the memory.
 _MAX_PICKLE_BYTES = 256 * 2**20
-_MAX_ENTRIES = 10**6
+_MAX_ENTRIES = 200_000
 
 
 class _ScriptObject:

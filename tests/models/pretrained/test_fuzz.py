@@ -85,10 +85,10 @@ def test_safetensors_headers(folder, params):
   sound = path.read_bytes()
   header_end = 8 + int.from_bytes(sound[:8], "little")
   accepted = 0
-  for _ in range(400):
+  for _ in range(250):
     path.write_bytes(mutate(sound, rng, header_end))
     accepted += check(folder, params, exact=False)
-  assert accepted < 200
+  assert accepted < 125
 
 
 @pytest.mark.parametrize("compressed", [False, True])
@@ -103,7 +103,7 @@ def test_torch_archives(tmp_path, params, compressed):
   assert check(path, params)
   rng = random.Random(1)
   accepted = 0
-  for _ in range(300):
+  for _ in range(250):
     path.write_bytes(mutate(sound, rng))
     accepted += check(path, params)
   assert accepted < 100  # damage between the members changes nothing
@@ -128,7 +128,7 @@ def test_pickles_with_a_valid_checksum(tmp_path, params):
     members = {name: archive.read(name) for name in archive.namelist()}
   (pickle_name,) = (name for name in members if name.endswith("data.pkl"))
   rng = random.Random(2)
-  for _ in range(300):
+  for _ in range(250):
     with zipfile.ZipFile(path, "w") as archive:
       for name, content in members.items():
         archive.writestr(name, mutate(content, rng) if name == pickle_name else content)
@@ -145,10 +145,10 @@ def test_config_texts(folder, params):
   path = folder / "config.json"
   sound = path.read_bytes()
   accepted = 0
-  for _ in range(300):
+  for _ in range(250):
     path.write_bytes(mutate(sound, rng))
     accepted += check(folder, params, exact=False)
-  assert 0 < accepted < 300
+  assert 0 < accepted < 250
 
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
@@ -157,7 +157,7 @@ def test_config_values(folder, params, name):
   path = folder / name
   sound = path.read_text()
   accepted = 0
-  for _ in range(300):
+  for _ in range(250):
     content = json.loads(sound)
     target = content
     while True:
@@ -173,4 +173,4 @@ def test_config_values(folder, params, name):
       target[field] = rng.choice(ODD_VALUES)
     path.write_text(json.dumps(content))
     accepted += check(folder, params, exact=False)
-  assert 0 < accepted < 300
+  assert 0 < accepted < 250

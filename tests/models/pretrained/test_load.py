@@ -1,6 +1,7 @@
 """CLIP checkpoints of every kind load, and those that do not fit are refused."""
 
 import json
+import os
 
 import jax
 import numpy as np
@@ -188,3 +189,104 @@ def test_a_checkpoint_of_something_else_is_refused(folder, template):
   safetensors.numpy.save_file({"fc.weight": np.zeros(2)}, folder / "model.safetensors")
   with pytest.raises(UserError, match="holds no CLIP weights"):
     load(folder, template)
+
+
+def edit_tensor(folder, name, change):
+  tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+  tensors[name] = change(tensors[name].copy())
+  safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+
+
+def set_last(value):
+  def change(tensor):
+    tensor.flat[-1] = value
+    return tensor
+
+  return change
+
+
+@pytest.mark.parametrize(
+  "change, problem",
+  [
+    (set_last(np.nan), "holds NaN or infinity"),
+    (set_last(-np.inf), "holds NaN or infinity"),
+    (lambda tensor: np.full(tensor.shape, 1e300), "holds NaN or infinity"),
+    (lambda tensor: tensor.astype(np.int32), "has dtype int32, not a floating-point one"),
+  ],
+)
+def test_tensors_of_other_than_finite_numbers_are_named(folder, template, change, problem):
+  edit_tensor(folder, "visual_projection.weight", change)
+  with pytest.raises(UserError, match=f"visual_projection.weight {problem}"):
+    load(folder, template)
+
+
+def test_a_position_table_must_have_the_grid_of_its_config(folder, template):
+  edit_config(folder, vision_config={"patch_size": 8})
+  message = "position_embedding.weight has 37 positions, .* in its config.json need 145"
+  with pytest.raises(UserError, match=message):
+    load(folder, template)
+
+
+@pytest.mark.parametrize("rows", [1, 12, 18])
+def test_a_position_table_without_a_config_must_be_a_square(tmp_path, template, rows):
+  torch = pytest.importorskip("torch")
+  state = torch_state(torch)
+  state["visual.positional_embedding"] = torch.zeros(rows, 128)
+  torch.save(state, tmp_path / "best.pth")
+  message = f"visual.positional_embedding has {rows} positions, .* no class token and square grid"
+  with pytest.raises(UserError, match=message):
+    load(tmp_path / "best.pth", template)
+
+
+def edit_preprocessor(folder, **fields):
+  path = folder / "preprocessor_config.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+@pytest.mark.parametrize(
+  "fields",
+  [
+    {"image_mean": [0.5, 0.5, 0.5]},
+    {"image_std": 1},
+    {"image_std": "0.2"},
+    {"do_normalize": False},
+    {"rescale_factor": 1},
+    {"size": {"height": 32, "width": 96}},
+    {"size": {"height": "96", "width": 32}},
+  ],
+)
+def test_images_must_be_prepared_as_here(folder, template, fields):
+  edit_preprocessor(folder, **fields)
+  with pytest.raises(UserError, match=rf"preprocessor_config\.json: ({next(iter(fields))}|images)"):
+    load(folder, template)
+
+
+def test_openais_preprocessor_is_accepted(folder, reference, template):
+  edit_config(folder, vision_config={"trained_image_size": [96, 32]})
+  content = {"crop_size": 224, "do_center_crop": True, "do_normalize": True, "resample": 3,
+             "image_mean": [0.4815, 0.4578, 0.4082], "size": 224}  # fmt: skip
+  (folder / "preprocessor_config.json").write_text(json.dumps(content))
+  with pytest.raises(UserError, match=r"images are 224 x 224, and \(96, 32\) in config.json"):
+    load(folder, template)
+  (folder / "preprocessor_config.json").unlink()
+  load(folder, template)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "preprocessor_config.json"])
+def test_files_that_are_not_regular_are_not_opened(folder, template, name):
+  (folder / name).unlink()
+  os.mkfifo(folder / name)
+  with pytest.raises(UserError, match=f"{name} is not a regular file"):
+    load(folder, template)
+  with pytest.raises(UserError, match="not a regular file"):
+    load("/dev/zero", template)
+
+
+def test_a_git_lfs_pointer_is_recognised(folder, template):
+  pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 598641023\n"
+  for name in ("model.safetensors", "best.pth"):
+    (folder / name).write_text(pointer)
+  for path in (folder, folder / "best.pth"):
+    with pytest.raises(UserError, match="is only a Git LFS pointer .*; run `git lfs pull`"):
+      load(path, template)

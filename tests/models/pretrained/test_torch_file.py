@@ -130,3 +130,71 @@ def test_a_cut_pickle_and_a_missing_storage_are_damage(tmp_path):
     write_archive(tmp_path / "model.pt", pickled, storages)
     with pytest.raises(UserError, match=r"model\.pt is damaged"):
       torch_file.read(tmp_path / "model.pt")
+
+
+def test_every_wrong_bit_of_the_pickle_is_noticed(tmp_path):
+  pickled, storage = pickled_window(0, (4,), (1,)), bytes(range(16))
+  write_archive(tmp_path / "model.pt", pickled, [storage])
+  sound = (tmp_path / "model.pt").read_bytes()
+  for content in (pickled, storage):
+    start = sound.index(content)
+    for position in range(start, start + len(content)):
+      damaged = bytearray(sound)
+      damaged[position] ^= 1
+      (tmp_path / "model.pt").write_bytes(damaged)
+      with pytest.raises(UserError, match="model.pt is damaged.*CRC"):
+        torch_file.read(tmp_path / "model.pt")
+
+
+def test_a_compressed_member_has_a_largest_size(tmp_path, monkeypatch):
+  with zipfile.ZipFile(tmp_path / "model.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+    archive.writestr("archive/data.pkl", bytes(2000))
+  monkeypatch.setattr(torch_file, "_MAX_PICKLE_BYTES", 1999)
+  with pytest.raises(UserError, match="data.pkl would be 2,000 bytes when decompressed"):
+    torch_file.read(tmp_path / "model.pt")
+
+
+def test_an_unknown_compression_is_named(tmp_path):
+  write_archive(tmp_path / "model.pt", pickle.dumps({}))
+  content = bytearray((tmp_path / "model.pt").read_bytes())
+  content[8] = content[content.index(b"PK\x01\x02") + 10] = 99  # the method, in both headers
+  (tmp_path / "model.pt").write_bytes(content)
+  with pytest.raises(UserError, match="model.pt is damaged.*compression"):
+    torch_file.read(tmp_path / "model.pt")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+  "pickled",
+  [
+    b"\x80\x02}r\xff\xff\xff\x7f.",  # the memo's entry 2**31 - 1
+    b"\x80\x05\x96\xff\xff\xff\xff\xff\xff\xff\x0f.",  # a bytearray of 2**60 bytes
+    b"}L" + b"9" * 5000 + b"L\nNs.",
+  ],
+)
+def test_small_files_do_not_fill_the_memory(tmp_path, pickled):
+  write_archive(tmp_path / "model.pt", pickled)
+  with pytest.raises(UserError, match="model.pt is damaged"):
+    torch_file.read(tmp_path / "model.pt")
+
+
+@pytest.mark.timeout(60)
+def test_containers_that_share_or_contain_themselves_end(tmp_path):
+  shared = {}
+  for _ in range(60):
+    shared = {"a": shared, "b": shared}
+  loop = {}
+  loop["loop"] = loop
+  for content in (shared, loop):
+    write_archive(tmp_path / "model.pt", pickle.dumps(content, protocol=2))
+    with pytest.raises(UserError, match="model.pt is damaged"):
+      torch_file.read(tmp_path / "model.pt")
+
+
+def test_a_pickle_cannot_change_the_reader(tmp_path):
+  # GLOBAL, then BUILD with a state for slots, which sets an attribute of the named function.
+  pickled = b"\x80\x02ctorch._utils\n_rebuild_parameter\nN}U\x0e__kwdefaults__}s\x86b."
+  write_archive(tmp_path / "model.pt", pickled)
+  with pytest.raises(UserError, match="model.pt is damaged"):
+    torch_file.read(tmp_path / "model.pt")
+  assert torch_file._first.__kwdefaults__ is None
