@@ -49,7 +49,7 @@ def read_json(path: pathlib.Path, setting: str) -> dict[str, Any]:
   except OSError as error:
     raise UserError(f"{setting}: {path} cannot be read ({error})") from error
   except (ValueError, RecursionError) as error:  # ValueError: also a number of 4,300 digits
-    raise UserError(f"{setting}: {path} is no JSON ({error})") from error
+    raise UserError(f"{setting}: {path} is damaged: not JSON ({error})") from error
   if not isinstance(content, dict):
     raise UserError(f"{setting}: {path} does not hold a JSON object")
   return content

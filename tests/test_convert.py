@@ -1,6 +1,7 @@
 """A run becomes a folder that transformers loads, and that a new run can start from."""
 
 import json
+import os
 import shutil
 
 import jax
@@ -112,3 +113,15 @@ def test_mistakes_end_in_one_line(known_run, tmp_path, capsys):
   assert convert_run(known_run, tmp_path / "file") == 2
   error = capsys.readouterr().err
   assert "--out=" in error and error.count("\n") == 1
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("content", [None, "{", "[1]", "9" * 5000, "[" * 100_000])
+def test_a_config_that_is_no_json_file_ends_in_one_line(tmp_path, capsys, content):
+  if content is None:
+    os.mkfifo(tmp_path / "config.json")
+  else:
+    (tmp_path / "config.json").write_text(content)
+  assert convert_run(tmp_path, tmp_path / "out") == 2
+  error = capsys.readouterr().err
+  assert "config.json" in error and error.count("\n") == 1

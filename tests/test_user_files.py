@@ -18,10 +18,10 @@ def test_an_object_is_read(tmp_path):
 @pytest.mark.parametrize(
   "content, message",
   [
-    (b"{", "is no JSON"),
-    (b"\xff\xfe\xfa", "is no JSON"),
-    (b"[" * 100_000, "is no JSON"),
-    (b'{"a": ' + b"9" * 5000 + b"}", "is no JSON"),
+    (b"{", "is damaged: not JSON"),
+    (b"\xff\xfe\xfa", "is damaged: not JSON"),
+    (b"[" * 100_000, "is damaged: not JSON"),
+    (b'{"a": ' + b"9" * 5000 + b"}", "is damaged: not JSON"),
     (b"[1]", "does not hold a JSON object"),
     (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
   ],

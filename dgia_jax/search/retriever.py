@@ -7,7 +7,6 @@ scores, rows = retriever.rank(retriever.embed_texts(["a woman in a red coat"]), 
 """
 
 import hashlib
-import json
 import pathlib
 
 import jax
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dgia_jax import sharding
+from dgia_jax import sharding, user_files
 from dgia_jax.data import images as images_lib
 from dgia_jax.data import tokenizer as tokenizer_lib
 from dgia_jax.errors import UserError
@@ -118,8 +117,8 @@ class Retriever:
     """The model of a run's folder, or of a Hugging Face folder, which has no `choice`."""
     path = pathlib.Path(folder) / workdir_lib.CONFIG
     try:
-      is_clip = "vision_config" in json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+      is_clip = "vision_config" in user_files.read_json(path, "model")
+    except UserError:
       is_clip = False  # `from_run` says what is wrong
     if is_clip:
       return cls.from_hugging_face(folder, **options)

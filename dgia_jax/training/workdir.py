@@ -1,6 +1,5 @@
 """The folder of a run: whose it is, and the config it was started with."""
 
-import json
 import os
 import pathlib
 import time
@@ -8,7 +7,7 @@ import time
 import jax
 
 from dgia_jax import config as config_lib
-from dgia_jax import distributed, files, older_names
+from dgia_jax import distributed, files, older_names, user_files
 from dgia_jax.errors import UserError
 
 CONFIG = "config.json"
@@ -95,7 +94,4 @@ def read_config(workdir):
   path = pathlib.Path(workdir) / CONFIG
   if not is_claimed(workdir):
     raise UserError(f"--workdir={workdir}: holds no run ({CONFIG} is missing); train one first")
-  try:
-    return older_names.current_config(json.loads(path.read_text(encoding="utf-8")))
-  except json.JSONDecodeError as error:
-    raise UserError(f"{path} is damaged ({error}); delete the folder to start anew") from error
+  return older_names.current_config(user_files.read_json(path, "--workdir"))
