@@ -81,7 +81,7 @@ def _open(args: argparse.Namespace):
   datasets.check_name(args.name)
   if args.name not in catalog.LAYOUTS:
     raise UserError(f"{args.name} is drawn, not read from files: there is nothing to check")
-  return dataset_files.open_source(
+  return dataset_files.open_dataset(
     args.name, source=args.source, annotations=args.annotations, images=args.images
   )
 

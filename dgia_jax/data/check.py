@@ -16,8 +16,8 @@ import tqdm
 from dgia_jax.data import images as images_lib
 from dgia_jax.data.annotations import SPLITS, ImageRecord
 from dgia_jax.data.catalog import Counts, Release
-from dgia_jax.data.check_page import Report, some
-from dgia_jax.data.dataset_files import Source
+from dgia_jax.data.data_report import DataReport, first_items
+from dgia_jax.data.dataset_files import DatasetFiles
 
 CONTEXT_TOKENS = 77
 SHORT_WORDS = 3
@@ -27,7 +27,9 @@ _WORD = re.compile(r"[^\W\d_]+|\d|[^\s\w]+")
 _CODE = re.compile(r"[{}<>\\|]|https?://|&\w+;|\w\(\)|==|;\s*$")
 
 
-def check(source: Source, *, quick: bool = False, show: int = 10, workers: int = 0) -> Report:
+def check(
+  source: DatasetFiles, *, quick: bool = False, show: int = 10, workers: int = 0
+) -> DataReport:
   """Checks an opened dataset.
 
   Args:
@@ -39,7 +41,7 @@ def check(source: Source, *, quick: bool = False, show: int = 10, workers: int =
   Returns:
     The report; `errors` is empty when the dataset can be built as it is.
   """
-  report = Report(f"{source.layout.title}: check of {source.annotations.files[0]}")
+  report = DataReport(f"{source.layout.title}: check of {source.annotations.files[0]}")
   _files(report, source)
   _splits(report, source)
   _identities(report, source)
@@ -55,7 +57,7 @@ def check(source: Source, *, quick: bool = False, show: int = 10, workers: int =
   return report
 
 
-def _files(report: Report, source: Source):
+def _files(report: DataReport, source: DatasetFiles):
   content = source.annotations
   report.section("files")
   for file in content.files:
@@ -79,7 +81,7 @@ def count(records: Iterable[ImageRecord]) -> Counts:
   )
 
 
-def _splits(report: Report, source: Source):
+def _splits(report: DataReport, source: DatasetFiles):
   records = source.annotations.records
   found = {split: count(record for record in records if record.split == split) for split in SPLITS}
   found = {split: counts for split, counts in found.items() if counts.images}
@@ -135,7 +137,7 @@ def _cell(found: int, known: int | None) -> str:
   return f"{found} ok" if found == known else f"{found} (not {known})"
 
 
-def _identities(report: Report, source: Source):
+def _identities(report: DataReport, source: DatasetFiles):
   content, base = source.annotations, source.layout.id_base
   report.section("identities")
   if content.identities != "known":
@@ -170,7 +172,7 @@ def _identities(report: Report, source: Source):
     )
 
 
-def _images(report: Report, source: Source, quick: bool, show: int, workers: int):
+def _images(report: DataReport, source: DatasetFiles, quick: bool, show: int, workers: int):
   report.section("images")
   records, missing = source.annotations.records, source.missing()
   report.say(f"{len(records) - len(missing)} of {len(records)} files found")
@@ -181,22 +183,22 @@ def _images(report: Report, source: Source, quick: bool, show: int, workers: int
     else:
       report.error(
         f"missing files in folders that exist: {size}",
-        some([record.path for record in lost], show),
+        first_items([record.path for record in lost], show),
       )
   present = [path for path in source.paths if path is not None]
   same = [path for path, times in collections.Counter(present).items() if times > 1]
   if same:
-    report.note(f"{len(same)} files belong to two entries each", some(same, show))
+    report.note(f"{len(same)} files belong to two entries each", first_items(same, show))
   if quick:
     report.say("not decoded (--quick)")
     return
   _decoded(report, source, show, workers)
   unused = _unused(source, set(present))
   if unused:
-    report.note(f"{len(unused)} image files that no entry names", some(unused, min(show, 3)))
+    report.note(f"{len(unused)} image files that no entry names", first_items(unused, min(show, 3)))
 
 
-def _decoded(report: Report, source: Source, show: int, workers: int):
+def _decoded(report: DataReport, source: DatasetFiles, show: int, workers: int):
   def look(path):
     try:
       return images_lib.inspect(path)
@@ -219,7 +221,7 @@ def _decoded(report: Report, source: Source, show: int, workers: int):
   if bad:
     report.error(
       f"unreadable: {len(bad)} images, {count(r for r, _ in bad).captions} pairs lost",
-      some([str(error) for _, error in bad], show),
+      first_items([str(error) for _, error in bad], show),
     )
   if good:
     heights, widths = [f.height for f in good], [f.width for f in good]
@@ -235,10 +237,12 @@ def _decoded(report: Report, source: Source, show: int, workers: int):
     if isinstance(facts, images_lib.ImageFacts) and min(facts.height, facts.width) < TINY_PIXELS
   ]
   if tiny:
-    report.note(f"{len(tiny)} images under {TINY_PIXELS} pixels high or wide", some(tiny, show))
+    report.note(
+      f"{len(tiny)} images under {TINY_PIXELS} pixels high or wide", first_items(tiny, show)
+    )
 
 
-def _unused(source: Source, used: set[str]) -> list[str]:
+def _unused(source: DatasetFiles, used: set[str]) -> list[str]:
   root = source.image_folder
   return sorted(
     os.path.relpath(os.path.join(folder, name), root)
@@ -248,7 +252,7 @@ def _unused(source: Source, used: set[str]) -> list[str]:
   )
 
 
-def _captions(report: Report, records: tuple[ImageRecord, ...], show: int):
+def _captions(report: DataReport, records: tuple[ImageRecord, ...], show: int):
   report.section("captions")
   captions = [(caption, record.person) for record in records for caption in record.captions]
   if not captions:
@@ -271,7 +275,7 @@ def _captions(report: Report, records: tuple[ImageRecord, ...], show: int):
     report.note(
       f"{len(copied)} captions are used for several people, by {sum(uses[t] for t in copied)} "
       "pairs: as queries these have answers that count as wrong",
-      some([f"{len(people_of[t])} people: {t[:70]!r}" for t in copied], min(show, 3)),
+      first_items([f"{len(people_of[t])} people: {t[:70]!r}" for t in copied], min(show, 3)),
     )
   for what, test in (
     (
@@ -290,7 +294,7 @@ def _captions(report: Report, records: tuple[ImageRecord, ...], show: int):
     if hits:
       report.note(
         f"{len(hits)} captions {what}",
-        some([repr(caption[:70]) for caption in hits], min(show, 2)),
+        first_items([repr(caption[:70]) for caption in hits], min(show, 2)),
       )
 
 

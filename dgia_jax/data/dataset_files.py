@@ -19,7 +19,7 @@ _JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class DatasetFiles:
   """Annotations with the file of every image.
 
   Attributes:
@@ -66,13 +66,13 @@ class Source:
     return lost
 
 
-def open_source(
+def open_dataset(
   name: str,
   *,
   source: str | None = None,
   annotations: str | None = None,
   images: str | None = None,
-) -> Source:
+) -> DatasetFiles:
   """Finds and reads a dataset's annotations and looks for every image file.
 
   Args:
@@ -83,7 +83,7 @@ def open_source(
       paths that repeat its name) are searched.
 
   Returns:
-    A `Source`. Faulty entries and missing images are in it, they do not raise.
+    A `DatasetFiles`. Faulty entries and missing images are in it, they do not raise.
 
   Raises:
     UserError: no annotations, or a folder that does not exist, or an unreadable JSON.
@@ -114,7 +114,7 @@ def open_source(
     bases = [os.path.join(root, sub) for root in roots if root for sub in ("imgs", "images", "")]
   bases = list(dict.fromkeys(os.path.normpath(base) for base in bases if os.path.isdir(base)))
   content = annotations_lib.read_annotations(files)
-  return Source(
+  return DatasetFiles(
     name=name,
     annotations=content,
     image_folders=tuple(bases),

@@ -110,7 +110,7 @@ def _load_from_files(
   from dgia_jax.data import dataset_files, tfds_builder
 
   try:
-    opened = dataset_files.open_source(name, **files)
+    opened = dataset_files.open_dataset(name, **files)
   except UserError as error:
     command = prepare_command(name, data_dir, options["holdout"], files)
     raise UserError(f"{error}. Then: {command}") from error

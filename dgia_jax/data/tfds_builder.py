@@ -25,7 +25,7 @@ from absl import logging
 from dgia_jax.data import image_hashes, locked_build
 from dgia_jax.data import images as images_lib
 from dgia_jax.data.annotations import SPLITS, ImageRecord
-from dgia_jax.data.dataset_files import Source
+from dgia_jax.data.dataset_files import DatasetFiles
 from dgia_jax.errors import UserError
 
 _SHARD_IMAGES = 4096
@@ -48,7 +48,7 @@ class PersonSearchConfig(tfds.core.BuilderConfig):
   """What to build. `source` and the fields below it are needed only while building."""
 
   holdout: int = 0
-  source: Source | None = dataclasses.field(default=None, repr=False)
+  source: DatasetFiles | None = dataclasses.field(default=None, repr=False)
   hashes: Sequence[str] = dataclasses.field(default=(), repr=False)
   skip_unreadable: bool = False
   workers: int = 0
@@ -200,7 +200,7 @@ def holdout_people(records: Sequence[ImageRecord], holdout: int) -> frozenset[in
   return frozenset(ranks[rank] for rank in sorted(ranks)[:holdout])
 
 
-def content_digest(source: Source, hashes: Sequence[str]) -> str:
+def content_digest(source: DatasetFiles, hashes: Sequence[str]) -> str:
   """12 hexadecimal digits that change when an annotation or the content of an image changes."""
   digest = hashlib.sha256()
   for record, sha256 in zip(source.annotations.records, hashes, strict=True):
@@ -215,7 +215,7 @@ def variant_name(digest: str, holdout: int) -> str:
 
 
 def build(
-  source: Source,
+  source: DatasetFiles,
   *,
   data_dir: str,
   holdout: int = 0,
@@ -260,7 +260,7 @@ def build(
 
 
 def _build(
-  source: Source,
+  source: DatasetFiles,
   hashes: Sequence[str],
   name: str,
   root: str,
@@ -300,7 +300,7 @@ def _build(
   return builder
 
 
-def _check_for_missing_images(source: Source, skip_unreadable: bool) -> None:
+def _check_for_missing_images(source: DatasetFiles, skip_unreadable: bool) -> None:
   missing = source.missing()
   if missing and not skip_unreadable:
     folders = [folder for folder in source.missing_folders() if folder]

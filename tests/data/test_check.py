@@ -11,7 +11,7 @@ from tests.helpers import fake_datasets
 
 
 def _check(name, folder, **options):
-  return check.check(dataset_files.open_source(name, source=str(folder)), **options)
+  return check.check(dataset_files.open_dataset(name, source=str(folder)), **options)
 
 
 def _with_releases(monkeypatch, name, *releases):

@@ -22,7 +22,7 @@ SIZE = (24, 8)
 
 
 def _open(name, folder):
-  return dataset_files.open_source(name, source=str(folder))
+  return dataset_files.open_dataset(name, source=str(folder))
 
 
 def _build(name, folder, data_dir, **options):
@@ -306,7 +306,7 @@ def slow(path):
     time.sleep(60)
   return real(path)
 images.read_bytes = slow
-opened = dataset_files.open_source("rstp_reid", source={str(tmp_path / "in")!r})
+opened = dataset_files.open_dataset("rstp_reid", source={str(tmp_path / "in")!r})
 tfds_builder.build(opened, data_dir={str(out)!r}, workers=1)
 """
   process = subprocess.Popen([sys.executable, "-c", code], cwd=os.getcwd())
@@ -332,7 +332,7 @@ def test_two_builds_at_once_wait_for_each_other(tmp_path):
   fake_datasets.rstp_reid(tmp_path / "in")
   code = f"""
 from dgia_jax.data import dataset_files, tfds_builder
-opened = dataset_files.open_source("rstp_reid", source={str(tmp_path / "in")!r})
+opened = dataset_files.open_dataset("rstp_reid", source={str(tmp_path / "in")!r})
 print(tfds_builder.build(opened, data_dir={str(tmp_path / "out")!r}).data_dir)
 """
   runs = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

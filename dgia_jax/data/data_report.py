@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 
-class Report:
+class DataReport:
   """Lines of the page, and how many of them are errors and notes."""
 
   def __init__(self, title: str):
@@ -33,7 +33,7 @@ class Report:
     return "\n".join(self.lines)
 
 
-def some(items: list[str], show: int) -> list[str]:
+def first_items(items: list[str], show: int) -> list[str]:
   """The first `show` items, and a line that counts the others."""
   more = len(items) - show
   return items[:show] + ([f"... and {more} more (--show {len(items)})"] if more > 0 else [])
