@@ -1,17 +1,19 @@
 """Batches for training and evaluation, read with grain.
 
-The order of training is a pure function of (seed, epoch), and a batch a pure function of its step
-number. So the only data position worth saving is the number of steps taken: `start_step` continues
-there at no cost, with any number of processes or workers, and gives the batches that an
-uninterrupted run would have given. Every batch has the same shape; the last one of an epoch is
-filled up with rows whose mask is False.
+The order of training pairs depends only on (seed, epoch), and a batch only on its step number. So
+the number of steps is all there is to save: `start_step` continues immediately, with any number of
+processes or workers, with the batches of an uninterrupted run. All batches have the same shape; the
+last one of an epoch is padded with rows whose mask is False.
 """
 
 import dataclasses
 import functools
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.process
 import os
+import queue
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -21,18 +23,23 @@ import numpy as np
 from absl import flags
 
 from dgia_jax.data.pairs import Images, PairTable
+from dgia_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
 
 _MAX_THREADS = 4  # without workers; each thread decodes one batch
 _BATCHES_PER_WORKER = 2
-# Batches that grain holds for one worker at a time: in its queue, in the reader behind the queue,
-# and one on either end.
+# Batches that grain holds per worker: in its queue, in the reader behind the queue, and one at
+# either end.
 _BATCHES_IN_FLIGHT = 2 * _BATCHES_PER_WORKER + 2
+
+_PATIENCE_SECONDS = 10  # for a batch after the death of a worker, which may be of another iterator
+# grain's iterators that wait forever. They are kept because their finalizer would wait as well.
+_ABANDONED = []
 
 
 def steps_per_epoch(num_pairs: int, batch_size: int) -> int:
-  """Batches that hold every pair once; the last may be partly filled."""
+  """Number of batches that contain every pair once; the last may be partly filled."""
   return -(-num_pairs // batch_size)
 
 
@@ -46,30 +53,28 @@ def train_batches(
   start_step: int = 0,
   workers: int = 0,
   rows: Sequence[int] | np.ndarray | None = None,
-  order_N: np.ndarray | None = None,
 ) -> Iterator[Batch]:
-  """This process's share of every global batch of a run, from `start_step` on.
+  """This process's rows of every global batch of a run, from `start_step` on.
 
-  Each epoch is one permutation of all pairs, cut into global batches of `batch_size` rows; a
-  process yields its `rows` of each, so the global batch does not depend on who reads it.
+  Each epoch is one permutation of all pairs, cut into global batches of `batch_size` rows. Every
+  process yields its own `rows`, so the global batch is the same for any number of processes.
 
   Args:
     pairs: N pairs; their captions and identities are not read.
-    tokens_NxL: int32 (N, L), the encoded captions.
+    tokens_NxL: int32, the encoded captions.
     batch_size: B, global.
-    seed: not negative; runs with different seeds share no epoch's order.
+    seed: not negative; different seeds give every epoch another order.
     num_epochs: the run ends after num_epochs * steps_per_epoch(N, B) steps.
     start_step: number of steps already taken, 0 for a new run.
     workers: processes that decode images; 0 decodes in threads of this process.
-    rows: rows of every global batch to yield, ascending; None: all.
-    order_N: int32 (N,), a permutation of all pairs to take instead of the epochs' own.
+    rows: ascending row numbers of the global batch; None for all.
 
   Returns:
     An iterator over dicts with b = len(rows) rows:
       "image" uint8 (b, H, W, 3), "tokens" int32 (b, L), "index" int32 (b,) pair number,
       "image_index" int32 (b,), "mask" bool (b,).
-    Rows with mask False hold zeros, padding and index -1. It has a `close()` that ends the workers;
-    the end of the data does so too.
+    Rows with mask False hold zeros, padding and index -1. The workers end with the data, or when
+    the iterator's `close()` is called. A worker that is killed raises a UserError.
 
   Raises:
     ValueError: the numbers do not fit together.
@@ -87,7 +92,6 @@ def train_batches(
     batch_size=batch_size,
     seed=seed,
     rows=_checked_rows(batch_size, rows),
-    order_N=order_N,
   )
   return _iterate(load, range(start_step, num_epochs * epoch_steps), workers)
 
@@ -99,10 +103,10 @@ def image_batches(
   workers: int = 0,
   rows: Sequence[int] | np.ndarray | None = None,
 ) -> Iterator[Batch]:
-  """All M images once, in order, in padded batches of b = len(rows) rows.
+  """All M images once and in order, in padded batches of b = len(rows) rows.
 
   Returns:
-    An iterator like that of `train_batches` over dicts of
+    An iterator like that of `train_batches`, over dicts of
       "image" uint8 (b, H, W, 3), "index" int32 (b,) image number or -1, "mask" bool (b,).
   """
   load = _ImageBatch(
@@ -117,7 +121,7 @@ def image_batches(
 def token_batches(
   tokens_NxL: np.ndarray, *, batch_size: int, rows: Sequence[int] | np.ndarray | None = None
 ) -> Iterator[Batch]:
-  """All N encoded captions once, in order, in padded batches of b = len(rows).
+  """All N encoded captions once and in order, in padded batches of b = len(rows) rows.
 
   Yields:
     dicts of "tokens" int32 (b, L), "index" int32 (b,) pair number or -1, "mask" bool (b,).
@@ -134,7 +138,7 @@ def token_batches(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _ImageBatch:
-  """Makes the local part of evaluation batch `step`; sent to the worker processes."""
+  """Creates this process's rows of evaluation batch `step`; pickled to the worker processes."""
 
   images: Images
   image_shape: tuple[int, int, int]
@@ -152,9 +156,9 @@ class _ImageBatch:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _TrainBatch:
-  """Makes the local part of training batch `step`; sent to the worker processes.
+  """Creates this process's rows of training batch `step`; pickled to the worker processes.
 
-  Holds what a batch is made of and nothing else of the PairTable, above all no identities.
+  It has only the parts of the PairTable that batches contain, so no identities.
   """
 
   images: Images
@@ -164,16 +168,12 @@ class _TrainBatch:
   batch_size: int
   seed: int
   rows: np.ndarray
-  order_N: np.ndarray | None
 
   def __call__(self, step: int) -> Batch:
     num_pairs = len(self.tokens_NxL)
     epoch, step = divmod(step, steps_per_epoch(num_pairs, self.batch_size))
     positions = _positions(step, self.batch_size, self.rows, num_pairs)
-    order_N = self.order_N
-    if order_N is None:
-      order_N = _epoch_order(num_pairs, self.seed, epoch)
-    index = order_N[positions]
+    index = _epoch_order(num_pairs, self.seed, epoch)[positions]
     image_index = self.image_of_pair_N[index]
     return {
       "image": _read_images(self.images, image_index, (len(self.rows), *self.image_shape)),
@@ -188,16 +188,16 @@ class _TrainBatch:
 def _epoch_order(num_pairs: int, seed: int, epoch: int) -> np.ndarray:
   """int32 (N,), the epoch's permutation of all pairs.
 
-  Sorts raw random bits, which numpy promises never to change. grain's own shuffle needs no memory,
-  but is measurably less random (with 68,108 pairs, neighbouring rows, often one person, meet in a
-  batch 6 % less often than by chance) and slower for small N.
+  It sorts raw random bits, which NumPy guarantees never to change. grain's own shuffle needs no
+  memory, but it is measurably less random (among 68,108 pairs, neighbouring rows, often of one
+  person, share a batch 6 % less often than by chance) and slower for small N.
   """
   bits_N = np.random.PCG64([seed, epoch]).random_raw(num_pairs)
   return np.argsort(bits_N, kind="stable").astype(np.int32)
 
 
 def _checked_rows(batch_size: int, rows: Sequence[int] | np.ndarray | None) -> np.ndarray:
-  """Rows of the global batch that this process yields."""
+  """Row numbers of the global batch that this process yields. Raises ValueError."""
   rows = np.arange(batch_size) if rows is None else np.asarray(rows)
   if not len(rows) or rows[0] < 0 or rows[-1] >= batch_size or (np.diff(rows) < 1).any():
     raise ValueError(f"rows={rows} are not ascending numbers in [0, {batch_size})")
@@ -205,13 +205,13 @@ def _checked_rows(batch_size: int, rows: Sequence[int] | np.ndarray | None) -> n
 
 
 def _positions(step: int, batch_size: int, rows: np.ndarray, total: int) -> np.ndarray:
-  """Positions in [0, total) of the real ones among `rows` of global batch `step`."""
+  """Positions in [0, total) of the rows of global batch `step` that are not padding."""
   positions = step * batch_size + rows
   return positions[positions < total]
 
 
 def _read_images(images: Images, index: np.ndarray, shape: tuple[int, int, int, int]) -> np.ndarray:
-  """uint8 batch of the images in `index`, zeros below them."""
+  """A uint8 batch of the images in `index`, padded with zeros."""
   batch = np.zeros(shape, np.uint8)
   for row, image in enumerate(index):
     batch[row] = images[image]
@@ -225,7 +225,7 @@ def _pad(rows: np.ndarray, size: int, value: int) -> np.ndarray:
 
 
 def _iterate(load: Callable[[int], Batch], steps: range, workers: int) -> Iterator[Batch]:
-  """load(step) for the steps in order, computed ahead of time in threads or processes."""
+  """load(step) for all steps in order, computed ahead in threads or processes."""
   workers = min(workers, len(steps))
   threads = 1 if workers else min(_MAX_THREADS, os.cpu_count() or 1)
   dataset = grain.MapDataset.range(steps.start, steps.stop).map(load)
@@ -233,7 +233,7 @@ def _iterate(load: Callable[[int], Batch], steps: range, workers: int) -> Iterat
     grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
   )
   if workers:
-    # grain reads a command line flag on the way to its workers, which fails outside absl.app.run.
+    # grain reads a command line flag when it starts workers, which fails outside absl.app.run.
     if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()
     batch_bytes = len(load.rows) * int(np.prod(load.image_shape))
@@ -244,14 +244,75 @@ def _iterate(load: Callable[[int], Batch], steps: range, workers: int) -> Iterat
       grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_BATCHES_PER_WORKER),
       worker_init_fn=_start_worker,
     )
-  return iter(dataset)
+  return _Batches(iter(dataset), workers)
+
+
+class _Batches(Iterator[Batch]):
+  """grain's iterator, with the death of a worker process explained to the user.
+
+  A worker that is killed while it sends a batch leaves a part of it, and grain waits forever for
+  the rest. So each batch is awaited in a thread, and given up if workers are dead and none comes.
+  """
+
+  def __init__(self, batches: grain.DatasetIterator[Batch], workers: int):
+    self._batches, self._workers = batches, workers
+    self._processes = set()
+    self._abandoned = False
+
+  def __next__(self) -> Batch:
+    if not self._workers:
+      return next(self._batches)
+    results = queue.SimpleQueue()
+    threading.Thread(target=self._put_next, args=(results,), daemon=True).start()
+    remaining = _PATIENCE_SECONDS
+    while True:
+      self._processes.update(_worker_processes())
+      try:
+        batch, error = results.get(timeout=1)
+      except queue.Empty:
+        exit_codes = [process.exitcode for process in self._processes if process.exitcode]
+        remaining -= bool(exit_codes)
+        if remaining < 0:
+          self._abandoned = True
+          _ABANDONED.append(self._batches)
+          raise self._killed(exit_codes[0]) from None
+        continue
+      if error is None:
+        return batch
+      if isinstance(error, RuntimeError) and "terminated unexpectedly" in str(error):
+        raise self._killed(re.search(r"exit code (-?\d+)|$", str(error))[1]) from error
+      raise error
+
+  def _put_next(self, results: queue.SimpleQueue) -> None:
+    try:
+      results.put((next(self._batches), None))
+    except BaseException as error:  # raised again in the thread that waits for the result
+      results.put((None, error))
+
+  def _killed(self, exit_code: int | str | None) -> UserError:
+    return UserError(
+      f"a process that decodes images was killed (exit code {exit_code}), often because the memory"
+      f" is full: start again, with a smaller config.dataset.workers than {self._workers} if this"
+      " repeats"
+    )
+
+  def close(self) -> None:
+    """Ends the worker processes. (Abandoned ones end with this process.)"""
+    if not self._abandoned:
+      self._batches.close()
+
+
+def _worker_processes() -> Iterator[multiprocessing.process.BaseProcess]:
+  """The living workers of all of grain's iterators; it does not tell which are whose."""
+  children = multiprocessing.active_children()
+  return (child for child in children if child.name.startswith("grain-process-prefetch"))
 
 
 def _smallest_shared_array(needed_bytes: int, folder: str = "/dev/shm") -> int:
-  """Bytes from which on arrays travel from the workers in shared memory instead of a pipe.
+  """Size in bytes from which workers send an array through shared memory instead of a pipe.
 
-  Containers often have a /dev/shm of 64 MB, and a worker that overfills it is killed. Then all
-  arrays take the pipe, which costs a copy. Elsewhere only small arrays do.
+  Containers often have a /dev/shm of 64 MB, and a worker that overfills it is killed. If the space
+  is too small all arrays take the pipe, which costs a copy; otherwise only small arrays do.
   """
   if os.path.isdir(folder):
     space = os.statvfs(folder)
@@ -261,13 +322,13 @@ def _smallest_shared_array(needed_bytes: int, folder: str = "/dev/shm") -> int:
 
 
 def _start_worker(worker: int, num_workers: int) -> None:
-  """Runs first in each worker process."""
+  """Runs first in every worker process."""
   del worker, num_workers
-  # grain imports jax in its workers; should anything there use it, it must not take a GPU.
+  # grain imports jax in its workers, and no use of it may occupy a GPU there.
   os.environ["JAX_PLATFORMS"] = "cpu"
   if "jax" in sys.modules:
     sys.modules["jax"].config.update("jax_platforms", "cpu")
-  # When the training process is killed outright, its workers would wait for it for ever.
+  # The workers of a killed training process would wait for it forever.
   threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from dgia_jax.data import batches as batches_lib
 from dgia_jax.data.pairs import PairTable
+from dgia_jax.errors import UserError
 
 _FIELDS = {"image", "tokens", "index", "image_index", "mask"}
 
@@ -169,6 +170,18 @@ class _Platforms:
     return np.full((2, 2, 3), on_cpu, np.uint8)
 
 
+class _Broken:
+  """Two images; the second cannot be read."""
+
+  def __len__(self):
+    return 2
+
+  def __getitem__(self, image):
+    if image:
+      raise RuntimeError("a bug")
+    return np.zeros((2, 2, 3), np.uint8)
+
+
 def test_workers_stay_off_accelerators(monkeypatch):
   monkeypatch.setenv("JAX_PLATFORMS", "cuda")
   pairs = PairTable(_Platforms(), np.arange(2, dtype=np.int32), ["a", "b"], np.arange(2))
@@ -214,6 +227,50 @@ def test_workers_do_not_outlive_a_killed_process(tmp_path):
   while any(_runs(pid) for pid in pids) and time.monotonic() < deadline:
     time.sleep(0.1)
   assert not any(_runs(pid) for pid in pids)
+
+
+def _kill_the_worker(iterator):
+  """Kills the only worker, and returns the message of the UserError that follows."""
+  (worker,) = multiprocessing.active_children()
+  os.kill(worker.pid, signal.SIGKILL)
+  with pytest.raises(UserError) as error:
+    for _ in range(100):
+      next(iterator)
+  iterator.close()
+  assert not multiprocessing.active_children()
+  return str(error.value)
+
+
+def test_a_killed_worker_ends_in_one_line(monkeypatch):
+  monkeypatch.setattr(batches_lib, "_PATIENCE_SECONDS", 2)
+  pairs = _pairs(shape=(64, 32))
+  iterator = batches_lib.train_batches(
+    pairs, _tokens(pairs), batch_size=8, seed=0, num_epochs=10**6, workers=1
+  )
+  next(iterator)
+  message = _kill_the_worker(iterator)
+  assert "was killed (exit code -9)" in message and "config.dataset.workers" in message
+  assert "\n" not in message
+
+
+def test_a_worker_killed_in_the_middle_of_a_batch_is_noticed(monkeypatch):
+  """Large batches through a pipe: the worker waits inside one until there is room."""
+  monkeypatch.setattr(batches_lib, "_PATIENCE_SECONDS", 2)
+  monkeypatch.setattr(batches_lib, "_smallest_shared_array", lambda needed_bytes: sys.maxsize)
+  pairs = _pairs(shape=(256, 256))
+  iterator = batches_lib.train_batches(
+    pairs, _tokens(pairs), batch_size=16, seed=0, num_epochs=10**6, workers=1
+  )
+  next(iterator)
+  time.sleep(1)
+  assert "was killed (exit code -9)" in _kill_the_worker(iterator)
+  assert batches_lib._ABANDONED  # it stays there: to finalize it would wait forever
+
+
+def test_other_errors_of_a_worker_stay_as_they_are():
+  pairs = PairTable(_Broken(), np.arange(2, dtype=np.int32), ["a", "b"], np.arange(2))
+  with pytest.raises(RuntimeError, match="a bug"):
+    _run(pairs, batch_size=2, workers=1)
 
 
 def test_small_shared_memory_is_avoided(tmp_path):
