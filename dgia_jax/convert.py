@@ -15,7 +15,6 @@ a model card, README.md:
 `--config.pretrained=FOLDER` starts a new run from it.
 """
 
-import json
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from typing import Any
 import jax
 import tokenizers
 
-from dgia_jax import cli, files
+from dgia_jax import cli, files, user_files
 from dgia_jax.data import tokenizer as tokenizer_lib
 from dgia_jax.errors import UserError
 from dgia_jax.models import pretrained
@@ -53,7 +52,7 @@ def convert(run: pathlib.Path | str, out: pathlib.Path | str, choice: str = "bes
   """
   run, out = pathlib.Path(run), pathlib.Path(out)
   config = workdir_lib.read_config(run)
-  _check_out(run, out)
+  _check_out(out)
   step, params = checkpoint.restore_params(run, choice)
   image_size = tuple(config["dataset"]["image_size"])
   try:
@@ -75,18 +74,25 @@ def convert(run: pathlib.Path | str, out: pathlib.Path | str, choice: str = "bes
   return "\n".join(lines)
 
 
-def _check_out(run: pathlib.Path, out: pathlib.Path) -> None:
+def _check_out(out: pathlib.Path) -> None:
   """Raises UserError if the new files would mix with, or replace, those of a run."""
   try:
-    if workdir_lib.is_run(out):
+    resolved = out.resolve()
+    if _is_run(resolved):
       raise UserError(f"--out={out} holds a run, whose files would be replaced; choose another")
-    run, resolved = run.resolve(), out.resolve()
-    if resolved.is_relative_to(run):
-      part = run / resolved.relative_to(run).parts[0]
-      if part.exists() and not (part / "model.safetensors").exists():
-        raise UserError(f"--out={out} is part of the run {run}; choose a new folder")
-  except OSError as error:
+    for folder in resolved.parents:
+      if _is_run(folder):
+        part = folder / resolved.relative_to(folder).parts[0]
+        if part.exists() and not (part / "model.safetensors").exists():
+          raise UserError(f"--out={out} is a part of the run {folder}; choose a new folder")
+  except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
     raise UserError(f"--out={out}: cannot be read ({error}); choose another") from error
+
+
+def _is_run(folder: pathlib.Path) -> bool:
+  """Whether a folder is a run's, also if its config.json is damaged."""
+  has_both = workdir_lib.is_claimed(folder) and (folder / checkpoint.FOLDER).exists()
+  return has_both or workdir_lib.is_run(folder)
 
 
 def _card(
@@ -94,7 +100,7 @@ def _card(
 ) -> model_card.ModelCard:
   """Creates the model card, with the scores of the run if it has been evaluated."""
   path = run / workdir_lib.RESULTS
-  results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+  results = user_files.read_json(path, "--run") if path.exists() else None
   return model_card.create(
     config,
     step=step,

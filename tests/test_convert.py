@@ -89,7 +89,13 @@ def test_files_of_a_run_are_never_replaced(known_run, tmp_path, capsys):
   before = {path: path.stat().st_mtime_ns for path in known_run.rglob("*")}
   link = tmp_path / "link"
   link.symlink_to(known_run)
-  for out in (known_run, link, known_run / "tokenizer", known_run / "checkpoints" / "new"):
+  damaged = tmp_path / "damaged"
+  (damaged / "checkpoints").mkdir(parents=True)
+  (damaged / "config.json").write_text("{")
+  loop = tmp_path / "loop"
+  loop.symlink_to(loop)
+  inside = (known_run / "tokenizer", known_run / "checkpoints" / "new")
+  for out in (known_run, link, *inside, damaged, damaged / "checkpoints", loop):
     assert convert_run(known_run, out) == 2
     error = capsys.readouterr().err
     assert "--out=" in error and error.count("\n") == 1

@@ -245,7 +245,7 @@ def write(
       _TRAINED_SIZE: list(image_size),
     },
   )
-  atomic_files.write_text(folder / CONFIG_FILE, config.to_json_string(use_diff=False))
+  atomic_files.write_text(folder / CONFIG_FILE, config.to_json_string())
 
 
 def read_resize(folder: pathlib.Path | str) -> str:
@@ -269,11 +269,13 @@ def write_preprocessor(folder: pathlib.Path, image_size: tuple[int, int], resize
   # Without torchvision it announces that it uses Pillow, which is what we want.
   transformers.logging.set_verbosity_error()
   try:
+    # Its default normalisation is CLIP's.
+    size = {"height": image_size[0], "width": image_size[1]}
     processor = transformers.CLIPImageProcessor(
-      size={"height": image_size[0], "width": image_size[1]},
+      size=size,
+      crop_size=size,
       resample=_RESAMPLE[resize],
       do_center_crop=False,
-      **_NORMALISATION,
     )
   finally:
     transformers.logging.set_verbosity(verbosity)

@@ -1,7 +1,6 @@
 """config.json and preprocessor_config.json: transformers reads them, and we check what we read."""
 
 import json
-import sys
 
 import pytest
 
@@ -90,10 +89,3 @@ def test_mistakes_name_the_file_and_the_field(folder, section, fields, message):
 def test_fields_of_no_interest_are_not_evaluated(folder):
   edit(folder, num_labels=10**12, id2label=3)
   assert clip_config.read(folder).vocab_size == 1000
-
-
-def test_the_package_imports_without_transformers(monkeypatch):
-  assert "transformers" not in clip_config.__dict__
-  monkeypatch.setitem(sys.modules, "transformers", None)
-  with pytest.raises(ImportError):
-    clip_config._import_transformers()
