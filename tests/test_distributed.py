@@ -166,7 +166,7 @@ def test_sigterm_to_one_stops_both_after_the_same_step(datasets, pair, tmp_path)
   assert end(started, workdir) == [0, 0], output(workdir, 0)[-3000:]
   assert "stopped after step" in output(workdir, 0)
   stopped = max(checkpoint.steps_saved(workdir))
-  assert f"after step {stopped:,}; saved" in output(workdir, 0)
+  assert f"stopped after step {stopped:,} of" in output(workdir, 0)
 
 
 @pytest.mark.slow
@@ -195,10 +195,10 @@ def test_a_checkpoint_of_four_goes_on_with_two_and_one(datasets, alone, tmp_path
 
 
 @pytest.mark.slow
-def test_batches_led_by_the_bank_are_the_same_for_two_processes(datasets, tmp_path):
-  led = ("--config.sampling.group=3", "--config.global_association.mutual=True")
-  run(datasets, tmp_path / "one", 1, 2, *led)
-  run(datasets, tmp_path / "two", 2, 1, *led)
+def test_strict_mining_is_the_same_for_two_processes(datasets, tmp_path):
+  strict = ("--config.strict_mining.reciprocal=True",)
+  run(datasets, tmp_path / "one", 1, 2, *strict)
+  run(datasets, tmp_path / "two", 2, 1, *strict)
   assert_same_run(tmp_path / "two", tmp_path / "one")
 
 

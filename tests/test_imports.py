@@ -19,7 +19,8 @@ LAYERS = (
 SEE_THE_CONFIG = {
   "config", "older_names", "cli", "main", "convert", "reporting.model_card", "method.train_step",
   "training.setup", "training.evaluate", "training.train", "training.checkpoint",
-  "training.workdir", "training.step_log", "training.step_profiler", "dry_run.compile_report",
+  "training.workdir", "training.step_log", "training.step_profiler", "training.size_check",
+  "dry_run.compile_report",
 }  # fmt: skip
 CORE = ("method", "models", "sharding", "dry_run.flops", "training.retrieval_metrics")
 DATA_STACK = (

@@ -19,7 +19,7 @@ from dgia_jax.data.prefetch import Prefetcher
 from dgia_jax.method import compilation, train_state
 from dgia_jax.reporting.console import Console
 from dgia_jax.reporting.metrics_writer import MetricsWriter
-from dgia_jax.training import checkpoint, compilation_cache, evaluate, step_profiler
+from dgia_jax.training import checkpoint, compilation_cache, evaluate, size_check, step_profiler
 from dgia_jax.training import setup as setup_lib
 from dgia_jax.training import workdir as workdir_lib
 from dgia_jax.training.setup import TrainingSetup
@@ -57,11 +57,14 @@ def train(
   """
   workdir_lib.check(workdir, config)
   setup = setup_lib.create(config, workdir, splits)
+  size_check.check(setup)
   workdir_lib.claim(workdir, config)
   platform.work_unit().create_artifact(
     platform.ArtifactType.DIRECTORY, str(setup.workdir), "working directory"
   )
   console.dataset_summary(config.dataset.name, setup.splits, config.dataset.image_size)
+  for notice in size_check.notices(setup):
+    console.print(notice, style="yellow")
   with contextlib.ExitStack() as stack:
     checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint.keep)
     stack.enter_context(contextlib.closing(checkpoints))
