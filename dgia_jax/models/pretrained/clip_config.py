@@ -25,9 +25,9 @@ CONFIG_FILE = "config.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
 _TRAINED_SIZE = "trained_image_size"  # [height, width] in pixels
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers; the second is CLIP's
-# What all models of this package compute, of everything a config.json can choose.
+# The only values of these fields that the models of this package support.
 _FIXED = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
-# How images are prepared for all of them; missing fields have these values in transformers too.
+# The normalisation of pixels that they expect; transformers has the same defaults.
 _NORMALISATION = {
   "do_rescale": True,
   "rescale_factor": 1 / 255,
@@ -36,8 +36,8 @@ _NORMALISATION = {
   "image_std": [float(str(value)) for value in pixels.PIXEL_STD],
 }
 _SECTIONS = ("vision_config", "text_config")
-# Only these fields are given to transformers. Others may be anything: `num_labels`, say, makes it
-# create a table of that size.
+# Only these fields are passed to transformers. Others could do harm: for `num_labels` it creates a
+# table of that size.
 _SIZE_LIMITS = {
   "hidden_size": 2**16,
   "num_hidden_layers": 2**10,
@@ -52,7 +52,7 @@ _SIZE_LIMITS = {
 
 @dataclasses.dataclass(frozen=True)
 class ClipConfig:
-  """What a config.json says about a CLIP model.
+  """The CLIP model that a config.json describes.
 
   Attributes:
     size: of both towers.
@@ -60,7 +60,7 @@ class ClipConfig:
     context_length: longest text in tokens.
     vocab_size: number of token ids.
     has_trained_size: whether `image_size` is our own field, `trained_image_size`.
-    unsupported: what the models of this package cannot compute, one short text per field.
+    unsupported: one short text for each field whose value the models of this package lack.
   """
 
   size: dual_encoder.Size
@@ -163,7 +163,7 @@ def _image_size(path: pathlib.Path, vision: Any, side: int, patch: int) -> tuple
 def check_preprocessor(folder: pathlib.Path, clip: ClipConfig) -> None:
   """Compares preprocessor_config.json, if the folder has one, with how images are prepared here.
 
-  Another image size than in config.json is only logged: the weights are usable in spite of it.
+  A square image size that differs from config.json is only logged: the weights remain usable.
 
   Raises:
     UserError: the file is damaged, normalises pixels differently, or contradicts
@@ -266,7 +266,7 @@ def write_preprocessor(folder: pathlib.Path, image_size: tuple[int, int], resize
   """Writes preprocessor_config.json: resizing to (height, width), then CLIP's normalisation."""
   transformers = _import_transformers()
   verbosity = transformers.logging.get_verbosity()
-  # Without torchvision it announces that it uses Pillow, which is what we want.
+  # Without torchvision it logs that it uses Pillow, which is what we want.
   transformers.logging.set_verbosity_error()
   try:
     # Its default normalisation is CLIP's.
@@ -283,8 +283,8 @@ def write_preprocessor(folder: pathlib.Path, image_size: tuple[int, int], resize
 
 
 def _import_transformers() -> types.ModuleType:
-  """transformers, imported on use: that takes seconds, and models must work without it."""
-  # Otherwise it remarks that PyTorch is not installed, which nothing here needs.
+  """Imports transformers on use: it takes seconds, and the models must work without it."""
+  # Otherwise it logs that PyTorch is not installed, which nothing here needs.
   os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
   import transformers
 

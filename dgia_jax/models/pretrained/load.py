@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -59,10 +60,11 @@ def load_pretrained(
   problems = _config_problems(clip, flat)
   (name,) = table[tensor_names.POSITION_EMBEDDING].names
   _, width = flat[tensor_names.POSITION_EMBEDDING].shape
-  # `read_params` reports a table that is missing or of another width.
-  if name in tensors and tensors[name].ndim == 2 and tensors[name].shape[1] == width:
+  positions = tensors.get(name, np.empty(0))
+  # `read_params` reports a table that is missing, of another width or not of floats.
+  if positions.shape[1:] == (width,) and jnp.issubdtype(positions.dtype, jnp.floating):
     try:
-      tensors[name] = _fit_positions(tensors[name], clip.grid if clip else None, grid)
+      tensors[name] = _fit_positions(positions, clip.grid if clip else None, grid)
     except ValueError as error:
       problems.append(f"{name} {error}")
   params, mismatches = params_lib.read_params(tensors, flat, table)

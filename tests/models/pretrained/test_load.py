@@ -220,6 +220,13 @@ def test_tensors_of_other_than_finite_numbers_are_named(folder, template, change
     load(folder, template)
 
 
+def test_position_tables_of_integers_are_refused(folder, template):
+  name = "vision_model.embeddings.position_embedding.weight"
+  edit_tensor(folder, name, lambda table: table.astype(np.int32))
+  with pytest.raises(UserError, match=f"{name} "):
+    load(folder, template)
+
+
 def test_a_position_table_must_have_the_grid_of_its_config(folder, template):
   edit_config(folder, vision_config={"patch_size": 8})
   message = "position_embedding.weight has 37 positions, .* in its config.json need 145"
