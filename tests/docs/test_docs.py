@@ -17,8 +17,8 @@ from dgia_jax.training import train
 from tests.helpers import tiny_run
 from tests.helpers.paths import ROOT
 
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-CONTRIBUTING = ROOT / "docs" / "contributing.md"
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+PAGES = sorted([ROOT / "README.md", CONTRIBUTING, *(ROOT / "docs").glob("*.md")])
 
 TRAIN = """
 import sys
@@ -60,8 +60,9 @@ def strings_of_the_program():
 def test_messages_of_troubleshooting_are_the_programs():
   strings = strings_of_the_program()
   page = (ROOT / "docs" / "troubleshooting.md").read_text()
-  # Quoted alone in a first column, and not the name of a metric.
-  messages = [text for text in re.findall(r"^\| `([^`]+)`", page, re.MULTILINE) if " " in text]
+  # Quoted at the start of an item, and not the name of a metric.
+  messages = [" ".join(text.split()) for text in re.findall(r"^- `([^`]+)`", page, re.MULTILINE)]
+  messages = [text for text in messages if " " in text]
   assert len(messages) > 30
   for message in messages:
     # These stand for what the program fills in.
@@ -81,7 +82,7 @@ def test_examples_of_contributing_run(tmp_path, monkeypatch):
   assert len(examples) == 6
   names = {}
   for example in examples:
-    exec(compile(example, "docs/contributing.md", "exec"), names)
+    exec(compile(example, "CONTRIBUTING.md", "exec"), names)
 
 
 def test_the_patch_that_adds_a_loss_applies_and_trains(tmp_path):
