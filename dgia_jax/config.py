@@ -117,8 +117,9 @@ def base() -> ConfigDict:
   config.strict_mining = ConfigDict()
   config.strict_mining.reciprocal = False  # a neighbour must retrieve the anchor in return
   config.strict_mining.require_text_match = False  # a neighbour's caption must exceed theta, too
-  # A cosine must also exceed the batch's mean by this many standard deviations; 0 = off.
+  # Cosines must also exceed the batch's mean by this many standard deviations; 0 = off.
   config.strict_mining.local_threshold_num_stds = 0.0
+  # The same for the cosines of global neighbours.
   config.strict_mining.global_threshold_num_stds = 0.0
 
   config.bank = ConfigDict()
