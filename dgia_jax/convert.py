@@ -61,8 +61,7 @@ def convert(run: pathlib.Path | str, out: pathlib.Path | str, choice: str = "bes
       params,
       image_size=image_size,
       temperature=config["loss"]["temperature"],
-      # Runs that do not name the filter are older than the setting.
-      resize=config["dataset"].get("resize", "bicubic"),
+      resize=config["dataset"]["resize"],
     )
     tokenizer_summary = _write_tokenizer(run, config["tokenizer"], out)
     files.write_text(out / CARD, str(_card(run, config, step, params)))

@@ -87,8 +87,7 @@ class Retriever:
     graphdef, _ = _abstract_model(
       size, image_size, words.context_length, words.vocab_size, _dtype(config["model"]["dtype"])
     )
-    # Runs that do not name the filter are older than the setting.
-    resize = config["dataset"].get("resize", "bicubic")
+    resize = config["dataset"]["resize"]
     return cls(graphdef, params, words, image_size, resize, **options)
 
   @classmethod

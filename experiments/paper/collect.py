@@ -145,6 +145,7 @@ def _test_pairs(run, options, target, source):
     file = tables.DATASETS[target].config
     settings = importlib.import_module(f"configs.{file}").get_config().dataset
     settings.image_size = run.config.dataset.image_size
+    settings.resize = run.config.dataset.resize
     settings.data_dir, settings.source = run.config.dataset.data_dir, source
   return _load_test_pairs(settings.to_json())
 
@@ -164,5 +165,4 @@ def _load_test_pairs(settings):
     **files,
     **settings["options"],
   )
-  # Runs that do not name the filter are older than the setting.
-  return pairs.load_pairs(builder, "test", size, settings.get("resize", "bicubic"))
+  return pairs.load_pairs(builder, "test", size, settings["resize"])
