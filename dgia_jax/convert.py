@@ -27,6 +27,7 @@ from dgia_jax import cli, files, user_files
 from dgia_jax.data import tokenizer as tokenizer_lib
 from dgia_jax.errors import UserError
 from dgia_jax.models import pretrained
+from dgia_jax.models.pretrained import checkpoint_files
 from dgia_jax.reporting import model_card
 from dgia_jax.training import checkpoint
 from dgia_jax.training import workdir as workdir_lib
@@ -82,7 +83,7 @@ def _check_out(out: pathlib.Path) -> None:
     for folder in resolved.parents:
       if _is_run(folder):
         part = folder / resolved.relative_to(folder).parts[0]
-        if part.exists() and not (part / "model.safetensors").exists():
+        if part.exists() and not (part / checkpoint_files.WEIGHTS_FILE).exists():
           raise UserError(f"--out={out} is a part of the run {folder}; choose a new folder")
   except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
     raise UserError(f"--out={out}: cannot be read ({error}); choose another") from error

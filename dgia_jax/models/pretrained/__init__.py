@@ -8,8 +8,8 @@
 - `flatten`, `read_params`, `write_tensors` (`params`): between parameters and named tensors, by
   the tables in `tensor_names`.
 
-Behind them: `files` finds and opens a checkpoint, `torch_file` reads torch's format without torch,
-`position_embedding` resizes position tables.
+Behind them: `checkpoint_files` finds and opens a checkpoint, `torch_file` reads torch's format
+without torch, `position_embedding` resizes position tables.
 """
 
 from dgia_jax.models.pretrained.clip_config import ClipConfig, read_resize

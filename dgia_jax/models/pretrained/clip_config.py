@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from dgia_jax import files as atomic_files
-from dgia_jax import user_files
+from dgia_jax import files, user_files
 from dgia_jax.errors import UserError
 from dgia_jax.models import dual_encoder, pixels
 from dgia_jax.models.pretrained import params as params_lib
@@ -245,7 +244,7 @@ def write(
       _TRAINED_SIZE: list(image_size),
     },
   )
-  atomic_files.write_text(folder / CONFIG_FILE, config.to_json_string())
+  files.write_text(folder / CONFIG_FILE, config.to_json_string())
 
 
 def read_resize(folder: pathlib.Path | str) -> str:
@@ -279,7 +278,7 @@ def write_preprocessor(folder: pathlib.Path, image_size: tuple[int, int], resize
     )
   finally:
     transformers.logging.set_verbosity(verbosity)
-  atomic_files.write_text(folder / PREPROCESSOR_FILE, processor.to_json_string())
+  files.write_text(folder / PREPROCESSOR_FILE, processor.to_json_string())
 
 
 def _import_transformers() -> types.ModuleType:

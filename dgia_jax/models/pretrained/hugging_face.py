@@ -16,8 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from dgia_jax import files as atomic_files
-from dgia_jax.models.pretrained import clip_config, files, position_embedding, tensor_names
+from dgia_jax import files
+from dgia_jax.models.pretrained import (
+  checkpoint_files,
+  clip_config,
+  position_embedding,
+  tensor_names,
+)
 from dgia_jax.models.pretrained import params as params_lib
 
 
@@ -49,7 +54,7 @@ def write_folder(
   # transformers refuses files that do not name the framework they are for.
   content = safetensors.numpy.save(tensors, metadata={"format": "pt"})
   # safetensors' own writer creates files that only their owner can read.
-  atomic_files.write_bytes(folder / files.WEIGHTS_FILE, content)
+  files.write_bytes(folder / checkpoint_files.WEIGHTS_FILE, content)
 
 
 def _tensors(

@@ -14,7 +14,12 @@ import numpy as np
 from jaxtyping import Float
 
 from dgia_jax.errors import UserError
-from dgia_jax.models.pretrained import clip_config, files, position_embedding, tensor_names
+from dgia_jax.models.pretrained import (
+  checkpoint_files,
+  clip_config,
+  position_embedding,
+  tensor_names,
+)
 from dgia_jax.models.pretrained import params as params_lib
 
 _MAX_PATCHES = 2**20  # in a position table; a larger number is damage, not a model
@@ -48,7 +53,7 @@ def load_pretrained(
     UserError: the checkpoint cannot be read or does not fit the model; one line lists every
       missing, misshapen and unknown tensor.
   """
-  checkpoint = files.read(name_or_path)
+  checkpoint = checkpoint_files.read(name_or_path)
   clip = None
   if checkpoint.folder:
     clip = clip_config.read(checkpoint.folder)

@@ -12,6 +12,7 @@ import zipfile
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from flax import nnx
 
 from dgia_jax.errors import UserError
@@ -140,15 +141,30 @@ def test_pickles_with_a_valid_checksum(tmp_path, params):
       assert str(path) in str(error)
 
 
-def test_config_texts(folder, params):
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_json_texts(folder, params, name):
+  if "index" in name:
+    split_weights(folder)
   rng = random.Random(3)
-  path = folder / "config.json"
+  path = folder / name
   sound = path.read_bytes()
   accepted = 0
   for _ in range(250):
     path.write_bytes(mutate(sound, rng))
     accepted += check(folder, params, exact=False)
   assert 0 < accepted < 250
+
+
+def split_weights(folder):
+  """Splits the weights into two files and lists them in an index."""
+  tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+  (folder / "model.safetensors").unlink()
+  places = {name: f"part-{number % 2}.safetensors" for number, name in enumerate(sorted(tensors))}
+  for part in set(places.values()):
+    members = {name: tensors[name] for name in tensors if places[name] == part}
+    safetensors.numpy.save_file(members, folder / part)
+  index = {"metadata": {}, "weight_map": places}
+  (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])

@@ -9,7 +9,7 @@ import safetensors.numpy
 
 from dgia_jax import hub
 from dgia_jax.errors import UserError
-from dgia_jax.models.pretrained import files as files_lib
+from dgia_jax.models.pretrained import checkpoint_files
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def save(path, **tensors):
 
 def test_a_folder(folder):
   save(folder / "model.safetensors", weight=np.arange(3, dtype=np.float16))
-  files = files_lib.read(str(folder))
+  files = checkpoint_files.read(str(folder))
   assert files.folder == folder
   assert files.tensors["weight"].dtype == np.float16
   np.testing.assert_array_equal(files.tensors["weight"], [0, 1, 2])
@@ -32,7 +32,7 @@ def test_a_folder(folder):
 
 def test_bfloat16_tensors_need_no_torch(folder):
   save(folder / "model.safetensors", weight=np.arange(3).astype(ml_dtypes.bfloat16))
-  weight = files_lib.read(str(folder)).tensors["weight"]
+  weight = checkpoint_files.read(str(folder)).tensors["weight"]
   np.testing.assert_array_equal(np.asarray(weight, np.float32), [0, 1, 2])
 
 
@@ -41,31 +41,31 @@ def test_weights_in_several_files(folder):
   save(folder / "part-2.safetensors", b=np.ones(3))
   places = {"a": "part-1.safetensors", "b": "part-2.safetensors"}
   (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
-  assert files_lib.read(str(folder)).tensors.keys() == {"a", "b"}
+  assert checkpoint_files.read(str(folder)).tensors.keys() == {"a", "b"}
 
 
 def test_a_folder_with_torch_weights(folder):
   torch = pytest.importorskip("torch")
   torch.save({"a": torch.ones(2)}, folder / "pytorch_model.bin")
-  np.testing.assert_array_equal(files_lib.read(str(folder)).tensors["a"], [1, 1])
+  np.testing.assert_array_equal(checkpoint_files.read(str(folder)).tensors["a"], [1, 1])
 
 
 def test_missing_and_damaged_weights_are_named(folder):
   with pytest.raises(UserError, match="neither model.safetensors nor pytorch_model.bin"):
-    files_lib.read(str(folder))
+    checkpoint_files.read(str(folder))
   (folder / "model.safetensors").write_bytes(b"12345678 no such thing")
   with pytest.raises(UserError, match="model.safetensors is damaged"):
-    files_lib.read(str(folder))
+    checkpoint_files.read(str(folder))
 
 
 def test_an_index_lists_only_files_of_its_folder(folder):
   for entry in ("../part.safetensors", "/etc/passwd", "a\\b", "", 3):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": entry}}))
     with pytest.raises(UserError, match=r"index\.json (lists .* no file of its folder|has no)"):
-      files_lib.read(str(folder))
+      checkpoint_files.read(str(folder))
 
 
 def test_a_hub_name_is_read_from_the_folder_that_was_fetched(folder, monkeypatch):
   save(folder / "model.safetensors", weight=np.zeros(1))
   monkeypatch.setattr(hub, "fetch", lambda name, *_, **__: {"owner/model": folder}[name])
-  assert files_lib.read("owner/model").tensors.keys() == {"weight"}
+  assert checkpoint_files.read("owner/model").tensors.keys() == {"weight"}
