@@ -12,7 +12,7 @@ from dgia_jax.errors import UserError
 _TIMEOUT_SECONDS = 5
 
 
-def fetch(name: str, *file_sets: Sequence[str], setting: str, mend: str) -> pathlib.Path:
+def fetch(name: str, *file_sets: Sequence[str], setting: str, hint: str) -> pathlib.Path:
   """Returns the local folder of a model on the hub, with one set of its files complete.
 
   A set that is complete in the cache is used without network access.
@@ -22,7 +22,7 @@ def fetch(name: str, *file_sets: Sequence[str], setting: str, mend: str) -> path
     *file_sets: alternatives, the preferred one first. Each lists the names of files that are
       needed together; "*" in a name matches anything.
     setting: that holds the name, for the error message.
-    mend: what the user can do if the hub cannot be reached, for the error message.
+    hint: what the user can do if the hub cannot be reached, for the error message.
 
   Raises:
     UserError: the hub does not answer, or it knows no such model or no complete set of files.
@@ -42,7 +42,7 @@ def fetch(name: str, *file_sets: Sequence[str], setting: str, mend: str) -> path
     reason = str(error).strip().split("\n")[0]
     raise UserError(
       f"{setting}={name!r} is no file or folder here and can't be fetched from the hub ({reason});"
-      f" {mend}"
+      f" {hint}"
     ) from error
 
 

@@ -39,7 +39,7 @@ class FakeHub:
 
 
 def fetch(*file_sets):
-  return hub.fetch("owner/model", *file_sets, setting="pretrained", mend="give a folder")
+  return hub.fetch("owner/model", *file_sets, setting="pretrained", hint="give a folder")
 
 
 def test_complete_files_in_the_cache_need_no_network(monkeypatch, tmp_path):
@@ -74,4 +74,4 @@ def test_a_model_without_the_files_is_a_user_error(monkeypatch, tmp_path):
 
 def test_a_path_is_not_a_model_name(monkeypatch):
   with pytest.raises(UserError, match="pretrained='/no/such/folder' is no file or folder here"):
-    hub.fetch("/no/such/folder", TORCH, setting="pretrained", mend="")
+    hub.fetch("/no/such/folder", TORCH, setting="pretrained", hint="")

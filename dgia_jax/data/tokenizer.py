@@ -117,7 +117,7 @@ def pretrained_tokenizer(name: str, context_length: int = 77) -> Tokenizer:
       name,
       *_HUB_FILES,
       setting="tokenizer.name",
-      mend=f"give a folder with {' and '.join(_CLIP_FILES)}, or bpe_simple_vocab_16e6.txt.gz",
+      hint=f"give a folder with {' and '.join(_CLIP_FILES)}, or bpe_simple_vocab_16e6.txt.gz",
     )
   if path.is_file() or _is_clip(path):
     return clip_tokenizer(path, context_length)

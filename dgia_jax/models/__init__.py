@@ -5,5 +5,6 @@
 - `transformer`: the pre-norm blocks both towers stack.
 - `backend`: how a device computes those blocks.
 - `pixels`: CLIP's pixel normalisation.
+- `embedder`: features of any number of images or texts, batch by batch.
 - `pretrained`: CLIP checkpoints in and out.
 """

@@ -53,7 +53,7 @@ def read(name_or_path: str) -> CheckpointFiles:
     (config, _INDEX_FILE, "*.safetensors"),
     (config, _TORCH_FILE),  # some older models have no other
     setting="pretrained",
-    mend="download its folder elsewhere and give the path",
+    hint="download its folder elsewhere and give the path",
   )
   return _read_folder(folder)
 
