@@ -10,6 +10,7 @@ Start with `train.train`, which tells the whole story; the other modules are its
 | `step_log` | reads each step's output one step late; logs averages, throughput, learning rate |
 | `step_metrics` | averages the step's metrics on the device until they are logged |
 | `step_profiler` | records a profile of a few steps |
+| `evaluate_and_save` | evaluates at the end of epochs and saves checkpoints |
 | `relation_precision` | share of mined relations that are correct, measured on the host |
 | `evaluate` | embeds a split on the mesh, ranks it in both directions, writes results.json |
 | `retrieval_metrics` | R@K, mAP and mINP; a public function of arrays |

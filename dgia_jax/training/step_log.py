@@ -47,7 +47,7 @@ class StepLog:
     self._time_finished: concurrent.futures.Future | None = None
     self._clock = time.time()
 
-  def add(self, step: int, output: StepOutput) -> None:
+  def after_step(self, step: int, output: StepOutput) -> None:
     """Takes the output of the step that was just sent and reads the output of the one before.
 
     Raises:

@@ -19,11 +19,13 @@ from dgia_jax.data.prefetch import Prefetcher
 from dgia_jax.method import compilation, train_state
 from dgia_jax.reporting.console import Console
 from dgia_jax.reporting.metrics_writer import MetricsWriter
-from dgia_jax.training import checkpoint, compilation_cache, evaluate, size_check, step_profiler
+from dgia_jax.training import checkpoint, compilation_cache, evaluate, size_check
 from dgia_jax.training import setup as setup_lib
 from dgia_jax.training import workdir as workdir_lib
+from dgia_jax.training.evaluate_and_save import EvaluateAndSave
 from dgia_jax.training.setup import TrainingSetup
 from dgia_jax.training.step_log import StepLog
+from dgia_jax.training.step_profiler import StepProfiler
 
 PREFETCH = 2  # batches sent to the device ahead of the one in use
 
@@ -65,31 +67,55 @@ def train(
   console.dataset_summary(config.dataset.name, setup.splits, config.dataset.image_size)
   for notice in size_check.notices(setup):
     console.print(notice, style="yellow")
-  with contextlib.ExitStack() as stack:
+
+  with contextlib.ExitStack() as run:
     checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint.keep)
-    stack.enter_context(contextlib.closing(checkpoints))
-    stop_requested = stack.enter_context(distributed.termination())
+    run.enter_context(contextlib.closing(checkpoints))
+    stop_requested = run.enter_context(distributed.termination())
     if checkpoints.latest() == setup.total_steps:
       console.print(f"finished already: all {setup.total_steps:,} steps are done")
       if (results := _stored_results(setup)) is not None:
         console.final("test", results)
         return results
+
     state, record = _restore_or_initialize(setup, checkpoints, console)
     console.parameter_overview(state.params)
-    is_writing = jax.process_index() == 0
-    writer = MetricsWriter(setup.workdir, resume_step=record["data_position"], active=is_writing)
-    stack.enter_context(writer)
-    if record["data_position"] < setup.total_steps:
-      record = _run_steps(
-        setup, checkpoints, console, writer, state, record, stop_requested, transform_batch, mining
-      )
-    checkpoints.wait()
-    if record["data_position"] < setup.total_steps:
-      console.print(
-        f"stopped after step {record['data_position']:,} of {setup.total_steps:,}; the state is"
-        " saved: run the same command again to continue"
-      )
-      return None
+    first, is_writing = record["data_position"], jax.process_index() == 0
+    writer = run.enter_context(MetricsWriter(setup.workdir, first, active=is_writing))
+
+    if first < setup.total_steps:
+      with contextlib.ExitStack() as loop:
+        closing = lambda resource: loop.enter_context(contextlib.closing(resource))
+        batches = closing(Prefetcher(global_batches(setup, first, transform_batch), PREFETCH))
+        batch = next(batches)
+        train_step = _compile_step(setup, console, state, batch, mining)
+        progress = console.training(setup.steps_per_epoch, config.num_epochs, first)
+        loop.enter_context(progress)
+        log = closing(StepLog(setup, writer, progress, first))
+        profiler = closing(StepProfiler(config, setup.workdir, first, console))
+        save = EvaluateAndSave(setup, checkpoints, writer, console, log, record)
+
+        for step in range(first + 1, setup.total_steps + 1):
+          _announce_losses(setup, step, console)
+          profiler.before_step(step)
+          with jax.transfer_guard("disallow"):
+            state, output = train_step(state, batch)
+          log.after_step(step, output)
+          profiler.after_step(step, output)
+          is_last = stop_requested(step) or step == setup.total_steps
+          save.after_step(step, state, is_last)
+          if is_last:
+            break
+          with log.waiting_for_input():
+            batch = next(batches)
+      checkpoints.wait()
+      if step < setup.total_steps:
+        console.print(
+          f"stopped after step {step:,} of {setup.total_steps:,}; the state is saved: run the same"
+          " command again to continue"
+        )
+        return None
+
     results = evaluate.report(setup, checkpoints, console)
     if config.eval.contact_sheet and is_writing:
       sheet = setup.workdir / workdir_lib.CONTACT_SHEET
@@ -131,59 +157,6 @@ def _restore_or_initialize(
       f"weights from {setup.config.pretrained}; not used: {', '.join(unused) or 'none'}"
     )
   return state, {"data_position": 0, "epoch": 0, "last": {}, "best": {}, "wall_time_seconds": 0.0}
-
-
-def _run_steps(
-  setup: TrainingSetup,
-  checkpoints: checkpoint.Checkpoints,
-  console: Console,
-  writer: MetricsWriter,
-  state: train_state.TrainState,
-  record: dict,
-  stop_requested: Callable[[int], bool],
-  transform_batch: TransformBatch | None,
-  mining: dict[str, Any],
-) -> dict:
-  """Takes steps until the run ends or is asked to stop; returns the last checkpoint's record."""
-  config, first = setup.config, record["data_position"]
-  evaluator = evaluate.Evaluator(setup)
-  with contextlib.ExitStack() as stack:
-    closing = lambda resource: stack.enter_context(contextlib.closing(resource))
-    batches = closing(Prefetcher(global_batches(setup, first, transform_batch), PREFETCH))
-    batch = next(batches)
-    step_function = _compile_step(setup, console, state, batch, mining)
-    progress = console.training(setup.steps_per_epoch, config.num_epochs, first)
-    stack.enter_context(progress)
-    log = closing(StepLog(setup, writer, progress, first))
-    profiler = closing(step_profiler.StepProfiler(config, setup.workdir, first, console))
-
-    for step in range(first + 1, setup.total_steps + 1):
-      _announce_losses(setup, step, console)
-      profiler.before_step(step)
-      with jax.transfer_guard("disallow"):
-        state, output = step_function(state, batch)
-      log.add(step, output)
-      profiler.after_step(step, output)
-
-      ends_epoch = step % setup.steps_per_epoch == 0
-      is_last = stop_requested(step) or step == setup.total_steps
-      if ends_epoch or is_last or _saves(config, step):
-        log.flush()  # a loss that is not finite stops the run before its state is saved
-        score = None
-        if ends_epoch and _evaluates(config, setup.epoch_of(step)):
-          score, record = _evaluate(setup, evaluator, state, record, step, writer, console)
-        record = record | {
-          "data_position": step,
-          "epoch": setup.epoch_of(step),
-          "wall_time_seconds": round(record["wall_time_seconds"] + log.seconds(), 3),
-        }
-        checkpoints.save(state, record, score)
-        log.restart_clock(step)
-      if is_last:
-        break
-      with log.waiting_for_input():
-        batch = next(batches)
-  return record
 
 
 def global_batches(
@@ -239,45 +212,6 @@ def _announce_losses(setup: TrainingSetup, step: int, console: Console) -> None:
     *others, last = starting
     names = f"{', '.join(others)} and {last} losses start" if others else f"{last} loss starts"
     console.print(f"epoch {epoch}: the {names}, so the total loss is higher from here on")
-
-
-def _saves(config: ConfigDict, step: int) -> bool:
-  return bool(config.checkpoint.every_steps) and step % config.checkpoint.every_steps == 0
-
-
-def _evaluates(config: ConfigDict, epoch: int) -> bool:
-  return epoch % config.eval_every_epochs == 0 or epoch == config.num_epochs
-
-
-def _evaluate(
-  setup: TrainingSetup,
-  evaluator: evaluate.Evaluator,
-  state: train_state.TrainState,
-  record: dict,
-  step: int,
-  writer: MetricsWriter,
-  console: Console,
-) -> tuple[float, dict]:
-  """Scores val and test and records the best epoch of each.
-
-  Returns:
-    The score that selects the best checkpoint, and the new record.
-  """
-  epoch = setup.epoch_of(step)
-  scores = {}
-  for split in (name for name in ("val", "test") if name in setup.splits):
-    scores[split], _ = evaluator.score(state.params, split)
-    writer.write(step, epoch, split, scores[split])
-  selected_on = setup.config.eval.select_on
-  chance = evaluate.chance_levels(setup.splits[selected_on])
-  console.evaluation(f"{selected_on}, epoch {epoch}", scores[selected_on], chance)
-  best = dict(record["best"])
-  for split in scores:
-    value = scores[split]["t2i"]["R1"]
-    # The later of equal scores wins here, as it does when the best checkpoint is chosen.
-    if split not in best or value >= best[split]["R1"]:
-      best[split] = {"epoch": epoch, "step": step, "R1": value, "scores": scores}
-  return scores[selected_on]["t2i"]["R1"], record | {"best": best, "last": scores}
 
 
 def _print_files_and_next_command(setup: TrainingSetup, console: Console) -> None:

@@ -15,7 +15,7 @@ from dgia_jax import sharding
 from dgia_jax.errors import UserError
 from dgia_jax.method import compilation, train_step, views
 from dgia_jax.reporting.console import Console
-from dgia_jax.training import checkpoint, setup, train
+from dgia_jax.training import checkpoint, setup, step_profiler, train
 from tests.helpers import tiny_run
 
 
@@ -289,8 +289,8 @@ def test_the_contact_sheet_is_also_in_tensorboard(tmp_path):
 
 def test_a_profile_covers_the_chosen_steps(tmp_path, monkeypatch):
   calls = []
-  monkeypatch.setattr(train.step_profiler.profiler, "start", calls.append)
-  monkeypatch.setattr(train.step_profiler.profiler, "stop", lambda: calls.append("stop"))
+  monkeypatch.setattr(step_profiler.profiler, "start", calls.append)
+  monkeypatch.setattr(step_profiler.profiler, "stop", lambda: calls.append("stop"))
   out = io.StringIO()
   run(tmp_path, out=out, num_epochs=1, profile__steps=2, profile__start_step=3)
   assert calls == [str(tmp_path / "profile"), "stop"]
