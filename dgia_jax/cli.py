@@ -14,7 +14,7 @@ from typing import NoReturn
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from dgia_jax.errors import UserError
+from dgia_jax.errors import UserError, printable
 
 FLAGS = flags.FLAGS
 
@@ -38,7 +38,7 @@ def run(function: Callable[..., int | None], *args: object, interrupted: str = "
 def error_line(error: UserError) -> str:
   """`error: ...` on one line; control characters, from file names say, are escaped."""
   text = " ".join(str(error).split())
-  return "error: " + "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+  return f"error: {printable(text)}"
 
 
 def program(command: str) -> str:

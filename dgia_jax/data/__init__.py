@@ -1,1 +1,19 @@
-"""Datasets: builders, the table of (image, caption) pairs, tokenizers and the input pipeline."""
+"""Datasets: from the user's files, or drawn people, to batches.
+
+| module | job |
+|---|---|
+| `__main__` | `python -m dgia_jax.data`: `check` and `prepare` |
+| `catalog` | the public datasets: file names, first id, published sizes |
+| `datasets` | a dataset by name: `load_builder` finds its build, or builds it |
+| `annotation_formats` | the accepted forms of annotation files |
+| `annotations` | annotation files to checked records |
+| `dataset_files` | where annotations and images are; which are missing or refused |
+| `check`, `check_captions`, `data_report` | the report on a dataset |
+| `images`, `image_hashes` | decoding and resizing; which image files have changed |
+| `tfds_builder` | the builder of every dataset that consists of files |
+| `locked_build` | lets one process build while the others wait |
+| `synth_pedes` | the embedded dataset: people, their images and captions are drawn |
+| `pairs` | the table of (image, caption) pairs of a split |
+| `tokenizer` | captions to token ids |
+| `batches`, `prefetch` | the input pipeline |
+"""

@@ -1,10 +1,10 @@
-"""Look at a dataset, or build it, before training.
+"""Checks a dataset, or builds it, before training.
 
   python -m dgia_jax.data check NAME --source FOLDER [--quick]
   python -m dgia_jax.data prepare NAME --source FOLDER [--data_dir DIR]
 
-`check` exits with 0 when the dataset can be built as it is, with 1 when not; both commands exit
-with 2 on a mistake in what was asked for.
+`check` exits with 0 if the dataset can be built as it is and with 1 if not; both commands exit with
+2 if the command line is wrong or files cannot be read.
 """
 
 import argparse
@@ -12,21 +12,20 @@ import re
 import sys
 from collections.abc import Sequence
 
+from dgia_jax import cli
 from dgia_jax.data import catalog, datasets
-from dgia_jax.errors import UserError
+from dgia_jax.data.dataset_files import DatasetFiles, open_dataset
+from dgia_jax.errors import UserError, printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a command line and returns its exit code."""
+  return cli.run(_run, argv, interrupted="interrupted: no half-built dataset is left behind")
+
+
+def _run(argv: Sequence[str] | None) -> int:
   args = _parser().parse_args(argv)
-  try:
-    return args.run(args)
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print("interrupted: nothing half-built was left behind", file=sys.stderr)
-    return 130
+  return args.run(args)
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -52,6 +51,7 @@ def _prepare(args: argparse.Namespace) -> int:
     for note in check.check(_open(args), quick=True).notes:
       print(f"note: {note}")
     options = dict(
+      allow_outside=args.allow_outside,
       holdout=args.holdout,
       workers=args.workers,
       skip_unreadable=args.skip_unreadable,
@@ -67,22 +67,24 @@ def _prepare(args: argparse.Namespace) -> int:
   )
   skipped = (builder.info.metadata or {}).get("skipped", [])
   for line in skipped:
-    print(f"skipped {line}")
+    print(printable(f"skipped {line}"))
   if skipped:
     print(f"{len(skipped)} images could not be read and were left out")
   sizes = ", ".join(f"{split} {info.num_examples}" for split, info in builder.info.splits.items())
-  print(f"{args.name}: {sizes} images in {builder.data_dir}")
+  print(printable(f"{args.name}: {sizes} images in {builder.data_dir}"))
   return 0
 
 
-def _open(args: argparse.Namespace):
-  from dgia_jax.data import dataset_files
-
+def _open(args: argparse.Namespace) -> DatasetFiles:
   datasets.check_name(args.name)
   if args.name not in catalog.LAYOUTS:
     raise UserError(f"{args.name} is drawn, not read from files: there is nothing to check")
-  return dataset_files.open_dataset(
-    args.name, source=args.source, annotations=args.annotations, images=args.images
+  return open_dataset(
+    args.name,
+    source=args.source,
+    annotations=args.annotations,
+    images=args.images,
+    allow_outside=args.allow_outside,
   )
 
 
@@ -93,9 +95,15 @@ def _image_size(text: str) -> tuple[int, int]:
   return int(match[1]), int(match[2])
 
 
+def _whole_number(text: str) -> int:
+  if not re.fullmatch("[0-9]{1,9}", text):
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+  return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
-    prog="python -m dgia_jax.data",
+  parser = cli.ArgumentParser(
+    prog=cli.program("data"),
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
@@ -103,13 +111,24 @@ def _parser() -> argparse.ArgumentParser:
   shared = argparse.ArgumentParser(add_help=False)
   shared.add_argument("name", help=", ".join(datasets.names()))
   shared.add_argument("--source", default="", help="folder with the dataset's files")
-  shared.add_argument("--annotations", default="", help="the JSON file, if not found by itself")
+  shared.add_argument(
+    "--annotations", default="", help="the JSON file, if it is not found in the folder"
+  )
   shared.add_argument("--images", default="", help="folder that image paths are relative to")
-  shared.add_argument("--workers", type=int, default=0, help="decoding threads; 0: one a core")
+  shared.add_argument(
+    "--allow_outside",
+    action="store_true",
+    help="accept image paths and links that lead out of the dataset's folder",
+  )
+  shared.add_argument(
+    "--workers", type=_whole_number, default=0, help="decoding threads; 0: one per core"
+  )
 
-  check = commands.add_parser("check", parents=[shared], help="report what is wrong or unusual")
+  check = commands.add_parser("check", parents=[shared], help="report faults and unusual values")
   check.add_argument("--quick", action="store_true", help="do not decode the images")
-  check.add_argument("--show", type=int, default=10, help="paths to list of each kind")
+  check.add_argument(
+    "--show", type=_whole_number, default=10, help="number of paths to list of each kind"
+  )
   check.set_defaults(run=_check)
 
   prepare = commands.add_parser("prepare", parents=[shared], help="build a dataset")
@@ -117,13 +136,13 @@ def _parser() -> argparse.ArgumentParser:
     "--data_dir", default="", help="root of built datasets; $TFDS_DATA_DIR or ~/tensorflow_datasets"
   )
   prepare.add_argument(
-    "--image_size", default="", help="HEIGHTxWIDTH in pixels that synth_pedes is drawn at"
+    "--image_size", default="", help="HEIGHTxWIDTH in pixels at which synth_pedes is drawn"
   )
   prepare.add_argument(
     "--holdout",
-    type=int,
+    type=_whole_number,
     default=0,
-    help="train people to set apart as val (ICFG-PEDES has none: 310 is a "
+    help="number of train people to hold out as val (ICFG-PEDES has no val: 310 is a "
     "tenth; 0, the default, is the papers' protocol)",
   )
   prepare.add_argument(

@@ -1,50 +1,66 @@
-"""Annotation files: JSON in, checked records out.
+"""Reads annotation files into checked records.
 
-Everything an entry may say differently is settled here, once: ids that are strings, captions that
-are not in a list, images named twice. What can be understood is taken and noted; what cannot is an
-error that names the entry. Nothing here looks at an image file.
+All variations between files are resolved here: ids that are text, captions outside a list, images
+named twice. What can be interpreted is accepted and noted; anything else is an error that names the
+entry. Image files are not opened here.
 """
 
 import dataclasses
 import math
 import os
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from dgia_jax.data.annotation_formats import (
   CAPTION_FIELDS,
+  ID_FIELDS,
+  INT64,
   PATH_FIELDS,
   SPLIT_NAMES,
+  Entry,
+  HugeInteger,
+  RepeatedKey,
   read_entries,
+  shown,
   split_of,
 )
+from dgia_jax.errors import printable
 
 SPLITS = ("train", "val", "test")
-_ID_FIELDS = ("id", "person_id", "pid")
-_INT64 = range(-(2**63), 2**63)
+WITHOUT_SPLIT = 'entries without "split" ("train", "val" or "test")'
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageRecord:
-  """One image as annotated: path as written ("/" between folders), captions, person id, split."""
+  """One annotated image.
+
+  Attributes:
+    path: of the image as written in the file, with "/" between folders.
+    captions: at least one.
+    person: the identity label.
+    split: "train", "val" or "test".
+    place: where the annotation was read, for messages.
+  """
 
   path: str
   captions: tuple[str, ...]
   person: int
   split: str
+  place: str = dataclasses.field(default="", compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class Annotations:
-  """The records of a dataset in the order of the file, and what was odd about them.
+  """The records of a dataset in the order of the file, with the remarks made while reading.
 
   Attributes:
     files: the JSON files that were read.
-    records: one for each image, with at least one caption.
+    records: one per image.
     identities: "known"; "unknown" when no entry has an id; "partly known". An image without an id
-      is given a person id of its own, above all others.
-    errors: entries that cannot be used, one line for each kind; `records` is without them.
-    notes: what was repaired or left out, one line for each kind.
+      gets a person number of its own, above all others.
+    errors: entries that cannot be used, one line per kind; `records` does not contain them.
+    notes: repairs and omissions, one line per kind.
   """
 
   files: tuple[str, ...]
@@ -54,64 +70,62 @@ class Annotations:
   notes: tuple[str, ...]
 
 
-class _Tally:
-  """Counts each kind of remark and keeps the first places it was made at."""
+class RemarkCounter:
+  """Counts each kind of remark and keeps the places it applies to."""
 
-  def __init__(self):
-    self._places = {}
+  def __init__(self) -> None:
+    self._places: dict[str, list[str]] = {}
 
-  def add(self, remark: str, place: str):
+  def add(self, remark: str, place: str) -> None:
+    """Counts one occurrence of a remark."""
     self._places.setdefault(remark, []).append(place)
 
   def lines(self) -> tuple[str, ...]:
+    """One line per kind of remark, with its count and its first three places."""
     return tuple(
-      f"{remark}: {len(places)} (first: {'; '.join(places[:3])})"
+      printable(f"{remark}: {len(places)} (first: {'; '.join(places[:3])})")
       for remark, places in self._places.items()
     )
 
 
 def read_annotations(files: Sequence[str | os.PathLike]) -> Annotations:
-  """Reads and checks annotation files.
+  """Reads annotation files, in this order, as one dataset.
 
-  The forms a file may have are those of `entries.read_entries`. With several files, an entry
-  without "split" takes the name of its file (train.json) when that names a split.
+  `annotation_formats.read_entries` lists the accepted forms. With several files, an entry without
+  "split" takes its split from the name of its file, such as train.json.
 
-  Args:
-    files: paths of the JSON files, read in this order as one dataset.
-
-  Returns:
-    `Annotations`; faults of single entries are in its `errors`, they do not raise.
+  Faults of single entries do not raise; they are in `Annotations.errors`.
 
   Raises:
-    UserError: a file cannot be read, is not JSON, or has none of the forms above.
+    UserError: a file cannot be read, is not JSON, or has none of the accepted forms.
   """
-  errors, notes = _Tally(), _Tally()
-  drafts = {}
-  for file in files:
-    file = os.fspath(file)
+  errors, notes = RemarkCounter(), RemarkCounter()
+  images: dict[str, _AnnotatedImage] = {}
+  for file in map(os.fspath, files):
     stem = split_of(os.path.splitext(os.path.basename(file))[0]) if len(files) > 1 else None
-    for place, entry, split in read_entries(file):
+    for entry in read_entries(file):
       try:
-        draft = _read_entry(entry, split or stem, place, notes)
-      except _BadEntryError as bad:
-        errors.add(str(bad), bad.place or place)
+        image = _read_entry(entry, entry.split or stem, notes)
+      except _InvalidEntryError as invalid:
+        errors.add(str(invalid), invalid.place)
         continue
-      known = drafts.setdefault(draft.path, draft)
-      if known is not draft:
-        _merge(known, draft, errors, notes)
-  kept = [draft for draft in drafts.values() if draft.captions]
-  for draft in drafts.values():
-    if not draft.captions:
-      notes.add("images left out because they have no caption", draft.path)
-  people = _person_numbers([draft.person for draft in kept])
-  unknown = sum(draft.person is None for draft in kept)
+      first = images.setdefault(image.path, image)
+      if first is not image:
+        _merge(first, image, errors, notes)
+  _check_id_types(images, errors)
+  kept = [image for image in images.values() if image.captions]
+  for image in images.values():
+    if not image.captions:
+      notes.add("images left out because they have no caption", image.path)
+  people = _person_numbers([image.person for image in kept])
+  unknown = sum(image.person is None for image in kept)
   if unknown and unknown < len(kept):
     notes.add("images without 'id', each taken as a person of its own", f"{unknown} images")
   return Annotations(
     files=tuple(os.fspath(file) for file in files),
     records=tuple(
-      ImageRecord(draft.path, tuple(draft.captions), person, draft.split)
-      for draft, person in zip(kept, people, strict=True)
+      ImageRecord(image.path, tuple(image.captions), person, image.split, image.place)
+      for image, person in zip(kept, people, strict=True)
     ),
     identities="known" if not unknown else "unknown" if unknown == len(kept) else "partly known",
     errors=errors.lines(),
@@ -119,106 +133,158 @@ def read_annotations(files: Sequence[str | os.PathLike]) -> Annotations:
   )
 
 
-class _BadEntryError(Exception):
-  """An entry that cannot be used: what is wrong (without its place), and its place."""
+class _InvalidEntryError(Exception):
+  """An entry that cannot be used: the kind of fault, and the place."""
 
-  def __init__(self, remark: str, place: str | None = None):
+  def __init__(self, remark: str, place: str) -> None:
     super().__init__(remark)
     self.place = place
 
 
 @dataclasses.dataclass
-class _Draft:
+class _AnnotatedImage:
+  """An image before its person has a number: the id is still text, None if absent."""
+
   path: str
   captions: list[str]
   person: str | None
+  has_numeric_id: bool
   split: str
+  place: str
 
 
-def _read_entry(entry: object, split: str | None, place: str, notes: _Tally) -> _Draft:
-  """One entry of a file as a draft of a record, or _BadEntryError."""
-  if not isinstance(entry, dict):
-    raise _BadEntryError("entries that are not objects")
-  path = _first(entry, PATH_FIELDS)
+def _read_entry(entry: Entry, split: str | None, notes: RemarkCounter) -> _AnnotatedImage:
+  """Raises _InvalidEntryError when the entry cannot be used."""
+  content, place = entry.content, entry.place
+  if not isinstance(content, dict):
+    raise _InvalidEntryError("entries that are not objects", place)
+  if isinstance(content, RepeatedKey):
+    place = f"{place}, key {shown(content.key)}"
+    raise _InvalidEntryError("entries that have a key twice", place)
+  path = _first_value(content, PATH_FIELDS)
   if not isinstance(path, str) or not path.strip():
-    raise _BadEntryError("entries without an image path ('img_path' or 'file_path')")
+    raise _InvalidEntryError("entries without an image path ('img_path' or 'file_path')", place)
   # Windows tools write "\\", which no dataset has inside a file name.
-  path = posixpath.normpath(_whole(path).replace("\\", "/"))
+  path = posixpath.normpath(_without_surrogates(path).replace("\\", "/"))
   place = f"{place}, {path}"
-  said = entry.get("split")
-  if said is None or said == "":
-    if split is None:
-      raise _BadEntryError('entries without "split" ("train", "val" or "test")', place)
-    said = split
-  name = split_of(said)
-  if name is None:
-    raise _BadEntryError(
-      f"entries whose split is none of {', '.join(SPLIT_NAMES)}", f"{place}, split {said!r}"
-    )
-  if isinstance(said, str) and said.strip() != name:
-    notes.add(f"split name {said.strip()!r} read as {name!r}", place)
-  captions = _first(entry, CAPTION_FIELDS)
+  captions = _first_value(content, CAPTION_FIELDS)
   captions = captions if isinstance(captions, list) else [captions]
   if not all(caption is None or isinstance(caption, str) for caption in captions):
-    raise _BadEntryError("entries with captions that are not text", place)
-  return _Draft(path, _clean(captions, place, notes), _person_key(entry, place), name)
+    raise _InvalidEntryError("entries with captions that are not text", place)
+  value = _first_value(content, ID_FIELDS)
+  person = _person_key(value, place)
+  return _AnnotatedImage(
+    path=path,
+    split=_read_split(content.get("split"), split, place, notes),
+    captions=_usable_captions(captions, place, notes),
+    person=person,
+    has_numeric_id=person is not None and not isinstance(value, str),
+    place=place,
+  )
 
 
-def _first(entry: dict, fields: Sequence[str]) -> object:
-  return next((entry[field] for field in fields if entry.get(field) is not None), None)
+def _first_value(content: Mapping[str, Any], fields: Sequence[str]) -> Any:
+  return next((content[field] for field in fields if content.get(field) is not None), None)
 
 
-def _clean(captions: list[str | None], place: str, notes: _Tally) -> list[str]:
-  """Captions without the empty ones and without code points that UTF-8 cannot hold."""
+def _read_split(value: object, default: str | None, place: str, notes: RemarkCounter) -> str:
+  if value is None or value == "":
+    if default is None:
+      raise _InvalidEntryError(WITHOUT_SPLIT, place)
+    value = default
+  split = split_of(value)
+  if split is None:
+    raise _InvalidEntryError(
+      f"entries whose split is none of {', '.join(SPLIT_NAMES)}", f"{place}, split {shown(value)}"
+    )
+  if isinstance(value, str) and value.strip() != split:
+    notes.add(f"split name {value.strip()!r} read as {split!r}", place)
+  return split
+
+
+def _usable_captions(captions: Sequence[str | None], place: str, notes: RemarkCounter) -> list[str]:
+  """The captions that hold text, without code points that UTF-8 cannot encode."""
   kept = []
   for caption in captions:
-    if not caption or not caption.strip():
-      notes.add("empty captions left out", place)
+    if not caption or _is_blank(caption):
+      notes.add("blank captions left out", place)
       continue
-    whole = _whole(caption)
+    whole = _without_surrogates(caption)
     if whole != caption:
       notes.add("captions with broken characters, replaced by '?'", place)
     kept.append(whole.strip())
   return kept
 
 
-def _whole(text: str) -> str:
-  """Text with "?" for halves of characters, which JSON can spell but UTF-8 cannot."""
+def _is_blank(caption: str) -> bool:
+  """Whether the tokenizer would find no text in a caption."""
+  if "&" not in caption and any(c.isascii() and c.isalnum() for c in caption):
+    return False  # almost every caption; the tokenizer's cleaning is slow
+  from dgia_jax.data import tokenizer
+
+  clean = tokenizer.clean_caption(_without_surrogates(caption))
+  return not any(c.isprintable() and not c.isspace() for c in clean)
+
+
+def _without_surrogates(text: str) -> str:
+  """Text with "?" for lone surrogates, which JSON can spell but UTF-8 cannot encode."""
   return text.encode("utf-8", "replace").decode()
 
 
-def _person_key(entry: dict, place: str) -> str | None:
-  """The id of an entry as text, None when it is absent."""
-  value = _first(entry, _ID_FIELDS)
-  if isinstance(value, float) and (math.isnan(value) or value.is_integer()):
-    # What tables make of integers next to empty cells.
-    value = None if math.isnan(value) else int(value)
+def _person_key(value: object, place: str) -> str | None:
+  """The id of an entry as text, None if it is absent."""
+  if isinstance(value, float) and math.isnan(value):
+    return None  # tables write an empty cell so
+  if isinstance(value, float) and value.is_integer():
+    value = int(value)  # tables turn integers next to empty cells into floats
+  if isinstance(value, HugeInteger) or (isinstance(value, int) and value not in INT64):
+    raise _InvalidEntryError(
+      "entries whose 'id' does not fit into 64 bits (write such ids as text)", place
+    )
   if isinstance(value, bool) or not (value is None or isinstance(value, int | str)):
-    raise _BadEntryError("entries whose 'id' is neither a whole number nor text", place)
+    raise _InvalidEntryError("entries whose 'id' is neither a whole number nor text", place)
   return None if value is None or str(value).strip() == "" else str(value).strip()
 
 
-def _merge(known: _Draft, again: _Draft, errors: _Tally, notes: _Tally):
-  """Adds a second entry for one image to the first."""
-  if again.person != known.person:
+def _merge(
+  first: _AnnotatedImage, second: _AnnotatedImage, errors: RemarkCounter, notes: RemarkCounter
+) -> None:
+  """Adds the second entry of an image to the first."""
+  if second.person != first.person:
     errors.add(
       "images named twice with different ids",
-      f"{known.path}, ids {known.person} and {again.person}",
+      f"{first.path}, ids {first.person} and {second.person}",
     )
-  elif again.split != known.split:
+  elif second.split != first.split:
     errors.add(
-      "images named twice in different splits", f"{known.path}, {known.split} and {again.split}"
+      "images named twice in different splits", f"{first.path}, {first.split} and {second.split}"
     )
   else:
-    known.captions += [caption for caption in again.captions if caption not in known.captions]
-    notes.add("images named more than once, their captions put together", known.path)
+    first.captions += [caption for caption in second.captions if caption not in first.captions]
+    notes.add("images named more than once, their captions put together", first.path)
+
+
+def _check_id_types(images: dict[str, _AnnotatedImage], errors: RemarkCounter) -> None:
+  """Removes images whose id is text, such as "007", in a dataset whose other ids are numbers.
+
+  Whether 7 and "007" are one person cannot be known. The text "7" counts as the number.
+  """
+  if not any(image.has_numeric_id for image in images.values()):
+    return
+  for path, image in list(images.items()):
+    if image.person is not None and not _is_plain_integer(image.person):
+      errors.add(
+        "entries whose 'id' is text in a file that also has numbers (use one of them)",
+        f"{image.place}, id {shown(image.person)}",
+      )
+      del images[path]
 
 
 def _person_numbers(keys: Sequence[str | None]) -> list[int]:
-  """int64 ids for ids given as text: their value if all are plain integers, else their rank.
+  """int64 numbers for ids given as text: their value if all are plain integers, else their rank.
 
-  The rank is taken among the sorted distinct ids, so it depends on the dataset alone. None gets a
-  number of its own, above all others.
+  The rank among the sorted distinct ids depends on the dataset only, not on the order of entries.
+  Each None gets a number of its own, above all others.
   """
   known = {key for key in keys if key is not None}
   if all(_is_plain_integer(key) for key in known):
@@ -226,7 +292,7 @@ def _person_numbers(keys: Sequence[str | None]) -> list[int]:
   else:
     numbers = {key: rank for rank, key in enumerate(sorted(known))}
   free = max(numbers.values(), default=-1) + 1
-  if free + len(keys) not in _INT64:
+  if free + len(keys) not in INT64:
     numbers = {key: rank for rank, key in enumerate(sorted(known, key=int))}
     free = len(numbers)
   people = []
@@ -243,5 +309,5 @@ def _is_plain_integer(key: str) -> bool:
     and digits.isdigit()
     and len(digits) < 20
     and str(int(key)) == key
-    and int(key) in _INT64
+    and int(key) in INT64
   )

@@ -1,74 +1,59 @@
-"""One page on a dataset before anything is trained on it: what is there, and what is wrong or odd.
+"""Checks a dataset before training and reports on one page.
 
-An "error" is something that makes a build stop (or lose data): exit code 1. A "note" is everything
-else worth knowing, such as sizes that differ from the published ones.
+An "error" stops a build or loses data; the command then exits with 1. A "note" is anything else
+that is unusual, such as sizes that differ from the published ones.
 """
 
 import collections
-import functools
 import os
-import re
-import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import tqdm
 
+from dgia_jax.data import check_captions
 from dgia_jax.data import images as images_lib
 from dgia_jax.data.annotations import SPLITS, ImageRecord
 from dgia_jax.data.catalog import Counts, Release
 from dgia_jax.data.data_report import DataReport, first_items
 from dgia_jax.data.dataset_files import DatasetFiles
 
-CONTEXT_TOKENS = 77
-SHORT_WORDS = 3
 TINY_PIXELS = 16
 _IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
-_WORD = re.compile(r"[^\W\d_]+|\d|[^\s\w]+")
-_CODE = re.compile(r"[{}<>\\|]|https?://|&\w+;|\w\(\)|==|;\s*$")
+_COUNTED = ("people", "images", "captions")
+_UNUSABLE = (
+  "identities are unusable: training does not need them, but the precision of mined relations is "
+  "not reported"
+)
 
 
 def check(
-  source: DatasetFiles, *, quick: bool = False, show: int = 10, workers: int = 0
+  files: DatasetFiles, *, quick: bool = False, show: int = 10, workers: int = 0
 ) -> DataReport:
-  """Checks an opened dataset.
+  """Checks the files of a dataset.
 
   Args:
-    source: the dataset's files.
-    quick: do not decode the images (minutes for a large dataset).
-    show: how many paths or captions to list of each kind; the count is always complete.
-    workers: decoding threads, 0 for one a core.
+    files: of the dataset.
+    quick: do not decode the images, which takes minutes for a large dataset.
+    show: number of paths or captions to list of each kind; counts are always complete.
+    workers: decoding threads, 0 for one per core.
 
   Returns:
-    The report; `errors` is empty when the dataset can be built as it is.
+    The report; its `errors` are empty if the dataset can be built as it is.
   """
-  report = DataReport(f"{source.layout.title}: check of {source.annotations.files[0]}")
-  _files(report, source)
-  _splits(report, source)
-  _identities(report, source)
-  _images(report, source, quick, show, workers)
-  _captions(report, source.annotations.records, show)
-  report.section("verdict")
+  report = DataReport(f"{files.layout.title}: check of {files.annotations.files[0]}")
+  _check_annotations(report, files)
+  _check_splits(report, files)
+  _check_identities(report, files)
+  _check_images(report, files, quick, show, workers)
+  check_captions.check_captions(report, files.annotations, show)
+  report.add_section("verdict")
   if report.errors:
-    report.say(
+    report.add_line(
       f"{len(report.errors)} error(s): prepare stops on these; {len(report.notes)} note(s)"
     )
   else:
-    report.say(f"fine: can be built; {len(report.notes)} note(s)")
+    report.add_line(f"fine: can be built; {len(report.notes)} note(s)")
   return report
-
-
-def _files(report: DataReport, source: DatasetFiles):
-  content = source.annotations
-  report.section("files")
-  for file in content.files:
-    report.say(f"annotations  {file}")
-  report.say(f"images       {source.image_folder}")
-  for line in content.errors:
-    report.error(line)
-  for line in content.notes:
-    report.note(line)
-  if not content.records:
-    report.error("no usable entry in the annotations")
 
 
 def count(records: Iterable[ImageRecord]) -> Counts:
@@ -81,125 +66,173 @@ def count(records: Iterable[ImageRecord]) -> Counts:
   )
 
 
-def _splits(report: DataReport, source: DatasetFiles):
-  records = source.annotations.records
-  found = {split: count(record for record in records if record.split == split) for split in SPLITS}
-  found = {split: counts for split, counts in found.items() if counts.images}
-  compared = {**found, "all": count(records)}
-  releases = source.layout.releases
-  nearest = min(releases, key=lambda release: _difference(compared, release), default=None)
-  report.section("splits" + (f" (compared with: {nearest.name})" if nearest else ""))
-  report.say(f"{'':7}{'people':>22}{'images':>22}{'captions':>22}")
-  for split, counts in compared.items():
-    known = nearest.splits.get(split) if nearest else None
+def _check_annotations(report: DataReport, files: DatasetFiles) -> None:
+  annotations = files.annotations
+  report.add_section("files")
+  for file in annotations.files:
+    report.add_line(f"annotations  {file}")
+  report.add_line(f"images       {files.image_folder}")
+  for line in annotations.errors:
+    report.add_error(line)
+  for line in annotations.notes:
+    report.add_note(line)
+  if not annotations.records:
+    report.add_error("no usable entry in the annotations")
+
+
+def _check_splits(report: DataReport, files: DatasetFiles) -> None:
+  records = files.annotations.records
+  counts_of = {split: count(r for r in records if r.split == split) for split in SPLITS}
+  counts_of = {split: counts for split, counts in counts_of.items() if counts.images}
+  table = {**counts_of, "all": count(records)}
+  releases = files.layout.releases
+  nearest = min(releases, key=lambda release: _difference(table, release), default=None)
+  report.add_section("splits" + (f" (compared with: {nearest.name})" if nearest else ""))
+  report.add_line(f"{'':7}" + "".join(f"{field:>22}" for field in _COUNTED))
+  for split, counts in table.items():
+    published = nearest.splits.get(split) if nearest else None
     cells = [
-      _cell(getattr(counts, field), known and getattr(known, field))
-      for field in ("people", "images", "captions")
+      _cell(getattr(counts, field), getattr(published, field) if published else None)
+      for field in _COUNTED
     ]
-    report.say(f"{split:7}" + "".join(f"{cell:>22}" for cell in cells))
-  if nearest and _difference(compared, nearest):
-    report.note(
+    report.add_line(f"{split:7}" + "".join(f"{cell:>22}" for cell in cells))
+  if nearest and _difference(table, nearest):
+    report.add_note(
       "sizes differ from every known release: results cannot be compared with published "
       "ones; are annotations and split the right ones?"
     )
   elif nearest and nearest is not releases[0]:
-    expected = ", ".join(f"{split} {known.people}" for split, known in releases[0].splits.items())
-    report.note(f"these are the sizes of the {nearest.name!r}; papers report on {expected} people")
-  if "train" not in found:
-    report.note("no train split: it can be evaluated on, not trained on")
-  if "val" not in found:
-    report.note(
-      "no val split: nothing honest to choose the best epoch on; set train people apart "
-      "with --holdout N, or choose on nothing (keep the last epoch)"
+    people = ", ".join(f"{split} {counts.people}" for split, counts in releases[0].splits.items())
+    report.add_note(
+      f"these are the sizes of the {nearest.name!r}; papers report on {people} people"
     )
-  if "test" not in found:
-    report.note("no test split: it can be trained on, not tested on")
-  for text in source.layout.oddities:
-    report.say(f"known: {text}")
+  if "train" not in counts_of:
+    report.add_note("no train split: the dataset can be evaluated on, not trained on")
+  if "val" not in counts_of:
+    report.add_note(
+      "no val split: the best epoch cannot be chosen without looking at test; hold out train "
+      "people with --holdout N, or keep the last epoch"
+    )
+  if "test" not in counts_of:
+    report.add_note("no test split: the dataset can be trained on, not tested on")
+  for text in files.layout.oddities:
+    report.add_line(f"known: {text}")
 
 
-def _difference(found: dict[str, Counts], release: Release) -> int:
-  """How far sizes are from a release: sum of absolute differences."""
+def _difference(sizes: Mapping[str, Counts], release: Release) -> int:
+  """Distance of sizes from a release: the sum of absolute differences."""
   splits = ["all"] if "all" in release.splits else list(SPLITS)
   total, none = 0, Counts(0, 0, 0)
   for split in splits:
-    have, known = found.get(split, none), release.splits.get(split, none)
-    total += sum(
-      abs(getattr(have, field) - getattr(known, field))
-      for field in ("people", "images", "captions")
-    )
+    actual, published = sizes.get(split, none), release.splits.get(split, none)
+    total += sum(abs(getattr(actual, field) - getattr(published, field)) for field in _COUNTED)
   return total
 
 
-def _cell(found: int, known: int | None) -> str:
-  if known is None:
-    return str(found)
-  return f"{found} ok" if found == known else f"{found} (not {known})"
+def _cell(number: int, published: int | None) -> str:
+  if published is None:
+    return str(number)
+  return f"{number} ok" if number == published else f"{number} (not {published})"
 
 
-def _identities(report: DataReport, source: DatasetFiles):
-  content, base = source.annotations, source.layout.id_base
-  report.section("identities")
-  if content.identities != "known":
-    report.note(
-      f"ids are {content.identities}: an image without an id counts as a person of its "
-      "own in evaluation, so other images of the same person count as wrong"
+def _check_identities(report: DataReport, files: DatasetFiles) -> None:
+  annotations, id_base = files.annotations, files.layout.id_base
+  report.add_section("identities")
+  report.add_line(annotations.identities)
+  if annotations.identities != "known":
+    report.add_note(
+      f"ids are {annotations.identities}: in evaluation an image without an id counts as a person "
+      "of its own, so other images of the same person count as wrong"
     )
-  if content.identities == "unknown" or not content.records:
+  if annotations.identities == "unknown" and annotations.records:
+    report.add_note(f"no entry has an 'id', so {_UNUSABLE}")
+  if annotations.identities == "unknown" or not annotations.records:
     return
-  images_of = collections.Counter(record.person for record in content.records)
+  images_of = collections.Counter(record.person for record in annotations.records)
   lowest = min(images_of)
-  report.say(
+  report.add_line(
     f"{len(images_of)} people, ids {lowest} to {max(images_of)}, "
     f"{min(images_of.values())} to {max(images_of.values())} images each"
   )
-  if base is not None and lowest != base:
-    report.note(f"ids start at {lowest}, in the published files at {base}: renumbered or cut?")
+  train_ids = [record.person for record in annotations.records if record.split == "train"]
+  if len(images_of) == 1 or (len(train_ids) > 1 and len(set(train_ids)) == 1):
+    where = "all" if len(images_of) == 1 else "all train"
+    report.add_note(f"{where} images have the id {(train_ids or [lowest])[0]}, so {_UNUSABLE}")
+  if id_base is not None and lowest != id_base:
+    report.add_note(
+      f"ids start at {lowest}, in the published files at {id_base}: renumbered or cut?"
+    )
   if lowest < 0:
-    report.note(
-      f"negative ids stand for one person each (id {lowest}: {images_of[lowest]} images)"
-      "; leave 'id' out where the person is unknown"
+    report.add_note(
+      f"negative ids count as one person each (id {lowest}: {images_of[lowest]} images)"
+      "; omit 'id' where the person is unknown"
     )
   splits_of = collections.defaultdict(set)
-  for record in content.records:
+  for record in annotations.records:
     splits_of[record.person].add(record.split)
   shared = sorted(person for person, splits in splits_of.items() if len(splits) > 1)
   if shared:
-    report.note(
+    report.add_note(
       f"{len(shared)} people are in more than one split: either ids restart in each "
-      "split, or training has seen who is tested",
-      [f"ids {shared[:10]}"],
+      "split, or the model is tested on people it was trained on",
+      [f"ids {', '.join(map(str, shared[:10]))}"],
     )
 
 
-def _images(report: DataReport, source: DatasetFiles, quick: bool, show: int, workers: int):
-  report.section("images")
-  records, missing = source.annotations.records, source.missing()
-  report.say(f"{len(records) - len(missing)} of {len(records)} files found")
-  for folder, lost in sorted(source.missing_folders().items()):
-    size = f"{len(lost)} images, {count(lost).captions} pairs lost"
-    if folder:
-      report.error(f"missing folder {folder}: {size}")
-    else:
-      report.error(
-        f"missing files in folders that exist: {size}",
-        first_items([record.path for record in lost], show),
-      )
-  present = [path for path in source.paths if path is not None]
-  same = [path for path, times in collections.Counter(present).items() if times > 1]
-  if same:
-    report.note(f"{len(same)} files belong to two entries each", first_items(same, show))
+def _check_images(
+  report: DataReport, files: DatasetFiles, quick: bool, show: int, workers: int
+) -> None:
+  report.add_section("images")
+  records = files.annotations.records
+  missing = files.missing()
+  report.add_line(f"{len(records) - len(missing)} of {len(records)} files found")
+  if missing:
+    _report_missing(report, files, show)
+  present = [path for path in files.paths if path is not None]
+  repeated = [path for path, times in collections.Counter(present).items() if times > 1]
+  if repeated:
+    report.add_note(
+      f"{len(repeated)} files belong to two entries each", first_items(repeated, show)
+    )
   if quick:
-    report.say("not decoded (--quick)")
+    report.add_line("not decoded (--quick)")
     return
-  _decoded(report, source, show, workers)
-  unused = _unused(source, set(present))
+  _check_decoding(report, files, show, workers)
+  unused = _unused_images(files, set(present))
   if unused:
-    report.note(f"{len(unused)} image files that no entry names", first_items(unused, min(show, 3)))
+    report.add_note(
+      f"{len(unused)} image files that no entry names", first_items(unused, min(show, 3))
+    )
 
 
-def _decoded(report: DataReport, source: DatasetFiles, show: int, workers: int):
-  def look(path):
+def _report_missing(report: DataReport, files: DatasetFiles, show: int) -> None:
+  records_of = sorted(files.missing_folders().items())
+  folders = [(folder, records) for folder, records in records_of if folder]
+  elsewhere = files.folder_with_missing()
+  mend = f"; they are in {elsewhere}: give --images {elsewhere}" if elsewhere else ""
+  if len(folders) == 1:
+    ((folder, records),) = folders
+    report.add_error(f"missing folder {folder}: {_loss(records)}{mend}")
+  elif folders:
+    records = [record for _, records in folders for record in records]
+    report.add_error(
+      f"missing folders: {len(folders)}, {_loss(records)}{mend}",
+      first_items([f"{folder}: {_loss(records)}" for folder, records in folders], show),
+    )
+  for folder, records in records_of:
+    if not folder:
+      report.add_error(
+        f"missing files in folders that exist: {_loss(records)}{mend}",
+        first_items([record.path for record in records], show),
+      )
+
+
+def _loss(records: Sequence[ImageRecord]) -> str:
+  return f"{len(records)} images, {count(records).captions} pairs lost"
+
+
+def _check_decoding(report: DataReport, files: DatasetFiles, show: int, workers: int) -> None:
+  def inspect(path: str) -> images_lib.ImageFacts | images_lib.UnreadableImageError:
     try:
       return images_lib.inspect(path)
     except images_lib.UnreadableImageError as error:
@@ -207,101 +240,45 @@ def _decoded(report: DataReport, source: DatasetFiles, show: int, workers: int):
 
   rows = [
     (record, path)
-    for record, path in zip(source.annotations.records, source.paths, strict=True)
+    for record, path in zip(files.annotations.records, files.paths, strict=True)
     if path is not None
   ]
-  looked = images_lib.ordered_map(look, [path for _, path in rows], workers)
-  looked = list(tqdm.tqdm(looked, "decoding", len(rows), unit=" images", disable=None, leave=False))
-  bad = [
-    (record, facts)
-    for (record, _), facts in zip(rows, looked, strict=True)
-    if isinstance(facts, images_lib.UnreadableImageError)
-  ]
-  good = [facts for facts in looked if isinstance(facts, images_lib.ImageFacts)]
-  if bad:
-    report.error(
-      f"unreadable: {len(bad)} images, {count(r for r, _ in bad).captions} pairs lost",
-      first_items([str(error) for _, error in bad], show),
+  results = images_lib.ordered_map(inspect, [path for _, path in rows], workers)
+  results = list(
+    tqdm.tqdm(results, "decoding", len(rows), unit=" images", disable=None, leave=False)
+  )
+  unreadable, facts, tiny = [], [], []
+  for (record, path), result in zip(rows, results, strict=True):
+    if isinstance(result, images_lib.UnreadableImageError):
+      unreadable.append((record, result))
+      continue
+    facts.append(result)
+    if min(result.height, result.width) < TINY_PIXELS:
+      tiny.append(path)
+  if unreadable:
+    report.add_error(
+      f"unreadable: {_loss([record for record, _ in unreadable])}",
+      first_items([str(error) for _, error in unreadable], show),
     )
-  if good:
-    heights, widths = [f.height for f in good], [f.width for f in good]
-    modes = collections.Counter(facts.mode for facts in good)
-    report.say(
-      f"{len(good)} decoded: height {min(heights)} to {max(heights)}, width "
+  if facts:
+    heights, widths = [f.height for f in facts], [f.width for f in facts]
+    modes = collections.Counter(f.mode for f in facts)
+    report.add_line(
+      f"{len(facts)} decoded: height {min(heights)} to {max(heights)}, width "
       f"{min(widths)} to {max(widths)} pixels; "
       + ", ".join(f"{mode} {n}" for mode, n in modes.most_common())
     )
-  tiny = [
-    path
-    for (_, path), facts in zip(rows, looked, strict=True)
-    if isinstance(facts, images_lib.ImageFacts) and min(facts.height, facts.width) < TINY_PIXELS
-  ]
   if tiny:
-    report.note(
+    report.add_note(
       f"{len(tiny)} images under {TINY_PIXELS} pixels high or wide", first_items(tiny, show)
     )
 
 
-def _unused(source: DatasetFiles, used: set[str]) -> list[str]:
-  root = source.image_folder
+def _unused_images(files: DatasetFiles, used: set[str]) -> list[str]:
+  root = files.image_folder
   return sorted(
     os.path.relpath(os.path.join(folder, name), root)
     for folder, _, names in os.walk(root)
     for name in names
     if name.lower().endswith(_IMAGE_ENDINGS) and os.path.join(folder, name) not in used
   )
-
-
-def _captions(report: DataReport, records: tuple[ImageRecord, ...], show: int):
-  report.section("captions")
-  captions = [(caption, record.person) for record in records for caption in record.captions]
-  if not captions:
-    return
-  lengths = [len(_WORD.findall(caption)) for caption, _ in captions]
-  report.say(
-    f"{len(captions)} captions of {min(lengths)} to {max(lengths)} words and marks, mean "
-    f"{sum(lengths) / len(lengths):.1f}"
-  )
-  people_of, uses = collections.defaultdict(set), collections.Counter()
-  for caption, person in captions:
-    text = " ".join(caption.casefold().split())
-    people_of[text].add(person)
-    uses[text] += 1
-  copied = sorted(
-    (text for text, people in people_of.items() if len(people) > 1),
-    key=lambda text: -len(people_of[text]),
-  )
-  if copied:
-    report.note(
-      f"{len(copied)} captions are used for several people, by {sum(uses[t] for t in copied)} "
-      "pairs: as queries these have answers that count as wrong",
-      first_items([f"{len(people_of[t])} people: {t[:70]!r}" for t in copied], min(show, 3)),
-    )
-  for what, test in (
-    (
-      f"longer than about {CONTEXT_TOKENS} tokens, cut at the end",
-      lambda caption, length: length + 2 > CONTEXT_TOKENS,
-    ),
-    (f"shorter than {SHORT_WORDS} words", lambda caption, length: length < SHORT_WORDS),
-    ("with letters that are not Latin", lambda caption, length: _has_foreign(caption)),
-    ("with what looks like bits of code", lambda caption, length: _CODE.search(caption)),
-  ):
-    hits = [
-      caption
-      for (caption, _), length in zip(captions, lengths, strict=True)
-      if test(caption, length)
-    ]
-    if hits:
-      report.note(
-        f"{len(hits)} captions {what}",
-        first_items([repr(caption[:70]) for caption in hits], min(show, 2)),
-      )
-
-
-def _has_foreign(caption: str) -> bool:
-  return not caption.isascii() and any(map(_is_foreign, caption))
-
-
-@functools.cache
-def _is_foreign(character: str) -> bool:
-  return character.isalpha() and not unicodedata.name(character, "").startswith("LATIN")

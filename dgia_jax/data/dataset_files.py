@@ -1,13 +1,15 @@
-"""A dataset as the user has it: where its annotations and images lie, and which files are missing.
+"""Finds the files of a dataset: its annotations and the image file of every record.
 
-The layout is forgiving, since archives unpack in many ways: the folder may be the dataset or its
-parent, the images may lie in imgs/, images/ or beside the JSON. Both the checker and the builders
-start from here.
+Archives unpack in many ways, so several layouts are accepted: the given folder may be the dataset
+or its parent, and images may be in imgs/, images/ or beside the JSON. An image outside the dataset
+is refused, because a path in a downloaded JSON can point anywhere. The checker and the builders
+both start from here.
 """
 
 import dataclasses
 import functools
 import os
+import stat
 import unicodedata
 from collections.abc import Sequence
 
@@ -16,6 +18,7 @@ from dgia_jax.data import annotations as annotations_lib
 from dgia_jax.errors import UserError
 
 _JSON_ENDINGS = (".json", ".jsonl", ".ndjson")
+_MAX_FOLDERS_SEARCHED = 20_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +26,10 @@ class DatasetFiles:
   """Annotations with the file of every image.
 
   Attributes:
-    name: name of the dataset in `layouts.LAYOUTS`.
-    annotations: the records and what was odd about them.
-    image_folders: folders that were searched, in this order.
-    paths: for each record the absolute path of its image, None when there is no such file.
+    name: name of the dataset in `catalog.LAYOUTS`.
+    annotations: the records, and the remarks made while reading them.
+    image_folders: the folders that were searched, in this order.
+    paths: for each record the absolute path of its image, None if there is no such file.
   """
 
   name: str
@@ -36,11 +39,12 @@ class DatasetFiles:
 
   @property
   def layout(self) -> catalog.Layout:
+    """The description of the dataset."""
     return catalog.LAYOUTS[self.name]
 
   @property
   def image_folder(self) -> str:
-    """The searched folder that the images are in (the first one, when none was found)."""
+    """The searched folder that holds the images (the first one if no image was found)."""
     first = next((path for path in self.paths if path), "")
     inside = (base for base in self.image_folders if first.startswith(base + os.sep))
     return next(inside, self.image_folders[0])
@@ -51,19 +55,36 @@ class DatasetFiles:
     return [record for record, path in rows if path is None]
 
   def missing_folders(self) -> dict[str, list[annotations_lib.ImageRecord]]:
-    """Records without a file, by the topmost folder that does not exist.
+    """The records without a file, by the topmost folder of their path that does not exist.
 
     Records whose folders all exist are under "".
     """
     is_folder = functools.cache(
       lambda head: any(os.path.isdir(os.path.join(base, head)) for base in self.image_folders)
     )
-    lost = {}
+    records_of: dict[str, list[annotations_lib.ImageRecord]] = {}
     for record in self.missing():
       parts = record.path.split("/")[:-1]
       heads = ("/".join(parts[:n]) for n in range(1, len(parts) + 1))
-      lost.setdefault(next((h for h in heads if not is_folder(h)), ""), []).append(record)
-    return lost
+      absent = next((head for head in heads if not is_folder(head)), "")
+      records_of.setdefault(absent, []).append(record)
+    return records_of
+
+  def folder_with_missing(self) -> str | None:
+    """A folder inside the searched ones in which most of the missing images do exist."""
+    missing = self.missing()
+    sample = [record.path for record in missing[:: max(1, len(missing) // 10)]]
+    searched = 0
+    for base in self.image_folders:
+      for folder, subfolders, _ in os.walk(base):
+        hits = sum(os.path.isfile(os.path.join(folder, path)) for path in sample)
+        searched += 1
+        if 2 * hits > len(sample):
+          return folder
+        if searched > _MAX_FOLDERS_SEARCHED:
+          return None
+        subfolders.sort()
+    return None
 
 
 def open_dataset(
@@ -72,21 +93,24 @@ def open_dataset(
   source: str | None = None,
   annotations: str | None = None,
   images: str | None = None,
+  allow_outside: bool = False,
 ) -> DatasetFiles:
-  """Finds and reads a dataset's annotations and looks for every image file.
+  """Finds and reads a dataset's annotations and looks for the file of every image.
+
+  Faulty entries and missing images do not raise; the result lists them. Without `allow_outside` an
+  image must be inside `images` or, without that, inside `source` or the folder of the annotations,
+  after all symbolic links are followed. Records of other images become errors of the annotations.
 
   Args:
-    name: a name in `layouts.LAYOUTS`.
-    source: the dataset's folder (or the folder that holds it).
-    annotations: the annotation file, where `source` alone does not tell.
-    images: the folder that image paths are relative to; when given, only it and its parent (for
-      paths that repeat its name) are searched.
-
-  Returns:
-    A `DatasetFiles`. Faulty entries and missing images are in it, they do not raise.
+    name: a name in `catalog.LAYOUTS`.
+    source: the dataset's folder, or the folder that holds it.
+    annotations: the annotation file, if it cannot be found in `source`.
+    images: the folder that image paths are relative to; then no other folder is searched. Paths may
+      begin with the name of this folder.
+    allow_outside: also accept images outside the dataset.
 
   Raises:
-    UserError: no annotations, or a folder that does not exist, or an unreadable JSON.
+    UserError: no annotations, a folder that does not exist, or an unreadable JSON.
   """
   layout = catalog.LAYOUTS[name]
   source, annotations, images = (
@@ -94,48 +118,155 @@ def open_dataset(
     for path in (source, annotations, images)
   )
   if source and source.endswith(_JSON_ENDINGS) and os.path.isfile(source):
-    source, annotations = os.path.dirname(source), annotations or source
-  for flag, folder in (("source", source), ("images", images)):
+    source, annotations = None, annotations or source
+  for flag, folder in (("--source", source), ("--images", images)):
     if folder and not os.path.isdir(folder):
-      raise UserError(f"{name}: no folder {folder} ({flag}): give the folder the files are in")
-  if annotations and not os.path.isfile(annotations):
-    raise UserError(f"{name}: no file {annotations} (annotations): give the JSON's path")
+      raise UserError(f"{name}: no folder {folder} ({flag}): give the folder of the files")
+  if annotations and not os.path.exists(annotations):
+    raise UserError(f"{name}: no file {annotations} (--annotations): give the JSON's path")
   if not annotations and not source:
     raise UserError(
-      f"{name}: say where its files are with source=FOLDER, or with "
-      "annotations=FILE and images=FOLDER"
+      f"{name}: give the folder of its files with --source FOLDER, or give --annotations FILE and "
+      "--images FOLDER"
     )
   files = [annotations] if annotations else _find_annotations(name, layout, source)
-  if images:
-    bases = [images, os.path.dirname(images)]
-  else:
-    beside = os.path.dirname(files[0])
-    roots = [source, beside, os.path.dirname(beside)] if source else [beside]
-    bases = [os.path.join(root, sub) for root in roots if root for sub in ("imgs", "images", "")]
-  bases = list(dict.fromkeys(os.path.normpath(base) for base in bases if os.path.isdir(base)))
   content = annotations_lib.read_annotations(files)
-  return DatasetFiles(
-    name=name,
-    annotations=content,
-    image_folders=tuple(bases),
-    paths=tuple(_find_image(record.path, bases) for record in content.records),
+  _check_split(name, layout, content)
+  if images:
+    roots, bases = [images], [images, os.path.dirname(images)]
+  else:
+    roots = _dataset_folders(source, os.path.dirname(files[0]))
+    bases = [os.path.join(root, folder) for root in roots for folder in ("imgs", "images", "")]
+    bases = [os.path.normpath(base) for base in bases if os.path.isdir(base)]
+  finder = _ImageFinder(roots, list(dict.fromkeys(bases)), allow_outside)
+  return finder.find_all(name, content)
+
+
+def _dataset_folders(source: str | None, json_folder: str) -> list[str]:
+  """The folders that belong to a dataset: its own, that of its JSON, and the parent of the latter.
+
+  The parent counts only if it is in the dataset's folder or the JSON's folder is "annotations";
+  otherwise it could be a home folder, for example.
+  """
+  parent = os.path.dirname(json_folder)
+  is_own = source and f"{parent}{os.sep}".startswith(f"{source}{os.sep}")
+  has_annotations_folder = os.path.basename(json_folder).lower() == "annotations"
+  folders = [source, json_folder, parent if is_own or has_annotations_folder else None]
+  return list(dict.fromkeys(folder for folder in folders if folder))
+
+
+class _ImageFinder:
+  """Looks for image files in folders and refuses those that are not inside a dataset's folders."""
+
+  def __init__(self, roots: Sequence[str], bases: Sequence[str], allow_outside: bool) -> None:
+    """`bases` are searched; a file's real path must be inside the real path of one of `roots`."""
+    self._roots = roots
+    self._bases = bases
+    self._allow_outside = allow_outside
+    self._real_roots = tuple(os.path.realpath(root) for root in roots)
+    # A thousand images share a folder, and resolving one takes a system call per level.
+    self._real_folder = functools.cache(os.path.realpath)
+
+  def find_all(self, name: str, content: annotations_lib.Annotations) -> DatasetFiles:
+    """The files of a dataset; a record whose image is refused becomes an error."""
+    refused = annotations_lib.RemarkCounter()
+    records, paths = [], []
+    for record in content.records:
+      try:
+        paths.append(self.find(record.path))
+        records.append(record)
+      except _OutsideError as error:
+        remark = f"images outside {self._roots[0]} are refused{self._mend()}"
+        refused.add(remark, f"{record.place}{error}")
+    content = dataclasses.replace(
+      content, records=tuple(records), errors=content.errors + refused.lines()
+    )
+    return DatasetFiles(name, content, tuple(self._bases), tuple(paths))
+
+  def find(self, path: str) -> str | None:
+    """The file of an image, None if no folder has it.
+
+    Raises:
+      _OutsideError: the file is outside the dataset.
+    """
+    target = None
+    for file in self._candidates(path):
+      try:
+        mode = os.lstat(file).st_mode
+        if stat.S_ISLNK(mode):
+          real, is_file = os.path.realpath(file), os.path.isfile(file)
+        else:
+          folder, base = os.path.split(file)
+          real, is_file = os.path.join(self._real_folder(folder), base), stat.S_ISREG(mode)
+      except (OSError, ValueError):
+        continue  # absent; ValueError: a null character, which no file name holds
+      if is_file and (self._allow_outside or self._is_inside(real)):
+        return file
+      target = target or real
+    if target and not self._is_inside(target):
+      raise _OutsideError(f" -> {target}")
+    normal = [os.path.normpath(file) for file in self._candidates(path)]
+    if self._allow_outside or any(self._is_inside(file, self._roots) for file in normal):
+      return None
+    raise _OutsideError()
+
+  def _candidates(self, path: str) -> list[str]:
+    # Names with accents exist composed and decomposed (macOS); the JSON may have the other form.
+    spellings = dict.fromkeys((path, *(unicodedata.normalize(f, path) for f in ("NFC", "NFD"))))
+    return [
+      os.path.join(base, spelling)
+      for spelling in spellings
+      for base in self._bases
+      # Outside the roots is only the parent of --images, for paths that repeat its name.
+      if self._is_inside(base, self._roots) or path.startswith(f"{self._images_name()}/")
+    ]
+
+  def _images_name(self) -> str:
+    return os.path.basename(self._roots[0])
+
+  def _is_inside(self, file: str, roots: Sequence[str] | None = None) -> bool:
+    roots = self._real_roots if roots is None else roots
+    return any(file == root or file.startswith(root.rstrip(os.sep) + os.sep) for root in roots)
+
+  def _mend(self) -> str:
+    """How to accept the images, for the error message."""
+    for base in self._bases:
+      real = os.path.realpath(base)
+      if self._is_inside(base, self._roots) and not self._is_inside(real):
+        return f" ({os.path.basename(base)} is a link; if you trust it: --images {real})"
+    return " (if you trust these annotations: --allow_outside)"
+
+
+class _OutsideError(Exception):
+  """An image outside the dataset; the text shows where its path leads."""
+
+
+def _check_split(name: str, layout: catalog.Layout, content: annotations_lib.Annotations) -> None:
+  """Raises UserError for a known file that holds the entries of a dataset without their split."""
+  usual = next(iter(layout.annotation_names), "")
+  is_without_split = not content.records and any(
+    error.startswith(annotations_lib.WITHOUT_SPLIT) for error in content.errors
   )
+  if is_without_split and usual and os.path.basename(content.files[0]) != usual:
+    raise UserError(
+      f"{name}: {content.files[0]} has no split; the split is in {usual}, which comes with the "
+      "dataset: put it into the same folder, or give it with --annotations FILE"
+    )
 
 
 def _find_annotations(name: str, layout: catalog.Layout, source: str) -> list[str]:
-  """The annotation files of a dataset; several only when they are named like splits."""
+  """The annotation files of a dataset; several only if they are named like splits."""
   folders = [source, os.path.join(source, layout.title)]
   folders += [os.path.join(folder, "annotations") for folder in folders]
   if layout.annotation_names:
     for folder in folders:
       for candidate in layout.annotation_names:
-        if os.path.isfile(os.path.join(folder, candidate)):
+        if os.path.exists(os.path.join(folder, candidate)):
           return [os.path.join(folder, candidate)]
-    there = [os.path.relpath(file, source) for folder in folders for file in _json_files(folder)]
+    present = [os.path.relpath(file, source) for folder in folders for file in _json_files(folder)]
     raise UserError(
-      f"{name}: no {' or '.join(layout.annotation_names)} in {source} (JSON files "
-      f"there: {', '.join(there) or 'none'}); put it there or name it with "
-      "annotations=FILE"
+      f"{name}: no {' or '.join(layout.annotation_names)} in {source} (JSON files in it: "
+      f"{', '.join(present) or 'none'}); put it there or give --annotations FILE"
     )
   for folder in folders:
     files = _json_files(folder)
@@ -146,11 +277,10 @@ def _find_annotations(name: str, layout: catalog.Layout, source: str) -> list[st
       raise UserError(
         f"{name}: {len(files)} JSON files in {folder} "
         f"({', '.join(os.path.basename(file) for file in files[:6])}): name the "
-        "annotations with annotations=FILE"
+        "annotations with --annotations FILE"
       )
   raise UserError(
-    f"{name}: no JSON file in {source}: put the annotations there or name them with "
-    "annotations=FILE"
+    f"{name}: no JSON file in {source}: put the annotations there or give --annotations FILE"
   )
 
 
@@ -161,18 +291,3 @@ def _json_files(folder: str) -> list[str]:
     for name in names
     if name.lower().endswith(_JSON_ENDINGS) and not name.startswith(".")
   ]
-
-
-def _find_image(path: str, bases: Sequence[str]) -> str | None:
-  """The file of an image path, None when no base folder has it."""
-  # Names with accents exist composed and decomposed (macOS); a JSON may have the other form.
-  spellings = dict.fromkeys((path, *(unicodedata.normalize(f, path) for f in ("NFC", "NFD"))))
-  for spelling in spellings:
-    for base in bases:
-      file = os.path.join(base, spelling)
-      try:
-        if os.path.isfile(file):
-          return file
-      except ValueError:
-        continue  # a NUL or a lone surrogate: no file system has such a name
-  return None

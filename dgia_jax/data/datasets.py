@@ -10,7 +10,7 @@ from typing import Any
 from absl import logging
 
 from dgia_jax.data import catalog
-from dgia_jax.errors import UserError
+from dgia_jax.errors import UserError, printable
 
 
 def names() -> tuple[str, ...]:
@@ -39,7 +39,8 @@ def load_builder(
     image_size: (height, width) in pixels at which synth_pedes is drawn. Image files are stored as
       they are, and resized when they are read.
     **options: of the builder. For the person datasets `holdout` (number of train people to move to
-      val), `skip_unreadable` and `workers`, see `tfds_builder.build`; for synth_pedes its settings.
+      val), `skip_unreadable` and `workers`, see `tfds_builder.build`, and `allow_outside`, see
+      `dataset_files.open_dataset`; for synth_pedes its settings.
 
   Returns:
     A `tfds.core.DatasetBuilder` with the splits "train", "val" and "test" that exist.
@@ -63,7 +64,7 @@ def load_builder(
       "%s was built without %d images that could not be read, such as %s",
       name,
       len(skipped),
-      skipped[0],
+      printable(skipped[0]),
     )
   return builder
 
@@ -94,7 +95,7 @@ def prepare_command(
 
 def _person_search_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
   """The options with their defaults; raises UserError for an unknown or impossible one."""
-  defaults = dict(holdout=0, skip_unreadable=False, workers=0)
+  defaults = dict(allow_outside=False, holdout=0, skip_unreadable=False, workers=0)
   for option in options:
     if option not in defaults:
       raise UserError(f"{name} has no option {option!r}: choose from {', '.join(defaults)}")
@@ -109,8 +110,10 @@ def _load_from_files(
 ) -> Any:
   from dgia_jax.data import dataset_files, tfds_builder
 
+  options = dict(options)
+  allow_outside = options.pop("allow_outside")
   try:
-    opened = dataset_files.open_dataset(name, **files)
+    opened = dataset_files.open_dataset(name, **files, allow_outside=allow_outside)
   except UserError as error:
     command = prepare_command(name, data_dir, options["holdout"], files)
     raise UserError(f"{error}. Then: {command}") from error

@@ -66,7 +66,7 @@ class Tokenizer:
 
     A caption that is too long keeps its first L - 2 tokens; its last id is still the end.
     """
-    encodings = self._backend.encode_batch_fast([_clean(caption) for caption in captions])
+    encodings = self._backend.encode_batch_fast([clean_caption(caption) for caption in captions])
     ids = np.array([encoding.ids for encoding in encodings], np.int32)
     return ids.reshape(len(captions), self.context_length)
 
@@ -149,7 +149,7 @@ def train_tokenizer(captions: Sequence[str], context_length: int, vocab_size: in
   )
   learner = tokenizers.Tokenizer(models.BPE())
   learner.pre_tokenizer = _word_splitter(mark_word_start=True)
-  learner.train_from_iterator((_clean(caption) for caption in captions), trainer)
+  learner.train_from_iterator((clean_caption(caption) for caption in captions), trainer)
   # Only the model is kept: the trainer also registers "<pad>" as text to look for in captions.
   backend = tokenizers.Tokenizer(learner.model)
   backend.pre_tokenizer = _word_splitter(mark_word_start=True)
@@ -208,7 +208,7 @@ def _transformers_tokenizer(folder: pathlib.Path, context_length: int) -> Tokeni
   return _with_special_ids(backend, context_length)
 
 
-def _clean(caption: str) -> str:
+def clean_caption(caption: str) -> str:
   """Repairs broken characters, resolves HTML (also when escaped twice), one space, lower case."""
   text = html.unescape(html.unescape(ftfy.fix_text(caption)))
   return " ".join(text.split()).lower()

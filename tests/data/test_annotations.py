@@ -58,7 +58,7 @@ def test_caption_as_text_and_empty_captions(tmp_path):
   assert _only(tmp_path, captions=..., caption=" a man ")[0].captions == ("a man",)
   record, read = _only(tmp_path, captions=["", "ok", "  ", None])
   assert record.captions == ("ok",)
-  assert "empty captions left out: 3" in read.notes[0]
+  assert "blank captions left out: 3" in read.notes[0]
 
 
 def test_image_without_caption_is_left_out_by_path(tmp_path):
@@ -114,7 +114,7 @@ def test_files_named_like_splits(tmp_path):
     (["7", 3, 7], [7, 3, 7]),
     ([12.0, 3, 3], [12, 3, 3]),
     ([2**62, 1, 1], [2**62, 1, 1]),
-    ([2**70, 5, 2**70], [0, 1, 0]),  # too large for int64: ranks in sorted order of text
+    ([str(2**70), "5", str(2**70)], [0, 1, 0]),  # beyond 64 bits: ranks in sorted order of text
     (["b", "a", "b"], [1, 0, 1]),
     (["007", "7", "07"], [0, 2, 1]),
     ([-1, 4, -1], [-1, 4, -1]),
@@ -173,6 +173,13 @@ def test_duplicate_captions_of_one_entry_stay(tmp_path):
     (dict(id=True), ["'id' is neither"]),
     (dict(id=1.5), ["'id' is neither"]),
     (dict(id=[1]), ["'id' is neither"]),
+    (dict(id={"a": [[]]}), ["'id' is neither"]),
+    (dict(id=float("inf")), ["'id' is neither"]),
+    (dict(id=2**63), ["does not fit into 64 bits", "a/b.jpg"]),
+    (dict(id=1e300), ["does not fit into 64 bits"]),
+    (dict(id="007"), ["'id' is text", "a/b.jpg, id '007'"]),
+    (dict(split=[[1]]), ["split a list"]),
+    (dict(split="x" * 100), [f"split '{'x' * 40}'..."]),
   ],
 )
 def test_faulty_entries_are_errors_that_name_them(tmp_path, changes, words):
@@ -204,7 +211,7 @@ def test_many_faults_of_one_kind_are_one_line(tmp_path):
     (b"", "not valid JSON"),
     (b"[]", "an empty list"),
     (b"3", "a single int"),
-    (b'{"images": [{"id": 1}], "annotations": [{"id": 1}]}', "keys ['images', 'annotations']"),
+    (b'{"images": [{"id": 1}], "annotations": [{"id": 1}]}', "keys 'images', 'annotations'"),
     ('[{"captions": "\u00e9"}]'.encode("latin-1"), "save the JSON as UTF-8"),
   ],
 )

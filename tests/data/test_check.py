@@ -71,11 +71,12 @@ def test_missing_folders_and_their_cost(tmp_path):
   shutil.rmtree(tmp_path / "imgs" / "test_query")
   (tmp_path / "imgs" / "cam_a" / "1_1.jpg").unlink()
   report = _check("cuhk_pedes", tmp_path)
-  assert "missing folder CUHK01: 2 images, 4 pairs lost" in report.errors
-  assert "missing folder test_query: 2 images, 4 pairs lost" in report.errors
+  assert "missing folders: 2, 4 images, 8 pairs lost" in report.errors
+  for folder in ("CUHK01", "test_query"):
+    assert f"{folder}: 2 images, 4 pairs lost" in report.text
   assert "missing files in folders that exist: 1 images, 2 pairs lost" in report.errors
   assert "cam_a/1_1.jpg" in report.text and "9 of 14 files found" in report.text
-  assert "3 error(s)" in report.lines[-1]
+  assert "2 error(s)" in report.lines[-1]
 
 
 def test_unreadable_images_are_listed_by_path(tmp_path):
@@ -125,13 +126,13 @@ def test_captions(tmp_path):
   _edit(tmp_path, "rstp_reid", change)
   report = _check("rstp_reid", tmp_path)
   notes = "\n".join(report.notes)
-  assert "empty captions left out: 1" in notes
+  assert "blank captions left out: 1" in notes
   assert "1 captions are used for several people, by 2 pairs" in notes
   assert "2 people: 'a man in red.'" in report.text
   assert "1 captions longer than about 77 tokens" in notes
   assert "1 captions shorter than 3 words" in notes
   assert "1 captions with letters that are not Latin" in notes
-  assert "1 captions with what looks like bits of code" in notes
+  assert "1 captions with characters that look like code" in notes
   assert report.errors == []
 
 
@@ -163,7 +164,7 @@ def test_unknown_ids_unused_files_and_modes(tmp_path):
   fake_datasets.write_image(tmp_path / "images" / "street 0" / "bild_ü0.png", mode="RGBA")
   fake_datasets.write_image(tmp_path / "images" / "street 1" / "bild_ü1.png", size=(9, 12))
   report = _check("custom", tmp_path)
-  assert any("ids are unknown" in note for note in report.notes)
+  assert any("identities are unusable" in note for note in report.notes)
   assert any("1 image files that no entry names" in note for note in report.notes)
   assert any("1 images under 16 pixels" in note for note in report.notes)
   assert "RGB 3, RGBA 1" in report.text and "height 9 to 40" in report.text

@@ -95,7 +95,7 @@ def test_split_files(tmp_path):
 @pytest.mark.parametrize(
   ("kwargs", "words"),
   [
-    (dict(), "source=FOLDER"),
+    (dict(), "--source FOLDER"),
     (dict(source="nowhere"), "no folder"),
     (dict(annotations="nowhere.json"), "no file"),
     (dict(source=".", images="nowhere"), "no folder"),
@@ -116,5 +116,5 @@ def test_mistakes_are_named(tmp_path, monkeypatch, kwargs, words):
 def test_wrong_annotation_name_lists_what_is_there(tmp_path):
   fake_datasets.rstp_reid(tmp_path)
   (tmp_path / "data_captions.json").rename(tmp_path / "captions.json")
-  with pytest.raises(UserError, match=r"no data_captions.json in .* there: captions.json"):
+  with pytest.raises(UserError, match=r"no data_captions.json in .* in it: captions.json"):
     dataset_files.open_dataset("rstp_reid", source=str(tmp_path))

@@ -131,7 +131,7 @@ def test_prepare_command(tmp_path, capsys):
   ("line", "words"),
   [
     (["check", "market"], "no dataset 'market'"),
-    (["check", "custom"], "source=FOLDER"),
+    (["check", "custom"], "--source FOLDER"),
     (["check", "synth_pedes"], "nothing to check"),
     (["check", "cuhk_pedes", "--source", "nowhere"], "no folder"),
     (["prepare", "custom", "--source", "{in}", "--image_size", "big"], "--image_size big"),
