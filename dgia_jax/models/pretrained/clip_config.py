@@ -4,12 +4,13 @@ transformers' CLIP takes square images, so `vision_config.image_size` is one sid
 oblong images it is the longer side, and a field of ours, `trained_image_size`, holds both.
 """
 
+import contextlib
 import dataclasses
 import math
 import os
 import pathlib
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -92,7 +93,8 @@ def read(folder: pathlib.Path | str) -> ClipConfig:
   sections = {name: _section(content, name, path) for name in _SECTIONS}
   known = {name: value for name, value in content.items() if name in _SIZE_LIMITS}
   try:
-    config = _import_transformers().CLIPConfig.from_dict({**known, **sections})
+    with _quiet_transformers() as transformers:
+      config = transformers.CLIPConfig.from_dict({**known, **sections})
   except Exception as error:  # its checks raise many classes
     reason = " ".join(str(error).split())
     raise UserError(f"{path}: no valid config of a CLIP model ({reason})") from error
@@ -224,11 +226,11 @@ def write(
       **_FIXED,
     }
 
-  config = _import_transformers().CLIPConfig(
-    architectures=["CLIPModel"],
-    projection_dim=feature_width,
-    logit_scale_init_value=-math.log(temperature),
-    text_config={
+  content = {
+    "architectures": ["CLIPModel"],
+    "projection_dim": feature_width,
+    "logit_scale_init_value": -math.log(temperature),
+    "text_config": {
       **tower("text"),
       "vocab_size": vocab_size,
       "max_position_embeddings": context_length,
@@ -236,14 +238,16 @@ def write(
       "bos_token_id": vocab_size - 2,
       "eos_token_id": vocab_size - 1,
     },
-    vision_config={
+    "vision_config": {
       **tower("image"),
       "num_channels": 3,
       "patch_size": flat["image/patch_embedding"].shape[0],
       "image_size": max(image_size),
       _TRAINED_SIZE: list(image_size),
     },
-  )
+  }
+  with _quiet_transformers() as transformers:
+    config = transformers.CLIPConfig(**content)
   files.write_text(folder / CONFIG_FILE, config.to_json_string())
 
 
@@ -263,28 +267,27 @@ def read_resize(folder: pathlib.Path | str) -> str:
 
 def write_preprocessor(folder: pathlib.Path, image_size: tuple[int, int], resize: str) -> None:
   """Writes preprocessor_config.json: resizing to (height, width), then CLIP's normalisation."""
-  transformers = _import_transformers()
-  verbosity = transformers.logging.get_verbosity()
-  # Without torchvision it logs that it uses Pillow, which is what we want.
-  transformers.logging.set_verbosity_error()
-  try:
-    # Its default normalisation is CLIP's.
-    size = {"height": image_size[0], "width": image_size[1]}
+  size = {"height": image_size[0], "width": image_size[1]}
+  with _quiet_transformers() as transformers:
+    # The default normalisation is CLIP's.
     processor = transformers.CLIPImageProcessor(
-      size=size,
-      crop_size=size,
-      resample=_RESAMPLE[resize],
-      do_center_crop=False,
+      size=size, crop_size=size, resample=_RESAMPLE[resize], do_center_crop=False
     )
-  finally:
-    transformers.logging.set_verbosity(verbosity)
   files.write_text(folder / PREPROCESSOR_FILE, processor.to_json_string())
 
 
-def _import_transformers() -> types.ModuleType:
-  """Imports transformers on use: it takes seconds, and the models must work without it."""
-  # Otherwise it logs that PyTorch is not installed, which nothing here needs.
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[types.ModuleType]:
+  """Yields transformers without its advice: on missing PyTorch, on fields that we leave out.
+
+  It is imported on use, because that takes seconds, and the models must work without it.
+  """
   os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
   import transformers
 
-  return transformers
+  verbosity = transformers.logging.get_verbosity()
+  transformers.logging.set_verbosity_error()
+  try:
+    yield transformers
+  finally:
+    transformers.logging.set_verbosity(verbosity)

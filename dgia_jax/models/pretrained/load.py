@@ -22,6 +22,7 @@ from dgia_jax.models.pretrained import (
 )
 from dgia_jax.models.pretrained import params as params_lib
 
+_MAX_PROBLEMS = 20  # in one message
 _MAX_PATCHES = 2**20  # in a position table; a larger number is damage, not a model
 
 
@@ -50,8 +51,8 @@ def load_pretrained(
     image_size: (height, width) in pixels of the model's images.
 
   Raises:
-    UserError: the checkpoint cannot be read or does not fit the model; one line lists every
-      missing, misshapen and unknown tensor.
+    UserError: the checkpoint cannot be read or does not fit the model; one line lists the
+      missing, misshapen and unknown tensors.
   """
   checkpoint = checkpoint_files.read(name_or_path)
   clip = None
@@ -75,9 +76,11 @@ def load_pretrained(
   params, mismatches = params_lib.read_params(tensors, flat, table)
   problems += mismatches
   if problems:
+    hidden = len(problems) - _MAX_PROBLEMS
     raise UserError(
       f"pretrained={name_or_path} does not fit model.name and the dataset's sizes: "
-      + "; ".join(problems)
+      + "; ".join(problems[:_MAX_PROBLEMS])
+      + (f"; and {hidden:,} more" if hidden > 0 else "")
     )
   return Pretrained(params, dropped)
 
