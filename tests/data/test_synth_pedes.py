@@ -9,7 +9,15 @@ import sys
 import numpy as np
 import pytest
 
-from dgia_jax.data.synth_pedes import Settings, cameras, captions, drawing, generate, people, words
+from dgia_jax.data.synth_pedes import (
+  Settings,
+  cameras,
+  captions,
+  drawing,
+  generate,
+  people,
+  wording,
+)
 from dgia_jax.data.synth_pedes.builder import SynthPedes
 from dgia_jax.data.synth_pedes.generate import draw_person
 from dgia_jax.errors import UserError
@@ -43,7 +51,7 @@ def test_names_follow_from_what_differs():
   assert len(set(names)) == len(names) and "default" not in names
   assert Settings().name == "default"
   assert Settings(vague=0.3).name == "vague_0.3"
-  assert Settings(attributes_per_caption=[1, 2]).name == "attributes_per_caption_1to2"
+  assert Settings().replace(attributes_per_caption=[1, 2]).name == "attributes_per_caption_1to2"
 
 
 def test_long_names_are_cut_and_stay_distinct():
@@ -60,6 +68,7 @@ def test_long_names_are_cut_and_stay_distinct():
     dict(wrong=1.5),
     dict(height=64.0),
     dict(attributes_per_caption=(3, 2)),
+    dict(attributes_per_caption=3),
     dict(attributes_per_caption=(0, 2)),
     dict(images_per_person=25),
     dict(no_such=1),
@@ -203,7 +212,7 @@ def test_sentences_hold_the_mentions_and_no_other_attribute():
   plain |= set(
     "underneath scarf hat top bottoms shoes bag object he she they carries carry".split()
   )
-  plain |= {"seen", *words.options("gender", "man", vague=True)}
+  plain |= {"seen", *wording.options("gender", "man", vague=True)}
   for number in range(60):
     for image, (person, _, seen) in enumerate(views_of(TINY, number)):
       rng = np.random.default_rng([8, number, image])
@@ -211,12 +220,12 @@ def test_sentences_hold_the_mentions_and_no_other_attribute():
       sentence = captions.write(mentions, rng)
       rest = " " + re.sub(r"[.,]", "", sentence) + " "
       for mention in mentions:
-        phrases = words.options(mention.attribute, mention.value, mention.vague)
+        phrases = wording.options(mention.attribute, mention.value, mention.vague)
         found = [p for p in sorted(phrases, key=len, reverse=True) if f" {p} " in rest or not p]
         assert found, (mention, sentence)
       allowed = set(plain)
       for mention in mentions:
-        for phrase in words.options(mention.attribute, mention.value, mention.vague):
+        for phrase in wording.options(mention.attribute, mention.value, mention.vague):
           allowed |= set(phrase.split())
       assert set(rest.split()) <= allowed, (sentence, set(rest.split()) - allowed)
       assert sentence.endswith(".") and "  " not in sentence and len(sentence.split()) <= 40
@@ -246,8 +255,8 @@ def test_captions_name_as_many_attributes_as_asked():
 def test_every_value_has_words():
   for attribute in people.VOCABULARY:
     for value in people.values_of(attribute):
-      assert all(words.options(attribute, value))
-      assert words.options(attribute, value, vague=True)
+      assert all(wording.options(attribute, value))
+      assert wording.options(attribute, value, vague=True)
 
 
 # --- storage --------------------------------------------------------------------------------------

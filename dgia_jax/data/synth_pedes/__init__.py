@@ -1,7 +1,7 @@
 """synth_pedes: an embedded dataset of drawn pedestrians, hard enough to compare methods on.
 
-`generate(Settings(...), split)` yields records and needs NumPy and Pillow only; the TFDS builder
-over the same records is in `builder.py`, imported only by those who have TFDS.
+`generate(Settings(...), split)` yields records and needs only NumPy and Pillow. `builder.py` stores
+the same records with TFDS.
 """
 
 from dgia_jax.data.synth_pedes.generate import generate

@@ -1,15 +1,17 @@
-"""The TFDS builder of synth_pedes: the records of `generate`, stored once as ArrayRecord."""
+"""The TFDS builder of synth_pedes: stores the records of `generate` as ArrayRecord files."""
 
 import dataclasses
 import functools
 import io
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 from PIL import Image
 
-from dgia_jax.data.synth_pedes.generate import generate
+from dgia_jax.data.synth_pedes.generate import Record, generate
 from dgia_jax.data.synth_pedes.settings import PRESETS, Settings
 from dgia_jax.errors import UserError
 
@@ -18,12 +20,12 @@ _SHARD_IMAGES = 4096
 
 @dataclasses.dataclass(eq=False)
 class SynthPedesConfig(tfds.core.BuilderConfig):
-  """A TFDS config that holds `Settings`; its name always is the settings' own name."""
+  """A TFDS config with `Settings`; both have the same name."""
 
   settings: Settings = dataclasses.field(default_factory=Settings)
 
 
-def _config(settings):
+def _config(settings: Settings) -> SynthPedesConfig:
   return SynthPedesConfig(
     name=settings.name,
     description=f"Drawn pedestrians: {settings}",
@@ -32,14 +34,14 @@ def _config(settings):
 
 
 class SynthPedes(tfds.core.ShardBasedBuilder):
-  """Drawn pedestrians with captions; one example per image, person by person.
+  """Drawn pedestrians with captions; one example per image, ordered by person.
 
   Splits share no person. Shard-based, because TFDS's shuffling writer needs TensorFlow as soon as a
-  split is larger than its memory buffer; the input pipeline shuffles anyway.
+  split is larger than its memory buffer. The input pipeline shuffles anyway.
   """
 
   name = "synth_pedes"
-  # To be raised with every default: folders are named by what differs from the defaults.
+  # Increase it when a default changes: folders are named by what differs from the defaults.
   VERSION = tfds.core.Version("1.3.0")
   RELEASE_NOTES = {
     "1.0.0": "First release.",
@@ -49,12 +51,12 @@ class SynthPedes(tfds.core.ShardBasedBuilder):
   }
   BUILDER_CONFIGS = [_config(settings) for settings in PRESETS.values()]
 
-  # Nothing is downloaded. Saying so also spares TFDS the search for a list of checksums, for which
-  # tfds 4.9.10 imports a package that nobody installs for it any more (importlib_resources).
+  # Nothing is downloaded. Without this TFDS looks for a list of checksums, and for that tfds 4.9.10
+  # imports a package that it does not install (importlib_resources).
   url_infos = None
-  workers = None  # processes that draw; see `generate`. Not part of the data, so not of the config.
+  workers: int | None = None  # processes that draw, see `generate`; they do not change the data
 
-  def _info(self):
+  def _info(self) -> tfds.core.DatasetInfo:
     settings = self.builder_config.settings
     return tfds.core.DatasetInfo(
       builder=self,
@@ -71,7 +73,7 @@ class SynthPedes(tfds.core.ShardBasedBuilder):
       description="Procedurally drawn pedestrians for text-to-person retrieval.",
     )
 
-  def _shard_iterators_per_split(self, dl_manager):
+  def _shard_iterators_per_split(self, dl_manager: object) -> dict[str, list[Callable]]:
     del dl_manager  # nothing to download
     settings = self.builder_config.settings
     step = max(_SHARD_IMAGES // settings.images_per_person, 1)
@@ -82,7 +84,7 @@ class SynthPedes(tfds.core.ShardBasedBuilder):
       shards[split] = [functools.partial(self._examples, split, part) for part in parts]
     return shards
 
-  def _examples(self, split, people):
+  def _examples(self, split: str, people: range) -> Iterator[tuple[str, Record]]:
     """Yields the examples of one shard, with a progress bar on a terminal."""
     settings = self.builder_config.settings
     records = tqdm.tqdm(
@@ -98,21 +100,22 @@ class SynthPedes(tfds.core.ShardBasedBuilder):
       yield record["image_path"], {**record, "image": _png(record["image"])}
 
 
-def make_builder(data_dir=None, preset="default", workers=None, **overrides):
-  """The builder of a preset with some settings changed; `download_and_prepare()` draws it, once.
+def make_builder(
+  data_dir: str | None = None, preset: str = "default", workers: int | None = None, **overrides: Any
+) -> SynthPedes:
+  """Returns the builder of a preset with some settings changed.
+
+  The name of its config follows from the settings that differ from the default, so different data
+  never share a folder.
 
   Args:
-    data_dir: root folder of TFDS datasets; None: the TFDS default (~/tensorflow_datasets).
-    preset: name of an entry of `PRESETS`.
-    workers: processes to draw with (see `generate`).
+    data_dir: root folder of TFDS datasets; None for ~/tensorflow_datasets.
+    preset: a key of `PRESETS`.
+    workers: processes that draw, see `generate`.
     **overrides: fields of `Settings`.
 
-  Returns:
-    A `SynthPedes` builder. Its config's name follows from the settings that differ from the
-    default, so that different data never share a folder.
-
   Raises:
-    UserError: for an unknown preset or setting, or a value out of range.
+    UserError: an unknown preset or setting, or a value out of range.
   """
   if preset not in PRESETS:
     raise UserError(f"synth_pedes has no preset {preset!r}: choose from {', '.join(PRESETS)}")
@@ -124,8 +127,8 @@ def make_builder(data_dir=None, preset="default", workers=None, **overrides):
   return builder
 
 
-def _png(image_HxWx3):
-  """A file object with the lossless PNG of an image; fast rather than small."""
+def _png(image_HxWx3: np.ndarray) -> io.BytesIO:
+  """A file object with an image as PNG, compressed fast rather than well."""
   file = io.BytesIO()
   Image.fromarray(image_HxWx3).save(file, "png", compress_level=1)
   file.seek(0)

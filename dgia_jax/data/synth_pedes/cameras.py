@@ -1,14 +1,18 @@
-"""Cameras of synth_pedes: the places where people are filmed, and one view of one person.
+"""Cameras of synth_pedes: the places where people are filmed, and the view of one image.
 
-Sites are shared by all people and splits; a view adds what changes from picture to picture. All
-values are neutral at strength 0 and grow with it, so `Settings.camera` moves everything at once;
-the exceptions are the direction people are seen from and their stride, which soon vary fully.
+All people and splits share the sites; a view adds what changes from image to image. Values are
+neutral at strength 0 and grow with it, so `Settings.camera` controls everything at once. Only the
+viewing direction and the stride reach their full range earlier.
 """
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
+
+from dgia_jax.data.synth_pedes.settings import Settings
+from dgia_jax.data.synth_pedes.solids import RGB
 
 NUM_SITES = 24
 _WALLS = ("plain", "bricks", "windows", "panels", "trees", "shelves")
@@ -18,43 +22,43 @@ OCCLUDERS = ("pole", "bush", "box", "rail", "passer-by", "car")
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-  """One place: what is behind people and how its camera renders colour."""
+  """One place: its background, and how its camera renders colours."""
 
   wall: str
   ground: str
-  wall_rgb: tuple
-  ground_rgb: tuple
-  horizon: float  # share of the picture's height, from the top
-  gains: tuple  # colour cast, one factor per channel
+  wall_rgb: RGB
+  ground_rgb: RGB
+  horizon: float  # fraction of the image height, from the top
+  gains: tuple[float, ...]  # colour cast, one factor per channel
   gain: float  # exposure
-  blur: float  # share of the picture's height
+  blur: float  # fraction of the image height
   noise: float  # standard deviation, 0..255
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
-  """One picture of a person. Lengths are shares of the picture's height."""
+  """The view of one image. Lengths are fractions of the image height."""
 
   site: Site
-  yaw: float  # radians; 0 from the front
+  yaw: float  # radians; 0: the person faces the camera
   swing: float  # radians
   bend: float
-  tall: float  # of the person with what is worn and carried
-  across: float  # of the feet's middle from the centre
-  up: float  # of the feet from the bottom (negative: cut off)
+  tall: float  # height of the person, hat and umbrella included
+  across: float  # of the point between the feet, from the centre
+  up: float  # of the feet, from the bottom (negative: cut off)
   lean: float
-  gains: tuple  # of this picture, site and exposure included
-  slope: float  # light from one side: change of gain from left to right
+  gains: tuple[float, ...]  # of this image, site and exposure included
+  slope: float  # light from one side: change of the gain from left to right
   contrast: float
   blur: float
   noise: float
-  coarse: float  # below 1: recorded at this share of the resolution
+  coarse: float  # below 1: recorded at this fraction of the resolution
   occluder: str | None
   detail: int  # seed of clutter, occluder and noise
 
 
-def sample_site(seed, index, strength):
-  """The site with this index, 0 <= index < NUM_SITES."""
+def sample_site(seed: int, index: int, strength: float) -> Site:
+  """Samples the site with this index, 0 <= index < NUM_SITES."""
   rng = np.random.default_rng([seed, index, 3])
   grey = rng.uniform(70, 210)
   return Site(
@@ -70,19 +74,21 @@ def sample_site(seed, index, strength):
   )
 
 
-def sample_views(settings, number):
-  """The views of a person, one per image, each at another site. Pure in (settings, number)."""
+def sample_views(settings: Settings, number: int) -> list[View]:
+  """Samples the views of a person, one per image, each at a different site; deterministic."""
   strength = settings.camera
   rng = np.random.default_rng([settings.seed, number, 1])
   sites = rng.permutation(NUM_SITES)[: settings.images_per_person]
   return [_sample_view(settings, number, i, int(site), strength) for i, site in enumerate(sites)]
 
 
-def _sample_view(settings, number, image, site_index, strength):
+def _sample_view(
+  settings: Settings, number: int, image: int, site_index: int, strength: float
+) -> View:
   rng = np.random.default_rng([settings.seed, number, 2, image])
   site = sample_site(settings.seed, site_index, strength)
-  # People walk along or across a camera's axis, mostly. Even mild cameras see them from all sides:
-  # what one view hides and another shows makes several views of a person worth having.
+  # People mostly walk along or across the axis of a camera. Even mild cameras see them from all
+  # sides, because several views of a person help most when they show different things.
   side = rng.integers(4) * math.pi / 2
   yaw = min(1.0, 5 * strength) * _half_turn(side + rng.normal(0, 0.35))
   cast = np.exp(strength * rng.normal(0, 0.05, 3))
@@ -109,10 +115,10 @@ def _sample_view(settings, number, image, site_index, strength):
   )
 
 
-def _half_turn(angle):
-  """The same direction in (-pi, pi]."""
+def _half_turn(angle: float) -> float:
+  """The same direction in [-pi, pi)."""
   return (angle + math.pi) % (2 * math.pi) - math.pi
 
 
-def _clip(rgb):
+def _clip(rgb: Sequence[float] | np.ndarray) -> RGB:
   return tuple(int(np.clip(c, 20, 240)) for c in rgb)

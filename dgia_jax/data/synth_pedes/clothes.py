@@ -2,7 +2,9 @@
 
 import math
 
-from dgia_jax.data.synth_pedes.solids import darker, mixed
+from dgia_jax.data.synth_pedes.body import Body, Limb
+from dgia_jax.data.synth_pedes.people import Person
+from dgia_jax.data.synth_pedes.solids import RGB, Painter, Point, Stack, darker, mixed
 
 _PI = math.pi
 # Lower end of each upper garment, in body heights.
@@ -13,8 +15,8 @@ _HEM = {
 _SHORT_SLEEVES = ("t-shirt", "dress")
 
 
-def add_leg(painter, person, body, side, leg):
-  """One leg with what covers it, and the shoe."""
+def add_leg(painter: Painter, person: Person, body: Body, side: int, leg: Limb) -> None:
+  """Adds one leg with its garment and shoe."""
   kind = person.attributes.get("lower.type")
   skin = person.shades["skin"]
   cloth = person.shades.get("lower.colour", skin)
@@ -33,12 +35,12 @@ def add_leg(painter, person, body, side, leg):
     painter.limb(depth, "lower", hip, hem, 0.054 * width, 0.046 * width, cloth)
   else:
     painter.limb(depth, part, hip, knee, 0.054 * width, 0.042 * width, rgb)
-  if kind == "jeans":  # the lighter front of worn denim, and a turned-up end
+  if kind == "jeans":  # the lighter front of worn denim, and a turned-up hem
     painter.line(depth, "lower", *_between(hip, knee, 0.35, 1.1), 0.028, darker(cloth, 1.25))
     turn_up = _between(knee, ankle, 0.93, 1.0)
     painter.limb(depth, "lower", *turn_up, 0.036, 0.036, darker(cloth, 1.4))
   if person.attributes.get("lower.pattern") == "side-striped":
-    if side * -painter.sin > -0.45:  # the outer side of this leg is in sight
+    if side * -painter.sin > -0.45:  # the outer side of this leg is visible
       stripe = (240, 240, 240) if sum(cloth) < 420 else (40, 40, 44)
       end = knee if kind == "shorts" else ankle
       reach = 0.85 * 0.045 * width * side
@@ -48,7 +50,7 @@ def add_leg(painter, person, body, side, leg):
   _add_shoe(painter, person, ankle, depth, skin)
 
 
-def _add_shoe(painter, person, ankle, depth, skin):
+def _add_shoe(painter: Painter, person: Person, ankle: Point, depth: float, skin: RGB) -> None:
   kind = person.attributes["shoes.type"]
   rgb = person.shades["shoes.colour"]
   x, y, z = ankle
@@ -67,8 +69,8 @@ def _add_shoe(painter, person, ankle, depth, skin):
     painter.line(depth, "shoes", a, b, 0.014, sole)
 
 
-def add_lower(painter, person, body):
-  """Hips of trousers, and skirts."""
+def add_lower(painter: Painter, person: Person, body: Body) -> None:
+  """Adds the hips of trousers, or the skirt."""
   kind = person.attributes.get("lower.type")
   if kind is None:  # a dress covers everything
     return
@@ -88,7 +90,7 @@ def add_lower(painter, person, body):
     painter.stack(0.056, "lower", sections, rgb)
 
 
-def add_upper(painter, person, body):
+def add_upper(painter: Painter, person: Person, body: Body) -> None:
   """The torso with its garment, pattern, and the inner garment where that is open."""
   attributes, shades = person.attributes, person.shades
   kind, rgb = attributes["upper.type"], shades["upper.colour"]
@@ -122,7 +124,7 @@ def add_upper(painter, person, body):
   _add_details(painter, torso, person, rgb, hem)
 
 
-def _add_pattern(torso, person, top, hem):
+def _add_pattern(torso: Stack, person: Person, top: float, hem: float) -> None:
   pattern = person.attributes.get("upper.pattern")
   if pattern is None:
     return
@@ -160,7 +162,7 @@ def _add_pattern(torso, person, top, hem):
     torso.mark("print", -0.3, 0.3, 0.715, 0.63, mixed(accent, rgb, 0.75))
 
 
-def _add_details(painter, torso, person, rgb, hem):
+def _add_details(painter: Painter, torso: Stack, person: Person, rgb: RGB, hem: float) -> None:
   kind = person.attributes["upper.type"]
   line = darker(rgb, 0.68) if sum(rgb) > 150 else (84, 84, 90)
   if kind in ("jacket", "coat"):
@@ -195,8 +197,8 @@ def _add_details(painter, torso, person, rgb, hem):
     torso.mark("upper", -_PI, _PI, 0.605, 0.585, darker(rgb, 0.75))  # belt
 
 
-def add_arm(painter, person, side, arm, body):
-  """One arm: sleeve or skin, and the hand."""
+def add_arm(painter: Painter, person: Person, side: int, arm: Limb, body: Body) -> None:
+  """Adds one arm: sleeve or skin, and the hand."""
   attributes, shades = person.attributes, person.shades
   kind, skin, rgb = attributes["upper.type"], shades["skin"], shades["upper.colour"]
   shoulder, elbow, hand = arm
@@ -224,7 +226,7 @@ def add_arm(painter, person, side, arm, body):
       painter.line(fore_depth, "pattern", a, b, 0.055 * fat, accent)
 
 
-def _between(a, b, start, end):
-  """The points at two shares of the way from `a` to `b`."""
+def _between(a: Point, b: Point, start: float, end: float) -> tuple[Point, Point]:
+  """The points at two fractions of the way from `a` to `b`."""
   ends = [tuple(p + share * (q - p) for p, q in zip(a, b, strict=True)) for share in (start, end)]
   return tuple(ends)

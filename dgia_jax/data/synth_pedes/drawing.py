@@ -1,17 +1,20 @@
-"""From a person and a view to a picture, and to what can be seen in it.
+"""Draws an image of a person in a view, and determines which parts are visible.
 
-The scene is painted several times larger than asked and averaged down; the alpha channel carries
-the part every large pixel belongs to, which gives the visible share of each part exactly, after
-other clothes, the picture's border and occluders have hidden what they hide.
+The scene is painted several times larger than the image and averaged. The alpha channel holds the
+part that each large pixel belongs to. So the visible area of each part is known exactly, whatever
+clothes, occluders and the image border hide.
 """
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from dgia_jax.data.synth_pedes import body as body_lib
 from dgia_jax.data.synth_pedes import figure, scenery
+from dgia_jax.data.synth_pedes.cameras import View
+from dgia_jax.data.synth_pedes.people import Person
 from dgia_jax.data.synth_pedes.solids import PARTS, Painter
 
-# Share of the picture a part must cover before an annotator would see it.
+# Fraction of the image that a part must cover before an annotator would see it.
 _LEAST_SEEN = {
   "hair": 0.004, "face": 0.0018, "hat": 0.004, "scarf": 0.004, "upper": 0.03, "pattern": 0.008,
   "print": 0.008, "inner": 0.01, "lower": 0.02, "side stripe": 0.004, "shoes": 0.0035, "bag": 0.009,
@@ -19,16 +22,16 @@ _LEAST_SEEN = {
 }  # fmt: skip
 
 
-def draw(person, view, height, width):
-  """Draws one picture.
+def draw(person: Person, view: View, height: int, width: int) -> tuple[np.ndarray, frozenset[str]]:
+  """Draws one image.
 
   Args:
-    person: a `people.Person`.
-    view: a `cameras.View`.
-    height, width: of the picture, pixels.
+    person: who is drawn.
+    view: how.
+    height, width: of the image, in pixels.
 
   Returns:
-    (image, seen): uint8 (height, width, 3), and the frozenset of names in `PARTS` that can be seen.
+    The image, uint8 (height, width, 3), and the names in `PARTS` of the visible parts.
   """
   zoom = 4 if height <= 128 else 2
   large = Image.new("RGBA", (width * zoom, height * zoom))
@@ -41,10 +44,17 @@ def draw(person, view, height, width):
   return _photograph(large.convert("RGB").reduce(zoom), view, rng), seen
 
 
-def _paint(pen, person, view, width, height, rng):
-  """Background and person on the large canvas."""
+def _paint(
+  pen: ImageDraw.ImageDraw,
+  person: Person,
+  view: View,
+  width: int,
+  height: int,
+  rng: np.random.Generator,
+) -> None:
+  """Paints background and person on the large canvas."""
   scenery.draw_background(pen, view, width, height, rng)
-  body = figure.pose(person, view.swing, view.bend)
+  body = body_lib.pose(person, view.swing, view.bend)
   scale = view.tall * height / _top(person)
   feet = (width / 2 + view.across * height, height * (1 - view.up))
   scenery.draw_shadow(pen, feet, scale, view.site.ground_rgb)
@@ -53,15 +63,15 @@ def _paint(pen, person, view, width, height, rng):
   painter.draw(pen)
 
 
-def _top(person):
-  """Height of the highest point over the height of the head's top: what the crop must hold."""
+def _top(person: Person) -> float:
+  """Height of the highest point (hat, umbrella) relative to the top of the head."""
   if person.attributes.get("item.type") == "umbrella":
     return 1.15
   return {"beanie": 1.08, "cap": 1.04, "sun hat": 1.04}.get(person.attributes.get("hat.type"), 1.0)
 
 
-def _seen(part_of_pixel):
-  """Names of the parts that cover enough of the picture to be described."""
+def _seen(part_of_pixel: Image.Image) -> frozenset[str]:
+  """Names of the parts that cover enough of the image to be described."""
   counts = np.asarray(part_of_pixel.histogram()[: len(PARTS)])
   share = counts / (part_of_pixel.width * part_of_pixel.height)
   return frozenset(
@@ -69,8 +79,8 @@ def _seen(part_of_pixel):
   )
 
 
-def _photograph(image, view, rng):
-  """Light, colour cast, blur, coarseness and noise of the view."""
+def _photograph(image: Image.Image, view: View, rng: np.random.Generator) -> np.ndarray:
+  """Applies light, colour cast, blur, coarseness and noise of the view."""
   width, height = image.size
   if view.coarse < 1:
     small = (max(4, round(width * view.coarse)), max(8, round(height * view.coarse)))

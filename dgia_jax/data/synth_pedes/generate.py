@@ -1,7 +1,7 @@
-"""The whole dataset as an iterator of plain records, drawn by one or several processes.
+"""The dataset as an iterator of plain records, drawn by one or several processes.
 
-Needs NumPy and Pillow only: the TFDS builder is one user of `generate`, a program that wants the
-data in memory is another. Records are the same, in the same order, whatever the number of workers.
+It needs only NumPy and Pillow, so that programs without TFDS can have the data in memory. The
+number of processes changes neither the records nor their order.
 """
 
 import os
@@ -9,32 +9,41 @@ import pickle
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from dgia_jax.data.synth_pedes import cameras, captions, drawing
 from dgia_jax.data.synth_pedes.people import sample_person
+from dgia_jax.data.synth_pedes.settings import Settings
+from dgia_jax.errors import UserError
 
-_CHUNK = 25  # people that a worker draws at a time: a fifth of a second of work
-_WORKERS_FROM = 500  # images; below this, starting processes costs more than it saves
+_CHUNK = 25  # people that a worker draws at a time: work for a fifth of a second
+_WORKERS_FROM = 500  # images; for fewer, starting processes costs more than it saves
+
+Record = dict[str, Any]
 
 
-def generate(settings, split, workers=None, people=None):
+def generate(
+  settings: Settings, split: str, workers: int | None = None, people: range | None = None
+) -> Iterator[Record]:
   """Draws a split, or some of its people.
 
   Args:
-    settings: `Settings`.
+    settings: of the dataset.
     split: "train", "val" or "test".
-    workers: processes to draw with; 0 draws in this one. None: one per core (at most 8) where the
+    workers: processes that draw; 0 draws in this one. None uses one per core (at most 8), if the
       split is large enough to gain from it.
-    people: numbers of the people to draw, a range; None: all of the split.
+    people: numbers of the people to draw; None for the whole split.
 
   Returns:
     An iterator over one record per image, ordered by person: {"image": uint8 (H, W, 3), "captions":
-    list of str, "person_id": int, "image_path": str, unique in the dataset}.
+    list of str, "person_id": int, "image_path": str, unique in the dataset}. It raises a UserError
+    if a process is killed.
 
   Raises:
-    UserError: for an unknown split.
+    UserError: unknown split.
   """
   numbers = settings.people(split) if people is None else people
   if workers is None:
@@ -44,8 +53,8 @@ def generate(settings, split, workers=None, people=None):
   return _generate(settings, split, chunks, min(workers, len(chunks)))
 
 
-def draw_person(settings, split, number):
-  """The records of one person, see `generate`; pure in its arguments."""
+def draw_person(settings: Settings, split: str, number: int) -> list[Record]:
+  """Draws the records of one person, see `generate`; deterministic."""
   person = sample_person(settings.seed, number, settings.variety)
   records = []
   for index, view in enumerate(cameras.sample_views(settings, number)):
@@ -65,7 +74,9 @@ def draw_person(settings, split, number):
   return records
 
 
-def _generate(settings, split, chunks, workers):
+def _generate(
+  settings: Settings, split: str, chunks: Sequence[range], workers: int
+) -> Iterator[Record]:
   if not workers:
     for chunk in chunks:
       for number in chunk:
@@ -84,11 +95,11 @@ def _generate(settings, split, chunks, workers):
       process.stdout.close()
 
 
-def _start_worker(task):
-  """A fresh Python that draws and knows nothing of this one.
+def _start_worker(task: tuple[Settings, str, Sequence[range]]) -> subprocess.Popen:
+  """Starts a new Python process that draws.
 
-  Not `multiprocessing`: a fork of a process that runs JAX's threads can hang, and a spawned process
-  imports the caller's main module again, with JAX and all that belongs to it.
+  `multiprocessing` is no option: a fork of a process with JAX's threads can hang, and a spawned
+  process imports the caller's main module again, and with it JAX.
   """
   root = os.path.abspath(__file__)
   for _ in __name__.split("."):
@@ -105,26 +116,29 @@ def _start_worker(task):
   return process
 
 
-def _work():
-  """What a worker does: reads its task from stdin, writes one pickled chunk after the other."""
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent ends its workers
+def _work() -> None:
+  """Runs in a worker: reads its task from stdin and writes one pickled chunk after the other."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # after Ctrl-C the parent ends its workers
   settings, split, chunks = pickle.load(sys.stdin.buffer)
   for chunk in chunks:
     records = [record for number in chunk for record in draw_person(settings, split, number)]
     try:
       pickle.dump(records, sys.stdout.buffer, pickle.HIGHEST_PROTOCOL)
       sys.stdout.buffer.flush()
-    except BrokenPipeError:  # the parent is gone
+    except BrokenPipeError:  # the parent has ended
       os._exit(1)
 
 
-def _next_chunk(process):
+def _next_chunk(process: subprocess.Popen) -> list[Record]:
   try:
     return pickle.load(process.stdout)
   except (EOFError, pickle.UnpicklingError) as error:
-    raise RuntimeError(f"a process drawing synth_pedes died (code {process.wait()})") from error
+    raise UserError(
+      f"a process that draws synth_pedes was killed (exit code {process.wait()}), often because the"
+      " memory is full: start again"
+    ) from error
 
 
-def _cores():
-  """CPU cores this process may use."""
+def _cores() -> int:
+  """Number of CPU cores that this process may use."""
   return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,16 +1,21 @@
-"""Who the people of synth_pedes are: the attribute vocabulary and one person per number.
+"""The people of synth_pedes: the vocabulary of attributes, and one person per number.
 
-A person is a pure function of (seed, number), so that splits are ranges of numbers and neither the
-order of drawing nor the number of processes changes anyone. Attributes are what captions may name;
-looks (exact shades, skin, proportions) are seen in the pictures only.
+A person depends only on (seed, number). So splits are ranges of numbers, and neither the order of
+drawing nor the number of processes changes a person. Captions may name attributes; looks (exact
+shades, skin, proportions) appear only in the images.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
-# Colour names with their RGB. People wear their own shade of it (see `_shade`).
+from dgia_jax.data.synth_pedes.solids import RGB
+
+T = TypeVar("T")
+
+# Colour names with their RGB. Each person wears a personal shade of it, see `_shade`.
 COLOURS = {
   "black": (30, 30, 34),
   "white": (236, 236, 232),
@@ -58,8 +63,8 @@ _ITEM_COLOURS = {
   "red": 18, "blue": 16, "yellow": 14, "black": 14, "white": 14, "green": 12, "pink": 12,
 }  # fmt: skip
 
-# Attribute -> values it can take -> how common they are. Pairs are (among men, among women).
-# An attribute can also be absent ("" below): no hat, no bag.
+# Attribute -> its values -> how common they are. Pairs are (among men, among women).
+# "" stands for an absent attribute: no hat, no bag.
 VOCABULARY = {
   "gender": {"man": 50, "woman": 50},
   "build": {"": 60, "slim": 20, "heavy": 20},
@@ -108,12 +113,12 @@ class Person:
   """One identity.
 
   Attributes:
-    number: the person's number, unique over all splits.
-    attributes: name -> value for what the person has; a missing name means "has none".
+    number: unique over all splits.
+    attributes: name -> value; absent attributes are missing.
     shades: name of a colour attribute -> the person's own RGB shade of it; also "skin".
-    looks: unnamed traits: shoulder, hip, leg, girth (factors near 1); side and hand (+1 or -1: left
-      or right, where the bag hangs and which hand holds the item); pitch (of stripes, in body
-      heights); style (0..1, small variations).
+    looks: traits that captions do not name: shoulder, hip, leg, girth (factors near 1); side of the
+      bag and hand of the item (+1 left, -1 right); pitch of stripes, in body heights; style (0 to
+      1, small variations).
   """
 
   number: int
@@ -122,12 +127,12 @@ class Person:
   looks: Mapping[str, float]
 
 
-def sample_person(seed, number, variety=1.0):
-  """The person with this number. Pure: the same arguments give an equal `Person`."""
+def sample_person(seed: int, number: int, variety: float = 1.0) -> Person:
+  """Samples the person with this number; deterministic."""
   rng = np.random.default_rng([seed, number, 0])
   drawn = {}
   for name, values in VOCABULARY.items():
-    # Everything is drawn, needed or not: one attribute's choice must not shift the next one's.
+    # All are drawn, needed or not, so that the choice of one attribute never changes the next.
     column = 1 if drawn.get("gender") == "woman" else 0
     weights = [w[column] if isinstance(w, tuple) else w for w in values.values()]
     drawn[name] = _pick(rng, list(values), weights, variety)
@@ -150,16 +155,16 @@ def sample_person(seed, number, variety=1.0):
   return Person(number, attributes, shades, looks)
 
 
-def values_of(attribute):
-  """All values a caption may give this attribute, absence excluded."""
+def values_of(attribute: str) -> list[str]:
+  """All values that a caption may give to this attribute, absence excluded."""
   values = dict.fromkeys(v for v in VOCABULARY[attribute] if v)
   if attribute == "lower.colour":
     values |= dict.fromkeys(_JEANS_COLOURS)
   return list(values)
 
 
-def _keep_sensible(drawn, jeans_colour):
-  """Drops what cannot be: colours of things that are not there, two garments in one place."""
+def _keep_sensible(drawn: Mapping[str, str], jeans_colour: str) -> dict[str, str]:
+  """Drops impossible attributes: colours of absent things, two garments in one place."""
   kept = {name: value for name, value in drawn.items() if value}
   if kept["lower.type"] == "jeans":
     kept["lower.colour"] = jeans_colour
@@ -184,8 +189,8 @@ def _keep_sensible(drawn, jeans_colour):
   return kept
 
 
-def _rgb(drawn, jeans_colour):
-  """The RGB of every colour drawn, before the person's own shade."""
+def _rgb(drawn: Mapping[str, str], jeans_colour: str) -> dict[str, RGB]:
+  """The RGB of all sampled colours, before the person's own shade."""
   rgb = {}
   for name, value in drawn.items():
     if name == "hair.colour":
@@ -197,14 +202,16 @@ def _rgb(drawn, jeans_colour):
   return rgb
 
 
-def _shade(rng, rgb, spread=14):
-  """A person's own shade: the same name, another cloth."""
+def _shade(rng: np.random.Generator, rgb: RGB, spread: float = 14) -> RGB:
+  """A personal shade of a colour."""
   lightness, tints = rng.normal(0, spread * 0.6), rng.normal(0, spread * 0.35, 3)
   return tuple(int(np.clip(c + lightness + t, 8, 250)) for c, t in zip(rgb, tints, strict=True))
 
 
-def _pick(rng, values, weights, variety):
-  """One of `values`, by weight; `variety` flattens (above 1) or sharpens (below 1) the weights."""
+def _pick(
+  rng: np.random.Generator, values: Sequence[T], weights: Sequence[float], variety: float
+) -> T:
+  """Samples a value by weight; `variety` flattens (above 1) or sharpens (below 1) the weights."""
   powered = np.power(np.asarray(weights, np.float64), 1 / variety)
   edges = np.cumsum(powered)
   index = int(np.searchsorted(edges, rng.random() * edges[-1], side="right"))

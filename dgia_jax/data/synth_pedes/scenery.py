@@ -1,12 +1,16 @@
-"""What stands behind and in front of people: walls, ground, clutter and occluders."""
+"""The surroundings of people: walls, ground, clutter behind them and occluders before them."""
 
 import numpy as np
+from PIL import ImageDraw
 
-from dgia_jax.data.synth_pedes.solids import darker, mixed
+from dgia_jax.data.synth_pedes.cameras import View
+from dgia_jax.data.synth_pedes.solids import RGB, Pixel, darker, mixed
 
 
-def draw_background(draw, view, width, height, rng):
-  """Wall and ground of the site, with clutter of this picture. Pixels; part 0 everywhere."""
+def draw_background(
+  draw: ImageDraw.ImageDraw, view: View, width: int, height: int, rng: np.random.Generator
+) -> None:
+  """Draws wall and ground of the site, and the clutter of this image; part 0 everywhere."""
   site = view.site
   wall, ground = site.wall_rgb, site.ground_rgb
   line = int(height * (site.horizon + 0.03 * rng.normal() * (view.noise > 0)))
@@ -18,15 +22,17 @@ def draw_background(draw, view, width, height, rng):
     _draw_clutter(draw, width, height, line, rng)
 
 
-def draw_shadow(draw, feet, scale, rgb):
-  """A soft-looking patch of shadow under the feet."""
+def draw_shadow(draw: ImageDraw.ImageDraw, feet: Pixel, scale: float, rgb: RGB) -> None:
+  """Draws a shadow under the feet."""
   x, y = feet
   box = (x - 0.2 * scale, y - 0.035 * scale, x + 0.2 * scale, y + 0.025 * scale)
   draw.ellipse(box, fill=(*darker(rgb, 0.68), 0))
 
 
-def draw_occluder(draw, kind, width, height, rng):
-  """Something between the camera and the person; hides (part 0) what is behind it."""
+def draw_occluder(
+  draw: ImageDraw.ImageDraw, kind: str, width: int, height: int, rng: np.random.Generator
+) -> None:
+  """Draws an object between the camera and the person; its part 0 hides the person's parts."""
   rgb = tuple(int(c) for c in rng.uniform(40, 200, 3))
   dull = mixed(rgb, (110, 110, 110), 0.6)
   if kind == "pole":
@@ -59,8 +65,10 @@ def draw_occluder(draw, kind, width, height, rng):
     _rect(draw, width * 0.08, top + height * 0.07, width * 0.6, top + height * 0.15, (60, 70, 82))
 
 
-def _draw_passer_by(draw, x, feet, tall, upper, lower):
-  """Another person, roughly."""
+def _draw_passer_by(
+  draw: ImageDraw.ImageDraw, x: float, feet: float, tall: float, upper: RGB, lower: RGB
+) -> None:
+  """Draws another person, roughly."""
   for side in (-1, 1):
     a, b = x + side * 0.045 * tall - 0.045 * tall, x + side * 0.045 * tall + 0.045 * tall
     _rect(draw, a, feet - 0.5 * tall, b, feet, lower)
@@ -74,16 +82,18 @@ def _draw_passer_by(draw, x, feet, tall, upper, lower):
   draw.ellipse(box, fill=(50, 40, 36, 0))
 
 
-def _draw_clutter(draw, width, height, line, rng):
-  """Far people, signs and bins, so that strong colours also occur off the person."""
+def _draw_clutter(
+  draw: ImageDraw.ImageDraw, width: int, height: int, line: int, rng: np.random.Generator
+) -> None:
+  """Draws distant people, signs and bins, so that not only the person has strong colours."""
   for _ in range(rng.integers(0, 4)):
     x, rgb = rng.uniform(0, width), tuple(int(c) for c in rng.uniform(30, 230, 3))
-    what = rng.integers(3)
-    if what == 0:
+    kind = rng.integers(3)
+    if kind == 0:
       size = height * rng.uniform(0.25, 0.45)
       lower = tuple(int(c) for c in rng.uniform(30, 180, 3))
       _draw_passer_by(draw, x, line + 0.35 * size, size, rgb, lower)
-    elif what == 1:
+    elif kind == 1:
       y, w, h = rng.uniform(0.05, 0.45) * height, rng.uniform(0.1, 0.35) * width, 0.1 * height
       _rect(draw, x, y, x + w, y + h, rgb)
     else:
@@ -91,7 +101,9 @@ def _draw_clutter(draw, width, height, line, rng):
       _rect(draw, x, line + 0.04 * height - h, x + w, line + 0.04 * height, rgb)
 
 
-def _bricks(draw, rgb, width, line, height, rng):
+def _bricks(
+  draw: ImageDraw.ImageDraw, rgb: RGB, width: int, line: int, height: int, rng: np.random.Generator
+) -> None:
   step = max(2, height / 22)
   for row in range(int(line / step) + 1):
     _rect(draw, 0, row * step, width, row * step + step * 0.16, darker(rgb, 0.8))
@@ -100,7 +112,9 @@ def _bricks(draw, rgb, width, line, height, rng):
   del rng
 
 
-def _windows(draw, rgb, width, line, height, rng):
+def _windows(
+  draw: ImageDraw.ImageDraw, rgb: RGB, width: int, line: int, height: int, rng: np.random.Generator
+) -> None:
   x0 = rng.uniform(-0.3, 0) * width
   for column in range(3):
     for y in (0.08, 0.34):
@@ -111,7 +125,9 @@ def _windows(draw, rgb, width, line, height, rng):
   _rect(draw, 0, line - height * 0.03, width, line, darker(rgb, 0.7))
 
 
-def _panels(draw, rgb, width, line, height, rng):
+def _panels(
+  draw: ImageDraw.ImageDraw, rgb: RGB, width: int, line: int, height: int, rng: np.random.Generator
+) -> None:
   x = rng.uniform(-0.4, 0) * width
   while x < width:
     wide = width * rng.uniform(0.2, 0.5)
@@ -120,7 +136,9 @@ def _panels(draw, rgb, width, line, height, rng):
   del height
 
 
-def _trees(draw, rgb, width, line, height, rng):
+def _trees(
+  draw: ImageDraw.ImageDraw, rgb: RGB, width: int, line: int, height: int, rng: np.random.Generator
+) -> None:
   for _ in range(9):
     x, y, r = rng.uniform(0, width), rng.uniform(0, 0.6 * line), height * rng.uniform(0.07, 0.15)
     _disc(draw, x, y, r, mixed((54, 96, 50), rgb, rng.uniform(0.1, 0.5)))
@@ -128,7 +146,9 @@ def _trees(draw, rgb, width, line, height, rng):
     _rect(draw, x, 0.3 * line, x + 0.07 * width, line, (84, 66, 50))
 
 
-def _shelves(draw, rgb, width, line, height, rng):
+def _shelves(
+  draw: ImageDraw.ImageDraw, rgb: RGB, width: int, line: int, height: int, rng: np.random.Generator
+) -> None:
   for shelf in range(4):
     bottom = line * (shelf + 1) / 4
     x = 0.0
@@ -140,7 +160,9 @@ def _shelves(draw, rgb, width, line, height, rng):
     _rect(draw, 0, bottom - 0.015 * height, width, bottom, darker(rgb, 0.6))
 
 
-def _tiles(draw, rgb, width, line, height, rng):
+def _tiles(
+  draw: ImageDraw.ImageDraw, rgb: RGB, width: int, line: int, height: int, rng: np.random.Generator
+) -> None:
   y, step = float(line), height * 0.03
   while y < height:
     _rect(draw, 0, y, width, y + height * 0.006, darker(rgb, 0.82))
@@ -151,7 +173,9 @@ def _tiles(draw, rgb, width, line, height, rng):
     draw.line(ends, fill=(*darker(rgb, 0.82), 0), width=max(1, height // 160))
 
 
-def _crossing(draw, rgb, width, line, height, rng):
+def _crossing(
+  draw: ImageDraw.ImageDraw, rgb: RGB, width: int, line: int, height: int, rng: np.random.Generator
+) -> None:
   shift = rng.uniform(0, 0.3)
   for bar in np.arange(-1, 2, 0.45):
     far, near, wide = (bar + shift) * width, (1.8 * (bar + shift) - 0.4) * width, 0.2 * width
@@ -159,15 +183,19 @@ def _crossing(draw, rgb, width, line, height, rng):
     draw.polygon(corners, fill=(*mixed(rgb, (240, 240, 235), 0.75), 0))
 
 
-def _grass(draw, rgb, width, line, height, rng):
+def _grass(
+  draw: ImageDraw.ImageDraw, rgb: RGB, width: int, line: int, height: int, rng: np.random.Generator
+) -> None:
   green = mixed((84, 138, 66), rgb, 0.25)
   _rect(draw, 0, line, width, height, green)
   for x, y in zip(rng.uniform(0, width, 24), rng.uniform(line, height, 24), strict=True):
     _rect(draw, x, y, x + width * 0.03, y + height * 0.02, darker(green, rng.uniform(0.75, 1.2)))
 
 
-def _plain(draw, rgb, width, line, height, rng):
-  """Nothing on it."""
+def _plain(
+  draw: ImageDraw.ImageDraw, rgb: RGB, width: int, line: int, height: int, rng: np.random.Generator
+) -> None:
+  """Draws nothing."""
 
 
 _WALLS = {
@@ -177,10 +205,12 @@ _WALLS = {
 _GROUNDS = {"plain": _plain, "tiles": _tiles, "crossing": _crossing, "grass": _grass}
 
 
-def _rect(draw, left, top, right, bottom, rgb):
+def _rect(
+  draw: ImageDraw.ImageDraw, left: float, top: float, right: float, bottom: float, rgb: RGB
+) -> None:
   if right > left and bottom > top:
     draw.rectangle((left, top, right, bottom), fill=(*rgb, 0))
 
 
-def _disc(draw, x, y, radius, rgb):
+def _disc(draw: ImageDraw.ImageDraw, x: float, y: float, radius: float, rgb: RGB) -> None:
   draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=(*rgb, 0))

@@ -1,14 +1,18 @@
-"""What people wear on head and neck and what they carry: hats, glasses, scarves, bags, items."""
+"""Accessories: glasses, masks, beards, hats, scarves, bags, and items in the hand."""
 
 import math
 
-from dgia_jax.data.synth_pedes.solids import darker, mixed
+from dgia_jax.data.synth_pedes.body import Body
+from dgia_jax.data.synth_pedes.people import Person
+from dgia_jax.data.synth_pedes.solids import RGB, Painter, Stack, darker, mixed
 
 _PI = math.pi
 
 
-def add_face(painter, person, head, head_y, chin, hair):
-  """Glasses, mask or beard, on the front of the head."""
+def add_face(
+  painter: Painter, person: Person, head: Stack, head_y: float, chin: float, hair: RGB
+) -> None:
+  """Adds glasses, a mask or a beard to the front of the head."""
   kind = person.attributes.get("face.type")
   if kind == "glasses":
     dark = (24, 24, 28)
@@ -25,8 +29,8 @@ def add_face(painter, person, head, head_y, chin, hair):
     head.mark("body", -0.22, 0.22, head_y - 0.046, head_y - 0.054, (170, 90, 84))
 
 
-def add_hat(painter, person, y, wide, deep):
-  """Cap, beanie or sun hat over the upper half of the head."""
+def add_hat(painter: Painter, person: Person, y: float, wide: float, deep: float) -> None:
+  """Adds a cap, beanie or sun hat over the upper half of the head."""
   kind = person.attributes.get("hat.type")
   if kind is None:
     return
@@ -53,8 +57,8 @@ def add_hat(painter, person, y, wide, deep):
     crown.mark("hat", -_PI, _PI, brim + 0.03, brim + 0.012, darker(rgb, 0.5))
 
 
-def add_scarf(painter, person):
-  """A ring around the neck and one end hanging in front."""
+def add_scarf(painter: Painter, person: Person) -> None:
+  """Adds a ring around the neck, and one end that hangs in front."""
   if "scarf.colour" not in person.attributes:
     return
   rgb = person.shades["scarf.colour"]
@@ -70,8 +74,8 @@ def add_scarf(painter, person):
   painter.stack(0.115, "scarf", sections, rgb)
 
 
-def add_bag(painter, person, body):
-  """Backpack, handbag or shoulder bag. Straps count as cloth: they do not tell what hangs there."""
+def add_bag(painter: Painter, person: Person, body: Body) -> None:
+  """Adds a backpack, handbag or shoulder bag. Straps count as cloth: they do not show the kind."""
   kind = person.attributes.get("bag.type")
   if kind is None:
     return
@@ -117,8 +121,8 @@ def add_bag(painter, person, body):
     bag.mark("bag", -_PI, _PI, 0.545, 0.505, darker(rgb, 0.75))
 
 
-def add_item(painter, person, body):
-  """What is held in the hand."""
+def add_item(painter: Painter, person: Person, body: Body) -> None:
+  """Adds the item in the hand."""
   kind = person.attributes.get("item.type")
   if kind is None:
     return
@@ -170,8 +174,8 @@ def add_item(painter, person, body):
       case.mark("item", -_PI, _PI, height, height - 0.012, darker(rgb, 0.7))
 
 
-def _add_canopy(painter, centre, top, rgb):
-  """An open umbrella seen from the side: a scalloped half disc."""
+def _add_canopy(painter: Painter, centre: float, top: float, rgb: RGB) -> None:
+  """Adds the canopy of an umbrella: a scalloped half disc."""
   wide, tall, steps = 0.27 * painter.scale, 0.15 * painter.scale, 16
   _, peak = painter.flat(0.0, top)
   rim = peak + tall

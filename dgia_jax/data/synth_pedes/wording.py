@@ -1,8 +1,8 @@
-"""How captions name things: for every attribute value its usual words and its vague ones."""
+"""The words of captions: the usual and the vague names of every attribute value."""
 
 from dgia_jax.data.synth_pedes.people import COLOURS
 
-# --- colours: usual words, and the one word a hurried annotator would use -------------------------
+# --- colours: usual words, and the one word of a hurried annotator --------------------------------
 _COLOUR_WORDS = {
   "grey": ("grey", "gray"),
   "navy": ("navy", "navy blue", "dark blue"),
@@ -24,7 +24,7 @@ _VAGUE_HAIR = {
   "black": "dark", "brown": "dark", "blonde": "light", "red": "coloured", "grey": "light",
 }  # fmt: skip
 
-# --- kinds: attribute -> value -> (usual words, vague words); "" leaves the attribute out ---------
+# --- kinds: attribute -> value -> (usual words, vague words); "" omits the attribute --------------
 KIND_WORDS = {
   "gender": {
     "man": (("man", "guy", "male", "gentleman"), ("person", "pedestrian", "individual")),
@@ -100,7 +100,7 @@ KIND_WORDS = {
   },
 }
 
-# What a part is called when a caption names its colour or pattern but not its kind.
+# The noun of a part whose colour or pattern a caption names, but not its kind.
 BROAD_NOUN = {
   "hat": "hat", "upper": "top", "lower": "bottoms", "shoes": "shoes", "bag": "bag",
   "item": "object",
@@ -112,16 +112,13 @@ _PLURALS += [w for kind, w in KIND_WORDS["lower.type"].items() if "skirt" not in
 PLURAL_NOUNS = frozenset(word for usual, vague in _PLURALS for word in usual + vague)
 
 
-def options(attribute, value, vague=False):
-  """The words that may stand for a value.
+def options(attribute: str, value: str, vague: bool = False) -> tuple[str, ...]:
+  """Returns the words or short phrases for a value; "" omits the attribute.
 
   Args:
     attribute: a key of `people.VOCABULARY`.
     value: one of its values.
-    vague: the broad words instead of the usual ones.
-
-  Returns:
-    A tuple of one or more words or short phrases; an empty one says nothing.
+    vague: whether to return the broad words instead of the usual ones.
   """
   if attribute == "hair.colour":
     return (_VAGUE_HAIR[value],) if vague else (value,)
