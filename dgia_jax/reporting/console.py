@@ -1,4 +1,4 @@
-"""What a person sees while a run works: tables, messages, a progress bar or plain lines.
+"""The terminal output of a run: tables, messages, and a progress bar or plain lines.
 
 The numbers are also written to files (`metrics_writer`); the output here is not meant to be parsed.
 """

@@ -39,7 +39,7 @@ def check(setup: TrainingSetup) -> None:
   """Compares what training needs at least with the memory that is available.
 
   Raises:
-    UserError: the run cannot fit, or the bank has fewer rows than neighbours are asked for.
+    UserError: the run cannot fit, or k exceeds the rows of the memory bank.
   """
   _check_candidates(setup)
   available = available_bytes(setup.mesh.devices.flat)

@@ -141,7 +141,7 @@ def _restore_or_initialize(
   """Restores the newest checkpoint, or starts from pretrained or random weights.
 
   Returns:
-    The training state and the record that checkpoints store beside it.
+    The training state and the record that checkpoints store with it.
   """
   step = checkpoints.latest()
   if step is not None:

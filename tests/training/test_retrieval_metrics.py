@@ -49,11 +49,11 @@ def tied_example(seed, num_queries=37, num_items=23, num_ids=9):
 @pytest.mark.parametrize("number, case", cases("p06_rank"))
 def test_reference_numbers(number, case):
   ids = case["q_pids"], case["g_pids"]
-  found = retrieval_metrics.retrieval_metrics(case["sim"], *ids)
-  assert list(found) == ["R1", "R5", "R10", "mAP", "mINP"]
-  for name in found:
-    assert type(found[name]) is float
-    np.testing.assert_allclose(found[name], MEANS[number][name], rtol=1e-5, err_msg=name)
+  scores = retrieval_metrics.retrieval_metrics(case["sim"], *ids)
+  assert list(scores) == ["R1", "R5", "R10", "mAP", "mINP"]
+  for name in scores:
+    assert type(scores[name]) is float
+    np.testing.assert_allclose(scores[name], MEANS[number][name], rtol=1e-5, err_msg=name)
 
   rows = retrieval_metrics.ranking_statistics(case["sim"], *(i.astype(np.int32) for i in ids))
   np.testing.assert_allclose(rows.average_precision, case["AP_per_query_f64"], rtol=1e-5)
@@ -74,9 +74,9 @@ def test_table_by_hand():
   np.testing.assert_allclose(rows.inverse_negative_penalty, [1.0, 1 / 3, 0.0], rtol=1e-6)
   np.testing.assert_array_equal(rows.has_positive, [True, True, False])
 
-  found = retrieval_metrics.retrieval_metrics(similarity, [7, 8, 5], gallery, ks=(1, 2, 3, 10))
+  scores = retrieval_metrics.retrieval_metrics(similarity, [7, 8, 5], gallery, ks=(1, 2, 3, 10))
   expected = {"R1": 50, "R2": 50, "R3": 100, "R10": 100, "mAP": 200 / 3, "mINP": 200 / 3}
-  assert found == pytest.approx(expected, rel=1e-6)
+  assert scores == pytest.approx(expected, rel=1e-6)
   assert retrieval_metrics.queries_without_match([7, 8, 5], gallery) == 1
 
 
@@ -88,17 +88,17 @@ def test_ties_go_to_the_lowest_index(seed):
   for q, row in enumerate(expected):
     assert bool(rows.has_positive[q]) == (row is not None)
     if row is not None:
-      found = (rows.first_rank[q], rows.average_precision[q], rows.inverse_negative_penalty[q])
-      np.testing.assert_allclose(found, row, rtol=1e-5)
+      statistics = (rows.first_rank[q], rows.average_precision[q], rows.inverse_negative_penalty[q])
+      np.testing.assert_allclose(statistics, row, rtol=1e-5)
 
 
 @pytest.mark.parametrize("block", [1, 5, 36, 37, 512])
 def test_blocks_and_their_padding_change_nothing(block):
   similarity, query_ids, gallery_ids = tied_example(11)
-  found = retrieval_metrics.retrieval_metrics(similarity, query_ids, gallery_ids, block=block)
+  scores = retrieval_metrics.retrieval_metrics(similarity, query_ids, gallery_ids, block=block)
   expected = slow_metrics(similarity, query_ids, gallery_ids)
-  assert found == pytest.approx(expected, rel=1e-5)
-  assert found == retrieval_metrics.retrieval_metrics(similarity, query_ids, gallery_ids)
+  assert scores == pytest.approx(expected, rel=1e-5)
+  assert scores == retrieval_metrics.retrieval_metrics(similarity, query_ids, gallery_ids)
 
 
 @pytest.mark.parametrize("block", [8, 40, 64])
@@ -111,10 +111,10 @@ def test_features_give_the_same_as_their_matrix(block):
   cosine = query @ gallery.T / np.linalg.norm(query, axis=1)[:, None]
   cosine = cosine / np.linalg.norm(gallery, axis=1)[None, :]
   expected = slow_metrics(cosine, query_ids, gallery_ids)
-  found = retrieval_metrics.retrieval_metrics_from_features(
+  scores = retrieval_metrics.retrieval_metrics_from_features(
     query.astype(np.float32), jnp.asarray(gallery, jnp.float32), query_ids, gallery_ids, block=block
   )
-  assert found == pytest.approx(expected, rel=1e-5)
+  assert scores == pytest.approx(expected, rel=1e-5)
 
 
 def test_perfect_reversed_and_permuted_rankings():
@@ -204,8 +204,8 @@ def ranked(similarity, query_ids, gallery_ids):
 
 
 def assert_statistics(rows, expected_Qx3):
-  found = (rows.first_rank, rows.average_precision, rows.inverse_negative_penalty)
-  np.testing.assert_allclose(np.stack(found, axis=1), expected_Qx3, rtol=1e-5)
+  columns = (rows.first_rank, rows.average_precision, rows.inverse_negative_penalty)
+  np.testing.assert_allclose(np.stack(columns, axis=1), expected_Qx3, rtol=1e-5)
 
 
 def assert_equals_numpy(num_queries, num_items):
@@ -228,8 +228,8 @@ def test_every_pair_of_small_sizes_equals_numpy(num_items):
 @pytest.mark.parametrize("size", [(513, 40), (1, 2000), (520, 520)])
 def test_shapes_past_a_block_equal_numpy(size):
   similarity, query_ids, gallery_ids = tied_example(0, *size, num_ids=50)
-  found = retrieval_metrics.retrieval_metrics(similarity, query_ids, gallery_ids)
-  assert found == pytest.approx(slow_metrics(similarity, query_ids, gallery_ids), rel=1e-5)
+  scores = retrieval_metrics.retrieval_metrics(similarity, query_ids, gallery_ids)
+  assert scores == pytest.approx(slow_metrics(similarity, query_ids, gallery_ids), rel=1e-5)
 
 
 @pytest.mark.parametrize("axes", [("data", None), (None, "data"), ("data", "fsdp")])

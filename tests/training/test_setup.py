@@ -27,29 +27,29 @@ def run(tmp_path_factory):
   return setup.create(config, tmp_path_factory.mktemp("run"), tiny_run.splits())
 
 
-def test_own_tokenizer_is_kept_with_the_run(tmp_path):
+def test_a_learned_vocabulary_is_stored_with_the_run(tmp_path):
   config, captions = tiny_run.config(), tiny_run.splits()["train"].captions
-  made = setup.load_tokenizer(config, tmp_path, captions)
+  learned = setup.load_tokenizer(config, tmp_path, captions)
   assert (tmp_path / workdir_lib.TOKENIZER).is_dir()
-  assert made.context_length == 8 and made.vocab_size <= 300
+  assert learned.context_length == 8 and learned.vocab_size <= 300
   workdir_lib.claim(tmp_path, config)
-  # Other captions: a vocabulary made anew would give other ids.
-  again = setup.load_tokenizer(config, tmp_path, ["qqqq zzzz"] * 5)
-  np.testing.assert_array_equal(again.encode(captions), made.encode(captions))
-  assert again.vocab_size == made.vocab_size
+  # A vocabulary learned from these other captions would give other ids.
+  loaded = setup.load_tokenizer(config, tmp_path, ["qqqq zzzz"] * 5)
+  np.testing.assert_array_equal(loaded.encode(captions), learned.encode(captions))
+  assert loaded.vocab_size == learned.vocab_size
 
 
-def test_own_tokenizer_is_made_anew_until_the_folder_is_claimed(tmp_path):
-  """What an attempt that failed has left behind belongs to no run."""
+def test_the_vocabulary_of_a_failed_start_is_replaced(tmp_path):
+  """Until the working directory is claimed, a vocabulary in it belongs to no run."""
   config, captions = tiny_run.config(), tiny_run.splits()["train"].captions
   setup.load_tokenizer(config, tmp_path, ["qqqq zzzz"] * 5)
-  made = setup.load_tokenizer(config, tmp_path, captions)
-  anew = setup.load_tokenizer(config, tmp_path / "other", captions)
-  np.testing.assert_array_equal(made.encode(captions), anew.encode(captions))
+  replaced = setup.load_tokenizer(config, tmp_path, captions)
+  learned = setup.load_tokenizer(config, tmp_path / "other", captions)
+  np.testing.assert_array_equal(replaced.encode(captions), learned.encode(captions))
 
 
-def test_lost_tokenizer_of_a_run_is_named(tmp_path):
-  """Training another would give the run's tokens other meanings."""
+def test_a_missing_vocabulary_of_a_run_is_named(tmp_path):
+  """Learning another one would change the meaning of the run's tokens."""
   workdir_lib.claim(tmp_path, tiny_run.config())
   with pytest.raises(UserError, match=f"{workdir_lib.TOKENIZER}.*missing"):
     setup.load_tokenizer(tiny_run.config(), tmp_path, ["red coat"])
@@ -89,12 +89,12 @@ def test_check_batch_divides_the_rows_of_a_device_by_accumulation():
     setup.check_batch(tiny_run.config(batch_size=32, gradient_accumulation=8), mesh)
 
 
-def test_check_batch_counts_no_tensor_devices():
+def test_check_batch_ignores_the_tensor_axis():
   setup.check_batch(tiny_run.config(batch_size=6), sharding.create_mesh(data=2, fsdp=1, tensor=4))
 
 
 @pytest.mark.parametrize(
-  "fields, says",
+  "fields, message",
   [
     ({"batch_size": 12}, "config.batch_size=12"),
     ({"loss__temperature": 0.0}, "config.loss.temperature"),
@@ -103,19 +103,19 @@ def test_check_batch_counts_no_tensor_devices():
     ({"dataset__image_size": (16, 20)}, r"dataset.image_size \(16, 20\).*patch size 8"),
   ],
 )
-def test_build_refuses_what_cannot_work(tmp_path, fields, says):
-  with pytest.raises(UserError, match=says) as caught:
+def test_settings_that_cannot_work_are_refused(tmp_path, fields, message):
+  with pytest.raises(UserError, match=message) as caught:
     setup.create(tiny_run.config(**ALL_DEVICES | fields), tmp_path, tiny_run.splits())
   assert "\n" not in str(caught.value)
 
 
 @pytest.fixture
 def built_dataset(monkeypatch):
-  """Puts a builder in the registry's place; returns what it was asked for and its splits."""
-  asked, splits = {}, tiny_run.splits()
+  """Replaces the dataset registry; returns the arguments of `load_builder` and the splits."""
+  arguments, splits = {}, tiny_run.splits()
 
   def load_builder(name, **settings):
-    asked.update(name=name, **settings)
+    arguments.update(name=name, **settings)
     return types.SimpleNamespace(info=types.SimpleNamespace(splits=splits))
 
   monkeypatch.setattr(datasets, "load_builder", load_builder)
@@ -123,17 +123,17 @@ def built_dataset(monkeypatch):
     size, resize
   ][split]
   monkeypatch.setattr(pairs, "load_pairs", read)
-  return asked, splits
+  return arguments, splits
 
 
-def test_load_splits_asks_for_the_configured_dataset(built_dataset):
-  asked, splits = built_dataset
+def test_load_splits_loads_the_configured_dataset(built_dataset):
+  arguments, splits = built_dataset
   config = tiny_run.config(dataset__source="folder", dataset__data_dir="built")
   loaded = setup.load_splits(config)
   assert list(loaded) == ["train", "val", "test"]
   assert all(loaded[name] is splits[name] for name in loaded)
-  # Empty settings are not passed on: not every dataset knows them.
-  assert asked == dict(
+  # Empty settings are not passed on, because not every dataset accepts them.
+  assert arguments == dict(
     name="synth_pedes", image_size=(16, 16), data_dir="built", source="folder",
     train_people=400, val_people=40, test_people=40,
   )  # fmt: skip
@@ -155,14 +155,14 @@ def test_missing_train_or_test_split(built_dataset, missing):
     setup.load_splits(tiny_run.config())
 
 
-def test_length_of_a_run(run):
-  """36 pairs in batches of 8 are 5 steps, the last with 4 pairs; 3 epochs."""
+def test_number_of_steps(run):
+  """36 pairs in batches of 8 take 5 steps, the last with 4 pairs; 3 epochs take 15."""
   assert run.train_pairs is run.splits["train"] and run.train_pairs.num_pairs == 36
   assert (run.steps_per_epoch, run.total_steps) == (5, 15)
 
 
 def parameter_count(size, image_size, context_length, vocab_size):
-  """Counted by hand from the architecture."""
+  """The number of parameters, computed from the architecture."""
 
   def tower(width, depth):
     attention = width * 3 * width + 3 * width + width * width + width
@@ -191,8 +191,8 @@ def test_init_state_has_the_models_parameters(run):
   assert state.bank.image.shape == (3072, 16)
 
 
-def test_hand_count_gives_clips_number():
-  """149.6 M, as the paper says of ViT-B/16 at 384 x 128."""
+def test_vit_b_16_has_the_number_of_parameters_that_the_paper_states():
+  """149.6 M for ViT-B/16 at 384 x 128."""
   size = dual_encoder.SIZES["vit_b_16"]
   assert parameter_count(size, (384, 128), 77, 49408) == pytest.approx(149.6e6, rel=1e-3)
 
@@ -213,11 +213,11 @@ def test_encode_uses_the_parameters_it_is_given(run, rng):
   assert not np.any(zeros[0]) and not np.any(zeros[1])
 
 
-def test_pretrained_weights_are_laid_out_like_the_fresh_ones(run, monkeypatch):
-  asked = {}
+def test_pretrained_weights_are_sharded_like_the_initial_ones(run, monkeypatch):
+  arguments = {}
 
   def load_pretrained(name, params, *, image_size):
-    asked.update(name=name, image_size=image_size)
+    arguments.update(name=name, image_size=image_size)
     ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), params)
     return types.SimpleNamespace(params=ones, dropped=["logit_scale"])
 
@@ -225,8 +225,9 @@ def test_pretrained_weights_are_laid_out_like_the_fresh_ones(run, monkeypatch):
   config = tiny_run.config(pretrained="some/clip")
   changed = dataclasses.replace(run, config=config, mesh=sharding.create_mesh(2, 2, 2))
   abstract = jax.eval_shape(setup.init_state(changed)).params
-  params, dropped = setup.load_pretrained(changed, abstract)
-  assert asked == {"name": "some/clip", "image_size": (16, 16)} and dropped == ["logit_scale"]
+  params, unused = setup.load_pretrained(changed, abstract)
+  assert arguments == {"name": "some/clip", "image_size": (16, 16)}
+  assert unused == ["logit_scale"]
   expected = jax.tree.leaves(sharding.parameters(changed.mesh, abstract))
   for leaf, layout in zip(jax.tree.leaves(params), expected, strict=True):
     assert leaf.sharding == layout and np.all(leaf == 1)
@@ -245,18 +246,18 @@ def finished_run(tmp_path_factory):
   return folder
 
 
-def test_a_run_starts_from_another_ones_weights_and_vocabulary(finished_run, tmp_path):
+def test_a_run_starts_from_the_weights_and_vocabulary_of_another(finished_run, tmp_path):
   config = tiny_run.config(pretrained=str(finished_run), **ALL_DEVICES)
   splits = tiny_run.splits()
-  splits["train"].captions[:] = ["qqqq zzzz"] * 36  # would give another vocabulary
+  splits["train"].captions[:] = ["qqqq zzzz"] * 36  # another vocabulary would be learned from these
   parts = setup.create(config, tmp_path, splits)
-  words = tokenizer_lib.load_tokenizer(finished_run / workdir_lib.TOKENIZER)
+  vocabulary = tokenizer_lib.load_tokenizer(finished_run / workdir_lib.TOKENIZER)
   captions = tiny_run.splits()["train"].captions
-  np.testing.assert_array_equal(parts.tokenizer.encode(captions), words.encode(captions))
+  np.testing.assert_array_equal(parts.tokenizer.encode(captions), vocabulary.encode(captions))
   fresh = train_state.create(parts.mesh, setup.init_state(parts)).params
-  loaded, dropped = setup.load_pretrained(parts, fresh)
+  loaded, unused = setup.load_pretrained(parts, fresh)
   _, expected = checkpoint.restore_params(finished_run)
-  assert dropped == ()
+  assert unused == ()
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(loaded), expected)
   assert jax.tree.map(lambda x: x.sharding, loaded) == jax.tree.map(lambda x: x.sharding, fresh)
 
@@ -282,7 +283,7 @@ def test_seed_decides_the_initial_weights():
 
 
 def test_optimizer_gets_every_setting_of_the_recipe():
-  """Moves two parameters by one step of a recipe in which every number shows."""
+  """Takes two steps with a recipe in which every number affects the result."""
   config = tiny_run.config(
     num_epochs=10, optimizer__learning_rate=0.3, optimizer__warmup_epochs=4,
     optimizer__betas=(0.5, 0.75), optimizer__epsilon=0.1, optimizer__weight_decay=0.2,

@@ -87,32 +87,32 @@ def test_any_mesh_gives_the_same_run(one_device, tmp_path, mesh):
 
 
 def _steps(mesh, count=6, splits=None, **fields):
-  """Reports of the first steps and the last state, on a mesh."""
+  """The outputs of the first steps and the last state, on a mesh."""
   config = tiny_run.config(**fields)
   config.mesh.update(dict(zip(("data", "fsdp", "tensor"), mesh, strict=True)))
   parts = setup.create(config, "/nonexistent", splits or tiny_run.splits())
   state = train.train_state.create(parts.mesh, setup.init_state(parts))
   batches = train.global_batches(parts, 0)
-  reports, compiled = [], None
+  outputs, compiled = [], None
   for _, batch in zip(range(count), batches, strict=False):
     compiled = compiled or compilation.compile_step(
       setup.create_step(parts), parts.mesh, state, batch
     )
-    state, report = compiled(state, batch)
-    reports.append(jax.device_get(report))
+    state, output = compiled(state, batch)
+    outputs.append(jax.device_get(output))
   batches.close()
-  return reports, jax.device_get(state)
+  return outputs, jax.device_get(state)
 
 
 @pytest.fixture
 def no_tokenizer_folder(monkeypatch):
-  """The vocabulary is made anew and kept nowhere."""
+  """The vocabulary is not stored."""
   monkeypatch.setattr(setup.tokenizer.Tokenizer, "save", lambda self, folder: None)
 
 
 @pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2)], ids=str)
 def test_relations_are_the_same_row_by_row(no_tokenizer_folder, mesh):
-  # Untrained features are nearly all alike: a threshold inside their range makes some related.
+  # Untrained features are similar, so a threshold inside their range relates some pairs.
   fields = {"local_association__threshold": 0.93, "global_association__threshold": 0.9}
   one, state = _steps((1, 1, 1), 7, **fields)
   many, mesh_state = _steps(mesh, 7, **fields)
@@ -148,17 +148,17 @@ def test_a_training_batch_has_no_identity(no_tokenizer_folder):
   batches.close()
 
 
-def test_batches_are_made_beside_the_loop_and_its_wait_is_logged(one_device, tmp_path):
-  makers = set()
+def test_batches_are_prepared_in_a_thread_and_the_wait_for_them_is_logged(one_device, tmp_path):
+  threads = set()
 
   def slow(batch, step):
-    makers.add(threading.current_thread())
+    threads.add(threading.current_thread())
     time.sleep(0.3)
     return batch
 
   console = Console(file=io.StringIO())
   train.train(tiny_run.config(num_epochs=1), tmp_path, console, tiny_run.splits(), slow)
-  assert threading.main_thread() not in makers and len(makers) == 1
+  assert threading.main_thread() not in threads and len(threads) == 1
   waits = lambda lines: [line["input_wait"] for line in lines if line.get("input_wait") is not None]
   assert max(waits(tiny_run.metrics(tmp_path))) > 0.2
   assert waits(one_device[2]) and all(0 <= wait <= 1 for wait in waits(one_device[2]))
@@ -305,7 +305,7 @@ def test_global_loss_starts_with_the_second_epoch(one_device):
 
 
 def test_padded_rows_change_nothing(no_tokenizer_folder):
-  """A batch of 8 with 4 rows of padding equals the same batch of 4, whatever the padding holds."""
+  """A batch of 8 with 4 padded rows of any content gives the results of the batch of 4."""
   fields = {"loss__weights__consistency": 0.0, "local_association__threshold": 0.9}
   wide = setup.create(tiny_run.config(**fields), "/nonexistent", tiny_run.splits())
   narrow = setup.create(tiny_run.config(batch_size=4, **fields), "/nonexistent", tiny_run.splits())
@@ -321,11 +321,11 @@ def test_padded_rows_change_nothing(no_tokenizer_folder):
     state = train.train_state.create(parts.mesh, setup.init_state(parts))
     step = jax.jit(setup.create_step(parts))
     for _ in range(2):
-      state, report = step(state, {name: value[:rows] for name, value in batch.items()})
-    states.append((state, report))
-  (state_8, report_8), (state_4, report_4) = states
-  for name, value in report_4.metrics.items():
-    np.testing.assert_allclose(report_8.metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+      state, output = step(state, {name: value[:rows] for name, value in batch.items()})
+    states.append((state, output))
+  (state_8, output_8), (state_4, output_4) = states
+  for name, value in output_4.metrics.items():
+    np.testing.assert_allclose(output_8.metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
   np.testing.assert_allclose(state_8.bank.image, state_4.bank.image, rtol=1e-4, atol=1e-5)
   np.testing.assert_array_equal(state_8.bank.group, state_4.bank.group)
   written = np.flatnonzero(np.asarray(state_8.bank.group) >= 0)
