@@ -1,4 +1,4 @@
-"""Every form of annotation file that people have, and every fault they come with."""
+"""Every known form of annotation file is read, and every known fault is named."""
 
 import json
 
@@ -39,14 +39,14 @@ def test_path_fields(tmp_path, field):
 
 
 @pytest.mark.parametrize(
-  ("said", "split"),
+  ("name", "split"),
   [("validation", "val"), ("valid", "val"), ("dev", "val"), ("Training", "train"),
    ("gallery", "test"), ("query", "test"), ("TEST", "test")],
 )  # fmt: skip
-def test_split_names_are_understood_and_said(tmp_path, said, split):
-  record, read = _only(tmp_path, split=said)
+def test_other_split_names_are_accepted_and_noted(tmp_path, name, split):
+  record, read = _only(tmp_path, split=name)
   assert record.split == split
-  assert said in read.notes[0] and split in read.notes[0]
+  assert name in read.notes[0] and split in read.notes[0]
 
 
 def test_windows_and_relative_paths(tmp_path):
@@ -59,6 +59,13 @@ def test_caption_as_text_and_empty_captions(tmp_path):
   record, read = _only(tmp_path, captions=["", "ok", "  ", None])
   assert record.captions == ("ok",)
   assert "blank captions left out: 3" in read.notes[0]
+
+
+@pytest.mark.parametrize("caption", ["", " \n", "&nbsp;", "\u200b", "\x00", "&amp;nbsp; "])
+def test_captions_that_the_tokenizer_would_empty_are_left_out(tmp_path, caption):
+  record, read = _only(tmp_path, captions=[caption, "a man & a dog", "红", "!"])
+  assert record.captions == ("a man & a dog", "红", "!")
+  assert "blank captions left out: 1" in read.notes[0]
 
 
 def test_image_without_caption_is_left_out_by_path(tmp_path):
@@ -220,6 +227,32 @@ def test_unusable_files_raise_and_name_the_file(tmp_path, raw, words):
     _read(tmp_path, raw=raw)
   assert words in str(caught.value)
   assert "\n" not in str(caught.value)
+
+
+def test_a_repeated_key_is_named(tmp_path):
+  read = _read(tmp_path, raw=b'[{"id": 1, "id": 2, "img_path": "a", "captions": ["b"]}]')
+  assert read.errors == ("entries that have a key twice: 1 (first: a.json [0], key 'id')",)
+  for raw in (b'{"train": [], "train": []}', b'{"a.jpg": "a", "a.jpg": "b"}'):
+    with pytest.raises(UserError, match="has the key '(train|a.jpg)' twice"):
+      _read(tmp_path, raw=raw)
+
+
+@pytest.mark.parametrize("raw", [b"[" * 100_000, b'{"a": 1}\n' + b'{"a":' * 100_000])
+def test_deep_nesting_is_one_line(tmp_path, raw):
+  with pytest.raises(UserError, match="a.json.* nested too deeply"):
+    _read(tmp_path, raw=raw)
+
+
+def test_an_integer_that_python_refuses_to_read_is_named(tmp_path):
+  raw = b'[{"id": %s, "img_path": "a.jpg", "captions": ["b"], "split": "val"}]' % (b"9" * 5000)
+  (error,) = _read(tmp_path, raw=raw).errors
+  assert "64 bits" in error and error.endswith("a.json [0], a.jpg)")
+
+
+def test_control_characters_are_escaped_in_remarks(tmp_path):
+  read = _read(tmp_path, _entry(img_path="\x1b[2J\n.jpg", split="x\ud83d"))
+  assert r"\x1b[2J\n.jpg, split 'x\ud83d'" in read.errors[0].replace("\\\\", "\\")
+  assert read.errors[0].isprintable()
 
 
 def test_missing_file():

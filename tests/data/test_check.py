@@ -1,6 +1,8 @@
-"""Every known fault of a dataset shows up in the report, and a clean one is called fine."""
+"""Every known fault of a dataset is in the report, and a dataset without faults is called fine."""
 
 import dataclasses
+import os
+import pathlib
 import shutil
 
 import pytest
@@ -10,8 +12,9 @@ from dgia_jax.data.catalog import Counts, Release
 from tests.helpers import fake_datasets
 
 
-def _check(name, folder, **options):
-  return check.check(dataset_files.open_dataset(name, source=str(folder)), **options)
+def _check(name, folder, images=None, **options):
+  files = dataset_files.open_dataset(name, source=str(folder), images=images and str(images))
+  return check.check(files, **options)
 
 
 def _with_releases(monkeypatch, name, *releases):
@@ -59,7 +62,7 @@ def test_early_release_is_recognised(tmp_path, monkeypatch):
              for note in report.notes)  # fmt: skip
 
 
-def test_early_release_is_told_from_the_published_one_by_its_real_sizes():
+def test_early_release_differs_from_the_published_one():
   published, early = catalog.LAYOUTS["rstp_reid"].releases
   assert check._difference(dict(early.splits), early) == 0
   assert check._difference(dict(early.splits), published) > 0
@@ -110,7 +113,7 @@ def test_no_val_split_and_shared_people(tmp_path):
   assert any("1 people are in more than one split" in note for note in notes)
 
 
-def test_missing_splits_are_said(tmp_path):
+def test_missing_splits_are_noted(tmp_path):
   _edit(tmp_path, "custom", lambda entries: [e.update(split="val") for e in entries])
   notes = "; ".join(_check("custom", tmp_path).notes)
   assert "no train split" in notes and "no test split" in notes
@@ -168,3 +171,58 @@ def test_unknown_ids_unused_files_and_modes(tmp_path):
   assert any("1 image files that no entry names" in note for note in report.notes)
   assert any("1 images under 16 pixels" in note for note in report.notes)
   assert "RGB 3, RGBA 1" in report.text and "height 9 to 40" in report.text
+
+
+@pytest.mark.parametrize(
+  ("change", "note"),
+  [
+    (lambda n, entry: entry.update(id=-1), "all images have the id -1, so identities are unusable"),
+    (lambda n, entry: entry.update(id=5), "all images have the id 5, so identities are unusable"),
+    (lambda n, entry: entry.update(id=-1 if n < 2 else n), "all train images have the id -1, so"),
+    (lambda n, entry: entry.pop("id"), "no entry has an 'id', so identities are unusable"),
+  ],
+)
+def test_unusable_identities_are_noted(tmp_path, change, note):
+  _edit(tmp_path, "custom", lambda entries: [change(n, e) for n, e in enumerate(entries)])
+  notes = _check("custom", tmp_path, quick=True).notes
+  assert any(text.startswith(note) and "precision" in text for text in notes), notes
+
+
+def test_shared_captions_are_not_noted_without_identities(tmp_path):
+  def change(entries):
+    for entry in entries:
+      entry["captions"] = ["a man in a red coat"]
+
+  _edit(tmp_path, "custom", change)
+  assert "1 captions are used for several people" in _check("custom", tmp_path).text
+  _edit(tmp_path, "custom", lambda entries: (change(entries), [e.pop("id") for e in entries]))
+  assert "several people" not in _check("custom", tmp_path).text
+
+
+@pytest.mark.parametrize("text", ["['a man', 'in red']", ' ["a man in red"] '])
+def test_a_list_written_as_text_is_noted(tmp_path, text):
+  _edit(tmp_path, "custom", lambda entries: entries[0].update(captions=text))
+  notes = _check("custom", tmp_path).notes
+  assert any("1 captions that are a list written as text" in note for note in notes)
+
+
+def test_many_missing_folders_are_one_error_with_its_mend(tmp_path):
+  entries = fake_datasets.custom(tmp_path)
+  (tmp_path / "images").rename(tmp_path / "people")
+  report = _check("custom", tmp_path)
+  assert report.errors == [
+    f"missing folders: {len(entries)}, 4 images, 4 pairs lost; they are in {tmp_path / 'people'}: "
+    f"give --images {tmp_path / 'people'}"
+  ]
+  assert not _check("custom", tmp_path, images=tmp_path / "people").errors
+
+
+def test_the_page_holds_no_control_characters(tmp_path):
+  folder = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\x1b")
+  fake_datasets.custom(pathlib.Path(folder))
+  fake_datasets.write_image(pathlib.Path(folder, "images", "unused\udcff.png"))
+  _edit(pathlib.Path(folder), "custom", lambda entries: entries[0].update(
+    captions=["\x1b[31mred\x1b[0m"], img_path="\x1b[2J.png"))  # fmt: skip
+  report = _check("custom", folder)
+  assert all(line.isprintable() for line in report.lines)
+  assert r"\x1b[2J.png" in report.text and r"unused\udcff.png" in report.text

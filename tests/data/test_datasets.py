@@ -70,6 +70,20 @@ def test_custom_by_annotations_and_images(tmp_path):
   assert len(_load("custom", tmp_path, **files).as_data_source("test")) == 2
 
 
+def test_images_outside_the_dataset_are_an_option(tmp_path, capsys):
+  fake_datasets.custom(tmp_path / "in")
+  image = tmp_path / "in" / "images" / "street 0" / "bild_ü0.png"
+  image.rename(tmp_path / "outside.png")
+  image.symlink_to(tmp_path / "outside.png")
+  source = str(tmp_path / "in")
+  assert "--allow_outside" in _error(_load, "custom", tmp_path, source=source)
+  builder = _load("custom", tmp_path, source=source, allow_outside=True)
+  assert builder.info.splits["train"].num_examples == 2
+  assert command.main(["check", "custom", "--source", source]) == 1
+  assert command.main(["check", "custom", "--source", source, "--allow_outside"]) == 0
+  assert "1 (first: annotations.json [0], street 0" in capsys.readouterr().out
+
+
 def test_mistakes(tmp_path):
   message = _error(_load, "market", tmp_path)
   assert all(name in message for name in datasets.names())
@@ -133,6 +147,8 @@ def test_prepare_command(tmp_path, capsys):
     (["check", "market"], "no dataset 'market'"),
     (["check", "custom"], "--source FOLDER"),
     (["check", "synth_pedes"], "nothing to check"),
+    (["check", "custom", "--show", "-1"], "'-1' is not a whole number of 0 or more"),
+    (["check", "custom", "--colour"], "unrecognized arguments: --colour; see python -m"),
     (["check", "cuhk_pedes", "--source", "nowhere"], "no folder"),
     (["prepare", "custom", "--source", "{in}", "--image_size", "big"], "--image_size big"),
     (["prepare", "custom", "--source", "{in}", "--image_size", "0x8"], "--image_size 0x8"),
