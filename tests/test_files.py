@@ -1,4 +1,4 @@
-"""Files are replaced as a whole: readers see the old content or the new, and no leftovers."""
+"""Files are replaced as a whole: readers see the old or the new content, never a part."""
 
 import json
 import os
@@ -70,7 +70,7 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path):
   run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False)
   assert run.returncode == -9
   assert path.read_text() == "old"
-  files.write_text(path, "new")  # the leftover of the killed writer does not disturb, and goes
+  files.write_text(path, "new")  # overwrites and renames the leftover of the killed writer
   assert path.read_text() == "new"
   assert list(tmp_path.iterdir()) == [path]
 

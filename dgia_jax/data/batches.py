@@ -1,7 +1,7 @@
 """Batches for training and evaluation, read with grain.
 
-The order of training pairs depends only on (seed, epoch), and a batch only on its step number. So
-the number of steps is all there is to save: `start_step` continues immediately, with any number of
+The order of training pairs depends only on (seed, epoch), and a batch only on its step number. So a
+checkpoint needs only the number of steps: `start_step` continues immediately, with any number of
 processes or workers, with the batches of an uninterrupted run. All batches have the same shape; the
 last one of an epoch is padded with rows whose mask is False.
 """
@@ -324,7 +324,7 @@ def _smallest_shared_array(needed_bytes: int, folder: str = "/dev/shm") -> int:
 def _start_worker(worker: int, num_workers: int) -> None:
   """Runs first in every worker process."""
   del worker, num_workers
-  # grain imports jax in its workers, and no use of it may occupy a GPU there.
+  # grain imports jax in its workers, where it must never occupy a GPU.
   os.environ["JAX_PLATFORMS"] = "cpu"
   if "jax" in sys.modules:
     sys.modules["jax"].config.update("jax_platforms", "cpu")

@@ -33,8 +33,8 @@ def hash_files(
     workers: reading threads, 0 for one per core.
 
   Returns:
-    One hexadecimal SHA-256 per path, "" where the file is missing or cannot be read; and what
-    `remember` should store.
+    One hexadecimal SHA-256 per path, "" where the file is missing or cannot be read; and the
+    entries for `remember`.
   """
   known = _recall(memory)
 
@@ -63,7 +63,7 @@ def hash_files(
 
 
 def remember(entries: dict[str, list], memory: pathlib.Path) -> None:
-  """Stores what `hash_files` returned; logs a warning when the folder is not writable."""
+  """Stores entries of `hash_files`; logs a warning if the folder is not writable."""
   if _recall(memory) == entries:
     return
   try:

@@ -100,15 +100,16 @@ def _write_errors_explained(home: str) -> Iterator[None]:
   else:
     return
   raise UserError(
-    f"cannot write the dataset to {home} ({reason}): make room there or choose another data_dir"
+    f"cannot write the dataset to {home} ({reason}): free some space or choose another data_dir"
   ) from cause
 
 
 @contextlib.contextmanager
 def _sole_builder(home: str) -> Iterator[None]:
-  """Holds the lock of a folder, and removes what killed builds left in it.
+  """Holds the lock of a folder, and removes the unfinished builds of killed processes.
 
-  A killed process has lost its lock, so nobody uses an unfinished folder found while holding it.
+  A killed process has lost its lock, so no process is using an unfinished build that is present
+  while we hold the lock.
   """
   try:
     with exclusive(home):

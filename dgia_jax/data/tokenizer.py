@@ -36,7 +36,7 @@ _CLIP_START, _CLIP_END = "<|startoftext|>", "<|endoftext|>"
 _CLIP_FILES = ("vocab.json", "merges.txt")
 _CLIP_NUM_MERGES = 49152 - 256 - 2  # the merges CLIP uses, of those listed in its own file
 _FILE = "tokenizer.json"
-# On the hub: CLIP's files, or what transformers needs for another tokenizer.
+# On the hub: CLIP's files, or those of another tokenizer that transformers reads.
 _HUB_FILES = (_CLIP_FILES, (_FILE,), ("vocab.txt", "tokenizer_config.json"))
 
 Merges = list[tuple[str, ...]]

@@ -1,11 +1,11 @@
-"""What a dataset should store: the image files as they are, or images already at the model's size.
+"""Compares two forms of stored datasets: the image files, or images resized to the model's size.
 
 Command: python -m experiments.speed.stored_images
 Prints:  kilobytes per image and training pairs per second and core, by the size of the photographs
 
-Photographs are made up: drawn people with 1/f texture, as JPEG files of quality 90. Every form is
-built and read as a dataset is, with bilinear resizing to 384 x 128. Speed is per second of CPU
-time, so that other programs on the machine change little.
+The photographs are synthetic: drawn people with 1/f texture, as JPEG files of quality 90. Every
+form is built and read like any dataset, with bilinear resizing to 384 x 128. Speed is measured per
+second of CPU time, so that other programs on the machine hardly affect it.
 """
 
 import argparse

@@ -64,7 +64,7 @@ def test_fields_shapes_and_types():
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 45, 64])
-def test_every_pair_once_an_epoch(batch_size):
+def test_every_pair_occurs_once_per_epoch(batch_size):
   pairs = _pairs()
   assert pairs.num_pairs == 45
   steps = batches_lib.steps_per_epoch(45, batch_size)
@@ -108,8 +108,8 @@ def test_order_has_not_changed():
   table = PairTable.from_arrays(np.zeros((10, 2, 2, 3), np.uint8), [["a"]] * 10, np.arange(10))
   batch = _run(table, batch_size=10, seed=3, num_epochs=1)[0]
   assert batch["index"].tolist() == [0, 4, 9, 7, 1, 5, 6, 3, 8, 2], (
-    "another order than that of earlier versions: a run resumed in the middle of an epoch would see"
-    " some pairs twice and miss others; if that is intended, say so and update these numbers"
+    "the order differs from that of earlier versions: a run that is resumed within an epoch would"
+    " see some pairs twice and miss others; if that is intended, document it and update the numbers"
   )
 
 
@@ -131,7 +131,7 @@ def test_resumes_at_any_step_with_any_number_of_processes(start_step):
   _assert_same(second, [{name: value[4:] for name, value in batch.items()} for batch in tail])
 
 
-def test_numbers_that_do_not_fit_are_refused():
+def test_inconsistent_numbers_are_refused():
   pairs = _pairs()
   for rows in ([], [-1, 0], [7, 8], [2, 1], [3, 3]):
     with pytest.raises(ValueError, match="rows="):
@@ -158,7 +158,7 @@ def test_workers_yield_the_same_batches_and_end():
 
 
 class _Platforms:
-  """Two images whose pixels say on which platform the process that reads them would run jax."""
+  """Two images; their pixels are 1 if the process that reads them would run JAX on the CPU."""
 
   def __len__(self):
     return 2
@@ -254,7 +254,7 @@ def test_a_killed_worker_ends_in_one_line(monkeypatch):
 
 
 def test_a_worker_killed_in_the_middle_of_a_batch_is_noticed(monkeypatch):
-  """Large batches through a pipe: the worker waits inside one until there is room."""
+  """Large batches through a pipe: the worker blocks in the middle of one until the pipe is read."""
   monkeypatch.setattr(batches_lib, "_PATIENCE_SECONDS", 2)
   monkeypatch.setattr(batches_lib, "_smallest_shared_array", lambda needed_bytes: sys.maxsize)
   pairs = _pairs(shape=(256, 256))
@@ -264,7 +264,7 @@ def test_a_worker_killed_in_the_middle_of_a_batch_is_noticed(monkeypatch):
   next(iterator)
   time.sleep(1)
   assert "was killed (exit code -9)" in _kill_the_worker(iterator)
-  assert batches_lib._ABANDONED  # it stays there: to finalize it would wait forever
+  assert batches_lib._ABANDONED  # kept forever, because its finalizer would block
 
 
 def test_other_errors_of_a_worker_stay_as_they_are():

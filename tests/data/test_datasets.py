@@ -1,4 +1,4 @@
-"""Datasets by name, from a config or the command line, with mistakes in one line each."""
+"""Datasets by name, from a config or the command line; every mistake ends in one line."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Image files of every mode and orientation become the same upright RGB picture."""
+"""Image files of every mode and orientation become the same upright RGB image."""
 
 import threading
 
@@ -10,7 +10,7 @@ from dgia_jax.data import images
 
 
 def _gradient(height=48, width=24):
-  """(H, W, 3) smooth picture, bright at the top, so that turning it over shows."""
+  """A smooth (H, W, 3) image, bright at the top, so that a wrong orientation is visible."""
   rows_H = np.linspace(240, 10, height).astype(np.uint8)
   return np.repeat(np.repeat(rows_H[:, None, None], width, 1), 3, 2)
 

@@ -1,4 +1,4 @@
-"""What stops a build, from the outside: full disks, missing locks, other processes."""
+"""External causes that stop or delay a build: full disks, missing locks, other processes."""
 
 import errno
 import fcntl
@@ -14,7 +14,7 @@ from dgia_jax.errors import UserError
 from tests.helpers import fake_datasets
 from tests.helpers.paths import ROOT
 
-# A limit on the size of files stands for a full disk: writing fails in the same calls.
+# A limit on the size of files imitates a full disk: writing fails in the same calls.
 _FULL_DISK = """
 import resource, signal, sys
 from dgia_jax.data import __main__ as command

@@ -17,7 +17,7 @@ _PERSONS = [7, 7, 3, 0, 3]
 
 
 def _picture(image: int) -> Image.Image:
-  """A smooth picture; the third one has another size, the fourth is grey, the fifth see-through."""
+  """A smooth image; number 2 has another size, number 3 is grey, number 4 has transparency."""
   height, width = (40, 30) if image == 2 else (16, 8)
   y, x = np.mgrid[:height, :width]
   pixels = np.stack([10 * image + 0 * y, 4 * y, 6 * x], axis=-1).astype(np.uint8)
@@ -25,7 +25,7 @@ def _picture(image: int) -> Image.Image:
 
 
 class PairsTestPedes(tfds.core.GeneratorBasedBuilder):
-  """Five images as the project's builders store them, and a split without captions."""
+  """Five images in the features of the project's builders, and a split without captions."""
 
   VERSION = tfds.core.Version("1.0.0")
   url_infos = {}  # nothing is downloaded, and TFDS would search for checksums
@@ -82,7 +82,7 @@ def test_rows_follow_images_then_captions(builder):
   assert table.person_of_pair_N.tolist() == [7, 7, 7, 0, 0, 0, 3]
 
 
-def test_images_come_out_at_one_size_and_untouched_if_they_have_it(builder):
+def test_images_are_resized_to_one_size_and_unchanged_if_they_have_it(builder):
   images = pairs_lib.load_pairs(builder, "train", (16, 8), "bilinear").images
   assert len(images) == 5
   for m in range(5):
@@ -110,7 +110,7 @@ def test_reading_captions_decodes_no_image(builder, monkeypatch):
     table.images[0]
 
 
-def test_reads_in_several_pieces(builder, monkeypatch):
+def test_records_are_read_in_several_parts(builder, monkeypatch):
   whole = pairs_lib.load_pairs(builder, "train", (16, 8), "bilinear")
   monkeypatch.setattr(pairs_lib, "_RECORDS_PER_READ", 2)
   assert pairs_lib.load_pairs(builder, "train", (16, 8), "bilinear").captions == whole.captions
@@ -129,7 +129,7 @@ def test_pickles_small_and_without_the_builder(builder):
   np.testing.assert_array_equal(copy.images[3], table.images[3])
 
 
-def test_wrong_or_empty_split_is_the_users_to_fix(builder):
+def test_a_missing_or_empty_split_is_a_user_error(builder):
   with pytest.raises(UserError, match="no split 'test', only train, val"):
     pairs_lib.load_pairs(builder, "test", (16, 8), "bilinear")
   with pytest.raises(UserError, match="'val' of dataset 'pairs_test_pedes' holds no captions"):

@@ -1,4 +1,4 @@
-"""The background thread: order, how far ahead it runs, errors and the end."""
+"""The background thread: order, number of elements ahead, errors and the end."""
 
 import threading
 
@@ -6,32 +6,32 @@ import pytest
 
 from dgia_jax.data.prefetch import Prefetcher
 
-SECONDS = 20  # until a wait counts as a hang
+SECONDS = 20  # until a wait counts as a deadlock
 
 
-def recorded(count, made, failure=None):
-  """Yields 0, 1, ..; says in `made` what it made, in which thread, and that it was closed."""
+def logged(count, log, failure=None):
+  """Yields 0, 1, ...; appends each element with its thread, and "closed" at the end, to `log`."""
   try:
     for number in range(count):
-      made.append((number, threading.current_thread()))
+      log.append((number, threading.current_thread()))
       yield number
     if failure:
       raise failure
   finally:
-    made.append("closed")
+    log.append("closed")
 
 
 def test_elements_come_in_order_from_another_thread():
-  made = []
-  ahead = Prefetcher(recorded(50, made), 3)
-  assert list(ahead) == list(range(50))
-  assert next(ahead, "end") == "end"
-  ahead.close()
-  assert {thread for _, thread in made[:50]}.isdisjoint({threading.current_thread()})
+  log = []
+  prefetcher = Prefetcher(logged(50, log), 3)
+  assert list(prefetcher) == list(range(50))
+  assert next(prefetcher, "end") == "end"
+  prefetcher.close()
+  assert {thread for _, thread in log[:50]}.isdisjoint({threading.current_thread()})
 
 
-def test_the_next_is_made_while_this_one_is_used():
-  """The third element is ready before the second was asked for: a reader in turn would hang."""
+def test_the_next_element_is_prepared_while_the_current_one_is_used():
+  """The third element is ready before the second is requested; otherwise the wait would fail."""
   third = threading.Event()
 
   def source():
@@ -41,32 +41,32 @@ def test_the_next_is_made_while_this_one_is_used():
     yield 2
     yield 3
 
-  ahead = Prefetcher(source(), 2)
-  assert next(ahead) == 0
+  prefetcher = Prefetcher(source(), 2)
+  assert next(prefetcher) == 0
   assert third.wait(SECONDS)
-  ahead.close()
+  prefetcher.close()
 
 
-def test_it_runs_no_further_ahead_than_asked():
-  made = []
-  ahead = Prefetcher(recorded(50, made), 2)
-  assert [next(ahead), next(ahead)] == [0, 1]
-  ahead.close()
-  assert len(made) - made.count("closed") <= 4 and made[-1] == "closed"
+def test_no_more_elements_are_prepared_than_requested():
+  log = []
+  prefetcher = Prefetcher(logged(50, log), 2)
+  assert [next(prefetcher), next(prefetcher)] == [0, 1]
+  prefetcher.close()
+  assert len(log) - log.count("closed") <= 4 and log[-1] == "closed"
 
 
-def test_an_error_comes_in_its_place():
-  ahead = Prefetcher(recorded(2, [], KeyError("broken image")), 2)
-  assert [next(ahead), next(ahead)] == [0, 1]
+def test_an_error_is_raised_in_its_place():
+  prefetcher = Prefetcher(logged(2, [], KeyError("broken image")), 2)
+  assert [next(prefetcher), next(prefetcher)] == [0, 1]
   with pytest.raises(KeyError, match="broken image"):
-    next(ahead)
-  ahead.close()
+    next(prefetcher)
+  prefetcher.close()
 
 
-def test_closing_ends_the_thread_in_the_middle():
+def test_closing_ends_the_thread_before_the_last_element():
   before = threading.active_count()
-  ahead = Prefetcher(recorded(50, []), 2)
-  next(ahead)
+  prefetcher = Prefetcher(logged(50, []), 2)
+  next(prefetcher)
   assert threading.active_count() == before + 1
-  ahead.close()
+  prefetcher.close()
   assert threading.active_count() == before

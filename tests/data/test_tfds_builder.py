@@ -1,4 +1,4 @@
-"""Each dataset is built from a small fake copy, whole or not at all."""
+"""Every dataset is built from a small fake copy, completely or not at all."""
 
 import os
 import pathlib
@@ -85,7 +85,7 @@ def test_ufine6926_takes_the_only_json_there_is(tmp_path):
 
 @pytest.mark.parametrize("resize", ["bilinear", "bicubic"])
 def test_pixels_are_those_of_pillow_from_the_file(tmp_path, resize):
-  """To the bit, through building and reading: JPEG and PNG files, larger and smaller than asked."""
+  """To the bit, through build and reading, for JPEG and PNG files, larger and smaller ones."""
   entries = []
   for number, (size, ending) in enumerate([((90, 40), "jpg"), ((20, 6), "jpg"), ((71, 33), "png")]):
     fake_datasets.write_image(tmp_path / "in" / f"{number}.{ending}", number, size)
@@ -156,7 +156,7 @@ def test_equal_files_elsewhere_are_the_same_build(tmp_path):
   assert _build("custom", tmp_path / "copy", tmp_path / "out").data_dir == first.data_dir
 
 
-def test_builds_of_earlier_versions_are_not_taken(tmp_path):
+def test_builds_of_earlier_versions_are_ignored(tmp_path):
   fake_datasets.custom(tmp_path / "in")
   folder = pathlib.Path(_build("custom", tmp_path / "in", tmp_path / "out").data_dir)
   folder.rename(folder.with_name("1.0.0"))
@@ -172,7 +172,7 @@ def test_an_image_that_changes_while_it_is_built_stops_the_build(tmp_path, monke
   assert _everything_in(tmp_path / "out") == []
 
 
-def test_large_images_are_remarked_on(tmp_path, caplog):
+def test_large_images_give_a_warning(tmp_path, caplog):
   entry = {"id": 1, "img_path": "a.jpg", "captions": ["a"], "split": "train"}
   fake_datasets.write_json(tmp_path / "in" / "annotations.json", [entry])
   fake_datasets.write_image(tmp_path / "in" / "a.jpg", size=(1500, 1000))
@@ -191,7 +191,7 @@ def test_hold_out_moves_whole_people_of_train(tmp_path):
   assert builder.info.splits["val"].num_examples == 4
 
 
-def test_hold_out_is_fixed_for_ever():
+def test_hold_out_never_changes():
   records = tuple(tfds_builder.ImageRecord(f"{n}.jpg", ("a",), n, "train") for n in range(3102))
   held = tfds_builder.holdout_people(records, 310)
   assert len(held) == 310
@@ -232,7 +232,7 @@ def test_skip_unreadable_counts_and_lists(tmp_path):
   assert len(skipped) == 2
   assert "cam_a/1_0.jpg: not an image" in skipped[0]
   assert "cam_b/2_1.jpg: no such file" in skipped[1]
-  # What was built knowingly is used without asking again.
+  # The incomplete build was requested, so later calls accept it.
   assert _build("cuhk_pedes", tmp_path / "in", tmp_path / "out").data_dir == builder.data_dir
 
 
@@ -256,7 +256,7 @@ def test_faulty_annotation_stops_before_anything_is_written(tmp_path, field):
 
 
 def test_custom_with_awkward_files(tmp_path):
-  """Every mode, odd names, no ids, one entry a caption: what people really have."""
+  """All image modes, unusual names, no ids, one entry per caption, as in datasets in the wild."""
   folder, entries = tmp_path / "in", []
   for n, (mode, ending) in enumerate(
     [("L", "jpg"), ("RGBA", "png"), ("P", "png"), ("CMYK", "jpg"), ("1", "png"), ("LA", "png")]
@@ -293,8 +293,8 @@ def test_ctrl_c_leaves_nothing(tmp_path, monkeypatch):
   assert _build("rstp_reid", tmp_path / "in", tmp_path / "out").info.splits.total_num_examples == 25
 
 
-def test_killed_build_is_not_taken_for_complete(tmp_path):
-  """SIGKILL in the middle: no reader finds a dataset, and the next build clears up and works."""
+def test_a_killed_build_is_not_mistaken_for_complete(tmp_path):
+  """After SIGKILL no reader finds a dataset, and the next build removes the leftovers and works."""
   fake_datasets.rstp_reid(tmp_path / "in")
   out = tmp_path / "out"
   code = f"""

@@ -1,4 +1,4 @@
-"""Tokenizers: CLIP's ids and text clean-up, the small vocabulary, special ids, clear failures."""
+"""Tokenizers: CLIP's ids and text cleaning, other vocabularies, special ids, clear errors."""
 
 import gzip
 import hashlib
@@ -21,7 +21,7 @@ from dgia_jax.errors import UserError
 
 _GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "p09_tokenizer.json"
 _LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
-# In the manner of CLIP: merges by rank, the last one making a whole word that gives up its id.
+# Like CLIP's: merges by rank; the last one produces a whole word, which gives up its id.
 _MERGES = [
   *[("a", "n</w>"), ("m", "an</w>"), ("t", "h"), ("th", "e</w>"), ("'", "s</w>")],
   *[("r", "e"), ("re", "d</w>"), ("j", "e"), ("k", "y"), ("l", "l</w>"), ("je", "ky")],
@@ -109,7 +109,7 @@ def test_clip_merges(clip_folder):
   assert _words(tokenizer, "A12") == _ids("a</w>", "1</w>", "2</w>")
 
 
-def test_the_word_that_gave_its_id_to_the_mask_is_spelled(clip_folder):
+def test_the_word_whose_id_became_the_mask_is_spelled(clip_folder):
   tokenizer = tokenizer_lib.clip_tokenizer(str(clip_folder))
   assert tokenizer.mask_id == _IDS["jekyll</w>"]
   assert _words(tokenizer, "Jekyll") == _ids("jeky", "ll</w>")
@@ -189,7 +189,7 @@ def test_hub_cache_is_used_without_network(monkeypatch, clip_folder, tmp_path):
   assert _words(tokenizer, "man") == _ids("man</w>")
 
 
-def test_bad_vocabularies_are_the_users_to_fix(clip_folder, tmp_path):
+def test_damaged_vocabularies_are_user_errors(clip_folder, tmp_path):
   with pytest.raises(UserError, match=r"tokenizer\.name='\.\./no/such/folder'"):
     tokenizer_lib.pretrained_tokenizer("../no/such/folder")
   with pytest.raises(UserError, match="holds neither vocab.json and merges.txt nor tokenizer.json"):
@@ -281,14 +281,14 @@ def test_training_gives_the_same_vocabulary_in_another_process(tmp_path):
     "t.train_tokenizer(json.load(sys.stdin), 16, 500).save(sys.argv[1])"
   )
   subprocess.run(
-    [sys.executable, "-c", code, str(tmp_path / "there")],
+    [sys.executable, "-c", code, str(tmp_path / "process")],
     input=json.dumps(captions).encode(),
     cwd=pathlib.Path(__file__).parents[2],
     check=True,
   )
   digests = {
     hashlib.sha256((tmp_path / place / "tokenizer.json").read_bytes()).hexdigest()
-    for place in ("here", "there")
+    for place in ("here", "process")
   }
   assert len(digests) == 1
 
@@ -299,10 +299,10 @@ def _real_clip_vocabulary():
   spec = importlib.util.find_spec("open_clip")
   if spec is not None:
     return str(pathlib.Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz")
-  pytest.skip("CLIP's vocabulary is not here: set DGIA_CLIP_TOKENIZER to it, or install open_clip")
+  pytest.skip("CLIP's vocabulary is missing: set DGIA_CLIP_TOKENIZER to it, or install open_clip")
 
 
-def test_golden_ids_with_clips_own_vocabulary():
+def test_golden_ids_with_the_real_clip_vocabulary():
   name = _real_clip_vocabulary()
   golden = json.loads(_GOLDEN.read_text(encoding="utf-8"))
   tokenizer = tokenizer_lib.clip_tokenizer(name)
@@ -311,7 +311,7 @@ def test_golden_ids_with_clips_own_vocabulary():
   assert (tokenizer.end_id, tokenizer.vocab_size) == (special["eot"], special["vocab_size"])
   for entry in golden["captions"]:
     row = tokenizer.encode([entry["caption"]])[0]
-    if "<|mask|>" in entry["caption"]:  # typed special tokens are text here, unlike there
+    if "<|mask|>" in entry["caption"]:  # our tokenizer treats typed special tokens as text
       assert (row[1 : row.argmax()] < tokenizer.mask_id).all()
       continue
     assert row.tolist() == entry["ids77"], entry["caption"]

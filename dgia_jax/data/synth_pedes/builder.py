@@ -41,7 +41,7 @@ class SynthPedes(tfds.core.ShardBasedBuilder):
   """
 
   name = "synth_pedes"
-  # Increase it when a default changes: folders are named by what differs from the defaults.
+  # Increase it when a default changes: folder names list only differences from the defaults.
   VERSION = tfds.core.Version("1.3.0")
   RELEASE_NOTES = {
     "1.0.0": "First release.",

@@ -1,7 +1,7 @@
 """Cameras of synth_pedes: the places where people are filmed, and the view of one image.
 
-All people and splits share the sites; a view adds what changes from image to image. Values are
-neutral at strength 0 and grow with it, so `Settings.camera` controls everything at once. Only the
+All people and splits share the sites; a view adds the conditions of one image. Values are neutral
+at strength 0 and grow with it, so `Settings.camera` controls everything at once. Only the
 viewing direction and the stride reach their full range earlier.
 """
 

@@ -64,7 +64,7 @@ _ITEM_COLOURS = {
 }  # fmt: skip
 
 # Attribute -> its values -> how common they are. Pairs are (among men, among women).
-# "" stands for an absent attribute: no hat, no bag.
+# "" means that the attribute is absent: no hat, no bag.
 VOCABULARY = {
   "gender": {"man": 50, "woman": 50},
   "build": {"": 60, "slim": 20, "heavy": 20},

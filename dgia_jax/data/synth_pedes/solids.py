@@ -3,8 +3,8 @@
 The frame of the body: x to the person's left, y up, z forward, in units of the person's height,
 feet at y = 0. The camera is rotated around the person by `yaw` (0: from the front, pi: from
 behind), without perspective. Shapes are collected and drawn from far to near. The alpha channel of
-the image holds the number of the part of each pixel, so that drawing also determines what is
-visible.
+the image holds the number of the part of each pixel, so that drawing also determines which parts
+are visible.
 """
 
 import math
