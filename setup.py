@@ -1,13 +1,39 @@
-"""Packaging: `pip install -e .` for the core, extras for tests and accelerators."""
+"""Packaging: `pip install -e .` for the core, extras for accelerators and tools.
+
+The top level keeps `configs/`; the wheel carries it as `dgia_jax.configs`, so that configs are
+found by name wherever the package is installed.
+"""
+
+import pathlib
+import re
 
 from setuptools import find_packages, setup
 
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+?)"', (ROOT / "dgia_jax" / "__init__.py").read_text())[1]
+
 setup(
   name="dgia_jax",
-  version="0.1.0",
+  version=VERSION,
   description="Weakly supervised text-to-person image retrieval in JAX and Flax",
-  packages=find_packages(include=["dgia_jax", "dgia_jax.*"]),
-  package_data={"dgia_jax": ["*.md"]},
+  long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+  long_description_content_type="text/markdown",
+  author="dgia_jax developers",
+  license="Apache-2.0",
+  license_files=["LICENSE"],
+  keywords=["JAX", "Flax", "person search", "text-to-image retrieval", "weak supervision", "CLIP"],
+  classifiers=[
+    "Development Status :: 4 - Beta",
+    "Intended Audience :: Science/Research",
+    "Programming Language :: Python :: 3.11",
+    "Programming Language :: Python :: 3.12",
+    "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    "Typing :: Typed",
+  ],
+  packages=[*find_packages(include=["dgia_jax", "dgia_jax.*"]), "dgia_jax.configs"],
+  package_dir={"dgia_jax.configs": "configs"},
+  package_data={"dgia_jax": ["*.md", "*/*.md", "py.typed"]},
+  entry_points={"console_scripts": ["dgia = dgia_jax.__main__:main"]},
   python_requires=">=3.11",
   install_requires=[
     "absl-py>=2.1",
@@ -19,7 +45,6 @@ setup(
     "huggingface_hub>=0.30",
     "jax>=0.10,<0.13",
     "jaxtyping>=0.3",
-    "matplotlib>=3.8",
     "ml_collections>=1.0",
     "numpy>=2.0",
     "optax>=0.2.5,<0.4",
@@ -35,11 +60,13 @@ setup(
     "transformers>=4.51,<6",
   ],
   extras_require={
-    "test": ["beartype>=0.20", "pytest>=8", "pytest-timeout>=2.3", "ruff>=0.9"],
+    "test": ["beartype>=0.20", "matplotlib>=3.8", "pytest>=8", "pytest-timeout>=2.3", "ruff>=0.9"],
     "gpu": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
-    "serve": ["gradio>=5,<7"],  # the web page of `dgia_jax.search serve`
-    "experiments": ["scikit-learn>=1.5"],  # t-SNE of the paper's supplement
+    "serve": ["gradio>=5,<7"],  # the web page of `dgia search serve`
+    "tensorboard": ["tensorboard>=2.16"],  # to look at a run's events
+    "experiments": ["matplotlib>=3.8", "scikit-learn>=1.5"],  # plots, and the supplement's t-SNE
+    "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
     "torch": ["torch>=2.6"],  # for live parity tests with PyTorch models
   },
 )

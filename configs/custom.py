@@ -1,19 +1,21 @@
 """Your own dataset: a JSON list of images with captions, and an image folder.
 
   python -m dgia_jax.data check custom --source FOLDER
-  python -m dgia_jax.main --config configs/custom.py --workdir runs/mine \\
+  python -m dgia_jax.main --config custom --workdir runs/mine \\
       --config.dataset.annotations=FILE.json --config.dataset.images=FOLDER
 
 Variants: none starts from CLIP ViT-B/16 and follows the released recipe; `:tiny` trains tiny
 towers from scratch at 64 x 64 in minutes on a CPU. `:plus` and `:tiny_plus` mine fewer wrong
-relations than the paper's rules (README, Beyond the paper).
+relations (docs/findings.md).
 """
+
+from ml_collections import ConfigDict
 
 from dgia_jax import config as config_lib
 from dgia_jax.errors import UserError
 
 
-def get_config(variant=""):
+def get_config(variant: str = "") -> ConfigDict:
   """The config of a variant: "" (CLIP), "tiny", "plus" or "tiny_plus"."""
   config = config_lib.base()
   config.dataset.name = "custom"

@@ -1,17 +1,19 @@
 """The embedded default: tiny towers from scratch on procedural pedestrians.
 
-  python -m dgia_jax.main --config configs/synth_pedes.py --workdir runs/demo
-  python -m dgia_jax.main --config configs/synth_pedes.py:small --workdir runs/small
+  python -m dgia_jax.main --config synth_pedes --workdir runs/demo
+  python -m dgia_jax.main --config synth_pedes:small --workdir runs/small
 
 Time and score on two CPU cores: see README.md. `:small` is the same path on a small dataset in
 about a minute; its scores mean nothing. `:plus` mines fewer wrong relations.
 """
 
+from ml_collections import ConfigDict
+
 from dgia_jax import config as config_lib
 from dgia_jax.errors import UserError
 
 
-def get_config(variant=""):
+def get_config(variant: str = "") -> ConfigDict:
   """The config of a variant: "" (default), "small" or "plus"."""
   config = config_lib.from_scratch(config_lib.base())
   config.dataset.name = "synth_pedes"

@@ -164,6 +164,30 @@ def base() -> ConfigDict:
   return config.lock()
 
 
+def benchmark(name: str) -> ConfigDict:
+  """The released recipe on a benchmark of the paper, from CLIP ViT-B/16."""
+  config = base()
+  config.dataset.name = name
+  config.pretrained = "openai/clip-vit-base-patch16"
+  config.eval.select_on = "test"  # as the paper; results.json also gives the choice by val
+  return config
+
+
+def from_stored(stored: Mapping) -> ConfigDict:
+  """The config that a run's config.json describes, under today's names."""
+  config = base()
+  with config.unlocked():
+    config.update(ConfigDict(_with_tuples(dict(stored))))
+  return config.lock()
+
+
+def _with_tuples(tree: Any) -> Any:
+  """JSON's lists as the tuples that they were."""
+  if isinstance(tree, Mapping):
+    return {key: _with_tuples(value) for key, value in tree.items()}
+  return tuple(tree) if isinstance(tree, list) else tree
+
+
 def paper_equations(config: ConfigDict) -> ConfigDict:
   """Switches `config`, in place, to the paper's equations where the released code differs."""
   config.loss.itc_reduction = "sum"  # Eq. 1-2

@@ -1,37 +1,46 @@
 """Trains or evaluates one run:
 
-python -m dgia_jax.main --config configs/synth_pedes.py --workdir runs/demo
+python -m dgia_jax.main --config synth_pedes --workdir runs/demo
 """
 
 import logging
+import pathlib
 import sys
+from collections.abc import Sequence
 
 import jax
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from dgia_jax import cli, distributed
+from dgia_jax import distributed, run_flags
 from dgia_jax.errors import UserError
 
 MODES = ("train", "evaluate", "compile")
 
 FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file("config", None, "Experiment: FILE.py[:variant].", lock_config=True)
-flags.DEFINE_string("workdir", None, "Folder of the run; training resumes when it holds one.")
+config_flags.DEFINE_config_file(
+  "config", None, "Config by name or file: NAME[:variant] or FILE.py[:variant].", lock_config=True
+)
+flags.DEFINE_string("workdir", None, "Working directory; training resumes when it holds a run.")
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, one of several processes.")
-flags.DEFINE_integer("num_processes", None, "How many processes there are.")
-flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
-flags.DEFINE_bool("detect_processes", True, "Join the Cloud TPU slice or SLURM step this is in.")
+flags.DEFINE_integer("num_processes", None, "Number of processes.")
+flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
+flags.DEFINE_bool("detect_processes", True, "Join the Cloud TPU slice or SLURM step around it.")
 flags.DEFINE_enum("mode", "train", MODES, "train; evaluate a run; compile for --topology.")
-flags.DEFINE_string("topology", None, "Chips to compile for, such as v5e:16x16 or cpu:8.")
+flags.DEFINE_string("topology", None, "Devices to compile for, such as v5e:16x16 or cpu:8.")
 flags.DEFINE_integer("num_pairs", None, "Training pairs to compile for; default: the dataset's.")
 
 
-def main(arguments):
-  """Runs the chosen mode; mistakes of the user end in one line and exit code 2."""
+def main(arguments: Sequence[str]) -> None:
+  """Runs the chosen mode.
+
+  Raises:
+    UserError: for mistakes of the user.
+  """
   if len(arguments) > 1:
     raise UserError(f"unexpected argument {arguments[1]!r}: settings are --config.name=value")
-  for name in ("config", "topology" if FLAGS.mode == "compile" else "workdir"):
+  needed = "topology" if FLAGS.mode == "compile" else "workdir"
+  for name in ("config", needed) if FLAGS.mode != "evaluate" else (needed,):
     if not getattr(FLAGS, name):
       raise UserError(f"--{name} is missing")
   logging.getLogger("absl").setLevel(logging.WARNING)
@@ -40,23 +49,50 @@ def main(arguments):
   from dgia_jax.reporting.console import Console
   from dgia_jax.training import compilation_cache, evaluate, train
 
-  if FLAGS.mode == "compile":  # one process, whatever slice it is started on
-    jax.config.update("jax_platforms", "cpu")  # the chips of the topology are not here
+  if FLAGS.mode == "compile":  # one process, wherever it is started
+    jax.config.update("jax_platforms", "cpu")  # the described devices are not attached
     compile_report.report(FLAGS.config, FLAGS.topology, FLAGS.num_pairs, Console())
     return
   compilation_cache.enable()
   distributed.start(
     FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.detect_processes
   )
-  modes = {"train": train.train, "evaluate": evaluate.evaluate}
-  modes[FLAGS.mode](FLAGS.config, FLAGS.workdir, Console(active=jax.process_index() == 0))
+  _check_backend()
+  console = Console(active=jax.process_index() == 0)
+  workdir = str(pathlib.Path(FLAGS.workdir).expanduser())
+  if FLAGS.mode == "train":
+    train.train(FLAGS.config, workdir, console)
+  else:
+    evaluate.evaluate(FLAGS.config or _config_of(workdir), workdir, console)
 
 
-def run():
-  """Entry point."""
+def _config_of(workdir: str) -> ConfigDict:
+  """The config that a run was started with."""
+  from dgia_jax import config as config_lib
+  from dgia_jax.training import workdir as workdir_lib
+
+  return config_lib.from_stored(workdir_lib.read_config(workdir))
+
+
+def _check_backend() -> None:
+  """Raises UserError when the platform that the user asked for is missing."""
+  try:
+    jax.devices()
+  except (RuntimeError, AssertionError) as error:
+    asked = jax.config.jax_platforms or "the default platform"
+    reason = " ".join(str(error).split())[:200] or "no such devices"
+    raise UserError(
+      f"JAX finds no device of JAX_PLATFORMS={asked} ({reason}); install the matching extra"
+      " (pip install -e '.[gpu]' or '.[tpu]') or unset JAX_PLATFORMS"
+    ) from error
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+  """Entry point: returns 0, or ends the process with one line and exit code 2."""
   with distributed.failing_together():
-    main(cli.parse(sys.argv))
+    main(run_flags.parse(sys.argv if arguments is None else arguments))
+  return 0
 
 
 if __name__ == "__main__":
-  run()
+  sys.exit(run())

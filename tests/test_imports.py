@@ -13,11 +13,13 @@ PACKAGE = ROOT / "dgia_jax"
 # Packages as layers: a module imports from its own package and from those before it.
 LAYERS = (
   "errors", "user_files", "files", "older_names", "hub", "cli", "distributed", "sharding", "data",
-  "models", "method", "config", "reporting", "training", "search", "dry_run", "convert", "main",
+  "models", "method", "config", "run_flags", "reporting", "training", "search", "dry_run",
+  "convert", "main", "__main__",
 )  # fmt: skip
 # They turn settings into arguments; all others are given arrays and numbers.
 SEE_THE_CONFIG = {
-  "config", "older_names", "cli", "main", "convert", "reporting.model_card", "method.train_step",
+  "config", "older_names", "run_flags", "main", "convert", "reporting.model_card",
+  "method.train_step",
   "training.setup", "training.evaluate", "training.train", "training.checkpoint",
   "training.workdir", "training.step_log", "training.step_profiler", "training.size_check",
   "training.evaluate_and_save", "dry_run.compile_report",
@@ -67,7 +69,9 @@ def own_imports(tree):
       is_module = (PACKAGE / name.replace(".", "/")).is_dir() or (
         PACKAGE / (name.replace(".", "/") + ".py")
       ).exists()
-      yield name if is_module else name.rsplit(".", 1)[0]  # else a name inside a module
+      owner = name if is_module else name.rpartition(".")[0]  # else a name inside a module
+      if owner:  # names of the package itself, such as its version, belong to no layer
+        yield owner
 
 
 def against_the_order(found):

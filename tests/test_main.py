@@ -160,13 +160,13 @@ def test_mistakes_end_in_one_line(environment, tmp_path, arguments, words):
 
 def test_a_setting_whose_name_is_a_word_of_python_can_be_set(monkeypatch):
   """config_flags parses names as Python, to which `global` means something."""
-  from dgia_jax import cli, main
+  from dgia_jax import main, run_flags
 
   monkeypatch.chdir(ROOT)
   arguments = ["main", "--config=configs/synth_pedes.py", "--config.loss.weights.global=0.25"]
   monkeypatch.setattr(sys, "argv", arguments)
   try:
-    cli.parse(arguments)
+    run_flags.parse(arguments)
     assert main.FLAGS.config.loss.weights["global"] == 0.25
   finally:
     main.FLAGS.unparse_flags()

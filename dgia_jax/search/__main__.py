@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import tqdm
 
+from dgia_jax import cli
 from dgia_jax.data import images as images_lib
 from dgia_jax.errors import UserError
 from dgia_jax.reporting import contact_sheet
@@ -148,7 +149,7 @@ def _print_answers(asked, answers):
 def parse(argv: Sequence[str] | None):
   """The command line as a namespace with `run_command`, the function to call with it."""
   parser = argparse.ArgumentParser(
-    prog="python -m dgia_jax.search", description=__doc__.split("\n")[0].rstrip(":")
+    prog=cli.program("search"), description=__doc__.split("\n")[0].rstrip(":")
   )
   commands = parser.add_subparsers(required=True)
   making = commands.add_parser("index", help="embed a folder of images, or what is new in it")

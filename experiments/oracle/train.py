@@ -12,7 +12,7 @@ import sys
 
 from absl import flags
 
-from dgia_jax import cli, distributed, sharding
+from dgia_jax import distributed, run_flags, sharding
 from dgia_jax import main as main_lib
 from dgia_jax.errors import UserError
 
@@ -52,7 +52,7 @@ def run():
   """Entry point."""
   flags.DEFINE_enum("oracle", None, ORACLES, "Which true knowledge the run is given.")
   with distributed.failing_together():
-    cli.parse(sys.argv)
+    run_flags.parse(sys.argv)
     found = main_lib.FLAGS
     for name in ("oracle", "config", "workdir"):
       if not getattr(found, name):

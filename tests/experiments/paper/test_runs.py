@@ -7,8 +7,8 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from dgia_jax import cli
 from dgia_jax import config as config_lib
+from dgia_jax import run_flags
 from dgia_jax.errors import UserError
 from experiments.paper import runs, tables
 from tests.helpers import fabricated
@@ -105,7 +105,7 @@ def test_commands_parse_to_the_declared_config(monkeypatch):
   for setting in (*EXPERIMENTS["global"].settings, *EXPERIMENTS["mask_ratio"].settings[:2]):
     run = runs.make_run(chosen, setting, 4)
     assert run.arguments[:2] == ("-m", "dgia_jax.main")
-    command = ["main", *map(cli.with_keywords_quoted, run.arguments[2:])]
+    command = ["main", *map(run_flags.with_keywords_quoted, run.arguments[2:])]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, flag_values=values, lock_config=True)
     flags.DEFINE_string("workdir", None, "", flag_values=values)

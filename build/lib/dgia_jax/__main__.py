@@ -1,0 +1,52 @@
+"""The command `dgia`, also `python -m dgia_jax`:
+
+  dgia train     --config NAME[:variant] --workdir DIR [--config.key=value ...]
+  dgia evaluate  --workdir DIR
+  dgia compile   --config NAME[:variant] --topology v5e:16x16
+  dgia data      check | prepare ...
+  dgia search    index | query | serve ...
+  dgia convert   --run DIR --out FOLDER
+
+`dgia COMMAND --help` describes each of them.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from dgia_jax import __version__, cli
+from dgia_jax.errors import UserError
+
+MODES = ("train", "evaluate", "compile")
+PROGRAMS = {
+  "data": "dgia_jax.data.__main__",
+  "search": "dgia_jax.search.__main__",
+  "convert": "dgia_jax.convert",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Runs a command line and returns its exit code."""
+  arguments = list(sys.argv[1:] if arguments is None else arguments)
+  return cli.run(_dispatch, arguments)
+
+
+def _dispatch(arguments: list[str]) -> int:
+  command = arguments[0] if arguments else "--help"
+  if command in ("-h", "--help", "help"):
+    print(__doc__)
+    return 0
+  if command == "--version":
+    print(f"dgia_jax {__version__}")
+    return 0
+  if command in MODES:
+    from dgia_jax import main as run_main
+
+    return run_main.run([f"dgia {command}", f"--mode={command}", *arguments[1:]])
+  if command in PROGRAMS:
+    return importlib.import_module(PROGRAMS[command]).main(arguments[1:])
+  raise UserError(f"no command {command!r}: choose one of {', '.join((*MODES, *PROGRAMS))}")
+
+
+if __name__ == "__main__":
+  sys.exit(main())

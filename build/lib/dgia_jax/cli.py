@@ -1,0 +1,48 @@
+"""What every program of the package shares: mistakes of the user end in one line on stderr.
+
+A program's `main(argv)` hands its work to `run`, which turns a `UserError` into `error: ...` and
+exit code 2.
+"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from dgia_jax.errors import UserError
+
+
+def run(function: Callable[..., int | None], *args: object, interrupted: str = "stopped") -> int:
+  """Calls a program's function and returns the exit code of the process.
+
+  A `UserError` is printed as one line and gives 2, Ctrl-C prints `interrupted` and gives 130, and
+  None counts as 0. Any other exception is a bug and passes with its traceback.
+  """
+  try:
+    return function(*args) or 0
+  except UserError as error:
+    print(error_line(error), file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print(interrupted, file=sys.stderr)
+    return 130
+
+
+def error_line(error: UserError) -> str:
+  """`error: ...` on one line; control characters, from file names say, are escaped."""
+  text = " ".join(str(error).split())
+  return "error: " + "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def program(command: str) -> str:
+  """How the user starts a command: "dgia data" or "python -m dgia_jax.data"."""
+  prefix = "dgia " if pathlib.Path(sys.argv[0]).name == "dgia" else "python -m dgia_jax."
+  return prefix + command
+
+
+class ArgumentParser(argparse.ArgumentParser):
+  """argparse's parser, with mistakes raised as `UserError`; parse inside `run`."""
+
+  def error(self, message: str) -> NoReturn:
+    raise UserError(f"{message}; see {self.prog} --help")

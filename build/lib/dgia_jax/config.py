@@ -1,0 +1,336 @@
+"""Every setting of a run, with its default, unit and range; and the check for bad combinations.
+
+Defaults are the released recipe on CUHK-PEDES. A file in `configs/` calls `base()` and changes the
+few fields that differ; the command line changes single fields: `--config.batch_size=128`. The
+config is locked: an unknown field stops the run.
+"""
+
+import functools
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from dgia_jax.errors import UserError
+from dgia_jax.method import (
+  global_association,
+  local_association,
+  losses,
+  memory_bank,
+  optimizer,
+)
+
+# Fields that may change between two starts of one run: where and how it runs, not its results.
+RUNTIME_FIELDS = (
+  "mesh", "gradient_accumulation", "log_every_steps", "dataset.data_dir", "dataset.source",
+  "dataset.annotations", "dataset.images", "dataset.workers", "checkpoint", "model.attention",
+  "model.remat", "eval.batch_size", "eval.contact_sheet", "profile",
+)  # fmt: skip
+CHOICES = {
+  "dataset.resize": ("bilinear", "bicubic"),
+  "model.dtype": ("bfloat16", "float32"),
+  "model.attention": ("auto", "cudnn", "written_out"),
+  "loss.itc_reduction": losses.ITC_REDUCTIONS,
+  "local_association.modality": local_association.MODALITIES,
+  "global_association.anchor": memory_bank.ANCHORS,
+  "global_association.loss_over": global_association.LOSS_ROWS,
+  "global_association.exclude": global_association.EXCLUSIONS,
+  "optimizer.lr_update": optimizer.LR_UPDATES,
+  "optimizer.second_moment": optimizer.SECOND_MOMENTS,
+  "eval.select_on": ("val", "test"),
+}
+MAX_SEED = 2**32 - 1  # JAX's random keys drop higher bits
+
+
+def base() -> ConfigDict:
+  """The default config: DGIA as released, on CUHK-PEDES. Returns a locked `ConfigDict`."""
+  config = ConfigDict()
+  config.seed = 0  # for initial weights, order of pairs and distorted views; below 2**32
+  config.batch_size = 64  # pairs in the global batch; divisible by mesh.data x mesh.fsdp
+  config.gradient_accumulation = 1  # parts of a batch encoded one after another; saves memory
+  config.num_epochs = 40  # passes over the training pairs
+  config.eval_every_epochs = 1  # epochs between evaluations; the last is always evaluated
+  config.log_every_steps = 50  # steps between lines of the training log
+  # Initial weights: Hugging Face CLIP folder or hub name, OpenAI .pt, best.pth, or a run's working
+  # directory (its best checkpoint and its vocabulary); "" = from scratch.
+  config.pretrained = ""
+
+  config.mesh = ConfigDict()
+  config.mesh.data = -1  # devices the batch is split over; -1 = all remaining devices
+  config.mesh.fsdp = 1  # devices the batch and the parameters are split over
+  config.mesh.tensor = 1  # devices a layer is split over
+
+  config.dataset = ConfigDict()
+  config.dataset.name = "cuhk_pedes"  # one of dgia_jax.data.datasets.names()
+  config.dataset.data_dir = ""  # of built datasets; "" = $TFDS_DATA_DIR or ~/tensorflow_datasets
+  config.dataset.source = ""  # folder with the dataset as its owners distribute it
+  config.dataset.annotations = ""  # custom: JSON file
+  config.dataset.images = ""  # custom: image folder
+  config.dataset.image_size = (384, 128)  # height, width in pixels
+  # Filter that images are resized with: bilinear (released), bicubic (CLIP's own preprocessing).
+  config.dataset.resize = "bilinear"
+  config.dataset.workers = 8  # processes that decode images; 0 = threads of this process
+  config.dataset.options = ConfigDict()  # settings of the dataset's own builder
+
+  config.tokenizer = ConfigDict()
+  config.tokenizer.name = "openai/clip-vit-base-patch16"  # hub name or folder; "" = own vocabulary
+  config.tokenizer.context_length = 77  # tokens a caption is cut or padded to
+  config.tokenizer.vocab_size = 49408  # of an own vocabulary, at most (name = "")
+
+  config.model = ConfigDict()
+  config.model.name = "vit_b_16"  # a size in dgia_jax.models.dual_encoder.SIZES
+  config.model.dtype = "bfloat16"  # of the encoders' arithmetic: bfloat16 or float32
+  config.model.attention = "auto"  # implementation: auto, cudnn (NVIDIA, bfloat16), written_out
+  config.model.remat = False  # recompute activations in the backward pass to save memory
+
+  config.loss = ConfigDict()
+  config.loss.temperature = 0.02  # tau, divides cosines; > 0
+  config.loss.epsilon = 1e-6  # inside log(q + epsilon)
+  # How image-to-text and text-to-image losses are combined: mean (released code), sum (Eq. 1-2).
+  config.loss.itc_reduction = "mean"
+  config.loss.weights = ConfigDict(
+    {
+      "itc": 1.0,  # contrastive loss; a weight of 0 switches a loss off, at no cost
+      "local": 1.0,  # local association loss, section 3.2
+      "global": 1.0,  # global association loss, section 3.3
+      "consistency": 1.0,  # local association loss on the distorted view, section 3.4
+    }
+  )
+
+  config.local_association = ConfigDict()
+  config.local_association.threshold = 0.7  # theta, cosine, strict
+  config.local_association.relation_label = 0.1  # lambda: label of a mined relation; true pair: 1
+  config.local_association.modality = "both"  # both, image, text (Table 5) or none
+  config.local_association.start_epoch = 1  # first epoch with local and consistency loss, from 1
+
+  config.global_association = ConfigDict()
+  config.global_association.threshold = 0.7  # theta, cosine, strict
+  config.global_association.k = 3  # neighbours an anchor may keep
+  config.global_association.anchor = "image"  # image, text or both: mean cosine (Table 6)
+  config.global_association.loss_over = "all"  # rows of the loss: all (released) or batch (Eq. 13)
+  config.global_association.exclude = "top1"  # drop the best-ranked row (released) or the own: self
+  config.global_association.exclude_same_image = False  # drop rows that hold the anchor's own image
+  config.global_association.start_epoch = 2  # first epoch with this loss, from 2
+
+  # Not in the paper: filters that mine fewer wrong relations, see method/strict_mining.py.
+  config.strict_mining = ConfigDict()
+  config.strict_mining.reciprocal = False  # a neighbour must retrieve the anchor in return
+  config.strict_mining.require_text_match = False  # a neighbour's caption must exceed theta, too
+  # Cosines must also exceed the batch's mean by this many standard deviations; 0 = off.
+  config.strict_mining.local_threshold_num_stds = 0.0
+  # The same for the cosines of global neighbours.
+  config.strict_mining.global_threshold_num_stds = 0.0
+
+  config.bank = ConfigDict()
+  config.bank.update_rate = (
+    0.9  # alpha, weight of the NEW feature in a row, from the second epoch on
+  )
+  config.bank.gated = False  # confidence gate: scale alpha by the cosine of the pair's features
+  config.bank.block_rows = 0  # rows of a shard scored at a time, bounds memory; 0 = by platform
+
+  config.augment = ConfigDict()  # of the distorted view
+  config.augment.flip_prob = 0.5  # probability of mirroring
+  config.augment.padding = 10  # pixels around the image before the random crop
+  config.augment.erase_prob = 0.5  # probability of erasing a rectangle
+  config.augment.erase_area = (0.02, 0.4)  # smallest and largest share of the image
+  config.augment.erase_aspect = (0.3, 3.3)  # smallest and largest height / width
+  config.augment.mask_ratio = 0.5  # probability of masking a word, independently
+  config.augment.mask_first = True  # always mask the first word (released code, by a slip)
+
+  config.optimizer = ConfigDict()
+  config.optimizer.learning_rate = 1e-5  # after the warm-up
+  config.optimizer.warmup_epochs = 5  # linear, from a tenth
+  config.optimizer.lr_update = "epoch"  # set the rate once per epoch (released) or every step
+  config.optimizer.betas = (0.9, 0.999)  # of Adam's two averages
+  config.optimizer.epsilon = 1e-3  # large on purpose: the released code trains float16 weights
+  config.optimizer.weight_decay = 4e-5  # not on biases
+  config.optimizer.decoupled = False  # False: added to the gradient (released); True: AdamW
+  config.optimizer.bias_lr_multiplier = 2.0  # rate of biases, relative to other weights
+  config.optimizer.second_moment = "float32"  # float16 emulates the released code's precision
+
+  config.eval = ConfigDict()
+  config.eval.batch_size = 256  # images or captions embedded at a time, over all devices
+  config.eval.select_on = "val"  # split whose R@1 chooses the best epoch: val or test
+  config.eval.contact_sheet = True  # draw ten test captions with their best images at the end
+
+  config.checkpoint = ConfigDict()
+  config.checkpoint.keep = 2  # newest checkpoints kept, besides the best
+  config.checkpoint.every_steps = 0  # steps between extra saves; 0 = save only after epochs
+
+  config.profile = ConfigDict()
+  config.profile.steps = 0  # steps to profile, written to WORKDIR/profile; 0 = none
+  config.profile.start_step = 10  # first step of the profile, counted from 1
+  return config.lock()
+
+
+def benchmark(name: str) -> ConfigDict:
+  """The released recipe on a benchmark of the paper, from CLIP ViT-B/16."""
+  config = base()
+  config.dataset.name = name
+  config.pretrained = "openai/clip-vit-base-patch16"
+  config.eval.select_on = "test"  # as the paper; results.json also gives the choice by val
+  return config
+
+
+def from_stored(stored: Mapping) -> ConfigDict:
+  """The config that a run's config.json describes, under today's names."""
+  config = base()
+  with config.unlocked():
+    config.update(ConfigDict(_with_tuples(dict(stored))))
+  return config.lock()
+
+
+def _with_tuples(tree: Any) -> Any:
+  """JSON's lists as the tuples that they were."""
+  if isinstance(tree, Mapping):
+    return {key: _with_tuples(value) for key, value in tree.items()}
+  return tuple(tree) if isinstance(tree, list) else tree
+
+
+def paper_equations(config: ConfigDict) -> ConfigDict:
+  """Switches `config`, in place, to the paper's equations where the released code differs."""
+  config.loss.itc_reduction = "sum"  # Eq. 1-2
+  config.global_association.loss_over = "batch"  # Eq. 13
+  config.augment.mask_first = False  # every word is masked with the same probability
+  config.num_epochs = 40
+  return config
+
+
+def beyond_paper(config: ConfigDict) -> ConfigDict:
+  """Switches on, in place, the filters that mine fewer wrong relations (docs/findings.md).
+
+  On both datasets tried, the share of correct global relations nearly doubles at the same cost.
+  R@1 does not rise with it, and falls on one of four splits.
+  """
+  config.strict_mining.require_text_match = True
+  config.strict_mining.reciprocal = True
+  return config
+
+
+def from_scratch(config: ConfigDict) -> ConfigDict:
+  """Switches `config`, in place, to a recipe for tiny towers without pretrained weights, on a CPU.
+
+  At first features mean nothing and nearly all cosines are high, so the temperature is warmer and
+  the losses that need relations start later (`start_epoch`, set by the caller).
+  """
+  config.pretrained = ""
+  config.tokenizer.name = ""
+  config.tokenizer.context_length = 32
+  config.tokenizer.vocab_size = 1024
+  config.dataset.workers = 0
+  config.model.name = "tiny"
+  config.model.dtype = "float32"
+  config.model.remat = True  # as fast here, in less memory: small towers wait for memory
+  config.loss.temperature = 0.05
+  config.batch_size = 128
+  config.augment.padding = 4
+  config.optimizer.learning_rate = 2e-3
+  config.optimizer.warmup_epochs = 1
+  config.optimizer.lr_update = "step"
+  config.optimizer.epsilon = 1e-8
+  config.optimizer.weight_decay = 0.05
+  config.optimizer.decoupled = True
+  config.optimizer.bias_lr_multiplier = 1.0
+  return config
+
+
+def _get(config: ConfigDict, field: str) -> Any:
+  return functools.reduce(lambda group, name: group[name], field.split("."), config)
+
+
+def _numbers(config: ConfigDict, field: str) -> tuple:
+  """The number of a field, or the numbers of a tuple.
+
+  Raises:
+    UserError: for anything else, NaN included.
+  """
+  value = _get(config, field)
+  numbers = value if isinstance(value, tuple) else (value,)
+  if not all(isinstance(n, int | float) and not math.isnan(n) for n in numbers):
+    raise UserError(f"config.{field}={value!r}: give a number")
+  return numbers
+
+
+def _check_positive(config: ConfigDict, fields: Iterable[str]) -> None:
+  for field in fields:
+    (number,) = _numbers(config, field)
+    if not 0 < number < math.inf:
+      raise UserError(f"config.{field}={number}: must be positive")
+
+
+def _check_range(config: ConfigDict, field: str, low: float, high: float) -> None:
+  if not all(low <= number <= high for number in _numbers(config, field)):
+    raise UserError(f"config.{field}={_get(config, field)}: must lie in [{low}, {high}]")
+
+
+def _check_smallest_and_largest(config: ConfigDict, field: str) -> None:
+  values = _numbers(config, field)
+  if len(values) != 2 or values[0] > values[1]:
+    raise UserError(f"config.{field}={_get(config, field)}: give the smallest and the largest")
+  if values[0] <= 0:  # sizes are drawn on a logarithmic scale
+    raise UserError(f"config.{field}={_get(config, field)}: the smallest must be above 0")
+
+
+def check(config: ConfigDict) -> None:
+  """Finds values and combinations that cannot work.
+
+  Raises:
+    UserError: for the first one, in one line that names the field and how to correct it.
+  """
+  _check_positive(
+    config,
+    ("batch_size", "gradient_accumulation", "num_epochs", "eval_every_epochs", "log_every_steps",
+     "loss.temperature", "global_association.k", "eval.batch_size", "checkpoint.keep",
+     "tokenizer.context_length", "optimizer.learning_rate"),
+  )  # fmt: skip
+  for field, choices in CHOICES.items():
+    if _get(config, field) not in choices:
+      raise UserError(f"config.{field}={_get(config, field)!r}: choose one of {', '.join(choices)}")
+  size = config.dataset.image_size
+  if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+    raise UserError(f"config.dataset.image_size={size}: give (height, width)")
+  weights = [_numbers(config, f"loss.weights.{name}")[0] for name in config.loss.weights]
+  if min(weights) < 0 or not any(weights):
+    raise UserError("config.loss.weights: none may be negative and one must be above 0")
+  if config.global_association.start_epoch < 2 and config.loss.weights["global"]:
+    raise UserError(
+      f"config.global_association.start_epoch={config.global_association.start_epoch}: "
+      "the bank is filled during epoch 1, so the global loss can start in epoch 2 at the earliest"
+    )
+  for field in ("bank.update_rate", "augment.flip_prob", "augment.erase_prob",
+                "augment.mask_ratio", "augment.erase_area", "optimizer.betas"):  # fmt: skip
+    _check_range(config, field, 0, 1)
+  for field in ("dataset.workers", "augment.padding", "augment.erase_aspect",
+                "checkpoint.every_steps", "profile.steps", "profile.start_step",
+                "bank.block_rows", "optimizer.warmup_epochs",
+                "strict_mining.local_threshold_num_stds",
+                "strict_mining.global_threshold_num_stds", "optimizer.weight_decay",
+                "optimizer.epsilon", "loss.epsilon"):  # fmt: skip
+    _check_range(config, field, 0, math.inf)
+  _check_range(config, "seed", 0, MAX_SEED)
+  for field in ("augment.erase_area", "augment.erase_aspect"):
+    _check_smallest_and_largest(config, field)
+  if len(config.optimizer.betas) != 2:
+    raise UserError(f"config.optimizer.betas={config.optimizer.betas}: give two numbers")
+
+
+def differences(config: Mapping | ConfigDict, other: Mapping | ConfigDict) -> list[str]:
+  """Dotted names of the fields in which two configs differ, without `RUNTIME_FIELDS`, sorted.
+
+  A field that one of them lacks, because an earlier release wrote it, has its default value.
+  """
+
+  def flatten(tree, prefix=""):
+    for key, value in tree.items():
+      name = f"{prefix}{key}"
+      if isinstance(value, dict | ConfigDict):
+        yield from flatten(value, f"{name}.")
+      else:
+        yield name, list(value) if isinstance(value, tuple | list) else value
+
+  defaults = dict(flatten(base()))
+  left, right = defaults | dict(flatten(config)), defaults | dict(flatten(other))
+  is_runtime = lambda name: any(name == f or name.startswith(f + ".") for f in RUNTIME_FIELDS)
+  names = {name for name in left.keys() | right.keys() if left.get(name) != right.get(name)}
+  return sorted(name for name in names if not is_runtime(name))

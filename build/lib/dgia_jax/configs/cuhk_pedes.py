@@ -1,0 +1,27 @@
+"""CUHK-PEDES with CLIP ViT-B/16 at 384 x 128: the released recipe.
+
+  python -m dgia_jax.main --config cuhk_pedes --workdir runs/cuhk_pedes \\
+      --config.dataset.source=FOLDER/CUHK-PEDES
+
+Variants: `:paper` follows the paper's equations where the released code differs from them; `:plus`
+mines fewer wrong relations (docs/findings.md).
+Expected (the paper, best test epoch): R@1 73.06, R@5 89.21, R@10 93.44, mAP 64.88, mINP 48.15.
+Not yet run with this code: only their owners distribute the dataset and CLIP's weights.
+"""
+
+from ml_collections import ConfigDict
+
+from dgia_jax import config as config_lib
+from dgia_jax.errors import UserError
+
+
+def get_config(variant: str = "") -> ConfigDict:
+  """The config of a variant: "" (released code), "paper" or "plus"."""
+  config = config_lib.benchmark("cuhk_pedes")
+  if variant == "paper":
+    config_lib.paper_equations(config)
+  elif variant == "plus":
+    config_lib.beyond_paper(config)
+  elif variant:
+    raise UserError(f"configs/cuhk_pedes.py has no variant {variant!r}: use none, :paper or :plus")
+  return config

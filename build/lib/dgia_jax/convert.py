@@ -1,0 +1,162 @@
+"""Exports a trained run as a Hugging Face CLIP folder, for use with transformers:
+
+  python -m dgia_jax.convert --run runs/demo --out FOLDER
+
+The folder holds config.json, model.safetensors, preprocessor_config.json, the tokenizer's files and
+a model card, README.md:
+
+  model = transformers.CLIPModel.from_pretrained(FOLDER)
+  processor = transformers.CLIPProcessor.from_pretrained(FOLDER)
+  inputs = processor(
+    text=captions, images=images, padding=True, truncation=True, return_tensors="pt"
+  )
+  model(**inputs, interpolate_pos_encoding=True)  # oblong images need the flag
+
+`--config.pretrained=FOLDER` starts a new run from it.
+"""
+
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import tokenizers
+
+from dgia_jax import cli, files, user_files
+from dgia_jax.data import tokenizer as tokenizer_lib
+from dgia_jax.errors import UserError
+from dgia_jax.models import pretrained
+from dgia_jax.reporting import model_card
+from dgia_jax.training import checkpoint
+from dgia_jax.training import workdir as workdir_lib
+
+CARD = "README.md"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+def convert(run: pathlib.Path | str, out: pathlib.Path | str, choice: str = "best") -> str:
+  """Writes the weights, sizes and tokenizer of a run to a folder.
+
+  Args:
+    run: the folder of the run; nothing changes there.
+    out: the folder to write; files of an earlier conversion are replaced.
+    choice: "best" or "last" checkpoint.
+
+  Returns:
+    A summary for the user.
+
+  Raises:
+    UserError: `run` is no run or has no complete checkpoint, or `out` cannot be written or holds
+      files of a run.
+  """
+  run, out = pathlib.Path(run), pathlib.Path(out)
+  config = workdir_lib.read_config(run)
+  _check_out(out)
+  step, params = checkpoint.restore_params(run, choice)
+  image_size = tuple(config["dataset"]["image_size"])
+  try:
+    pretrained.write_folder(
+      out,
+      params,
+      image_size=image_size,
+      temperature=config["loss"]["temperature"],
+      # Runs that do not name the filter are older than the setting.
+      resize=config["dataset"].get("resize", "bicubic"),
+    )
+    tokenizer_summary = _write_tokenizer(run, config["tokenizer"], out)
+    files.write_text(out / CARD, str(_card(run, config, step, params)))
+  except OSError as error:
+    raise UserError(f"--out={out}: cannot be written ({error}); choose another") from error
+  lines = [f"wrote step {step:,} of {run} to {out}", tokenizer_summary]
+  if image_size[0] != image_size[1]:
+    lines.append("its images are oblong: pass interpolate_pos_encoding=True to get_image_features")
+  return "\n".join(lines)
+
+
+def _check_out(out: pathlib.Path) -> None:
+  """Raises UserError if the new files would mix with, or replace, those of a run."""
+  try:
+    resolved = out.resolve()
+    if _is_run(resolved):
+      raise UserError(f"--out={out} holds a run, whose files would be replaced; choose another")
+    for folder in resolved.parents:
+      if _is_run(folder):
+        part = folder / resolved.relative_to(folder).parts[0]
+        if part.exists() and not (part / "model.safetensors").exists():
+          raise UserError(f"--out={out} is a part of the run {folder}; choose a new folder")
+  except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+    raise UserError(f"--out={out}: cannot be read ({error}); choose another") from error
+
+
+def _is_run(folder: pathlib.Path) -> bool:
+  """Whether a folder is a run's, also if its config.json is damaged."""
+  has_both = workdir_lib.is_claimed(folder) and (folder / checkpoint.FOLDER).exists()
+  return has_both or workdir_lib.is_run(folder)
+
+
+def _card(
+  run: pathlib.Path, config: Mapping[str, Any], step: int, params: Mapping[str, Any]
+) -> model_card.ModelCard:
+  """Creates the model card, with the scores of the run if it has been evaluated."""
+  path = run / workdir_lib.RESULTS
+  results = user_files.read_json(path, "--run") if path.exists() else None
+  return model_card.create(
+    config,
+    step=step,
+    num_parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
+    feature_width=params["image"]["projection"].shape[1],
+    context_length=params["text"]["position_embedding"].shape[0],
+    results=results,
+  )
+
+
+def _write_tokenizer(run: pathlib.Path, settings: Mapping[str, Any], out: pathlib.Path) -> str:
+  """Writes the tokenizer for transformers if its vocabulary can be found; returns a summary."""
+  try:
+    if settings["name"]:
+      tokenizer = tokenizer_lib.pretrained_tokenizer(settings["name"], settings["context_length"])
+    else:
+      tokenizer = tokenizer_lib.load_tokenizer(run / workdir_lib.TOKENIZER)
+  except UserError as error:
+    for name in _TOKENIZER_FILES:  # of an earlier conversion to the same folder
+      (out / name).unlink(missing_ok=True)
+    return f"without a tokenizer: {error}"
+  tokenizer.save(out)
+  path, config_path = (out / name for name in _TOKENIZER_FILES)
+  backend = tokenizers.Tokenizer.from_file(str(path))
+  # Our encoder lower-cases before it calls the backend; transformers has only the backend.
+  backend.normalizer = tokenizers.normalizers.Lowercase()
+  backend.save(str(path))
+  files.write_json(
+    config_path,
+    {
+      "tokenizer_class": "PreTrainedTokenizerFast",
+      "model_max_length": tokenizer.context_length,
+      "pad_token": backend.id_to_token(tokenizer.pad_id),
+      "model_input_names": ["input_ids"],  # causal attention needs no mask for the padding
+    },
+  )
+  return "with its tokenizer"
+
+
+def _run(argv: Sequence[str] | None) -> None:
+  parser = cli.ArgumentParser(
+    prog=cli.program("convert"), description=(__doc__ or "").split("\n")[0]
+  )
+  parser.add_argument("--run", required=True, help="folder of the run, its --workdir")
+  parser.add_argument("--out", required=True, help="folder to write")
+  parser.add_argument(
+    "--checkpoint", choices=("best", "last"), default="best", help="which one (default: best)"
+  )
+  arguments = parser.parse_args(argv)
+  print(convert(arguments.run, arguments.out, arguments.checkpoint))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs a command line and returns its exit code."""
+  return cli.run(_run, argv)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,1 @@
+"""Datasets: builders, the table of (image, caption) pairs, tokenizers and the input pipeline."""

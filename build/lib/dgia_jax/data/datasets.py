@@ -1,0 +1,150 @@
+"""Datasets by name: from the settings of a config to a built dataset, ready to be read.
+
+Builders are imported on use, so that a package missing for one dataset does not affect another.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from absl import logging
+
+from dgia_jax.data import catalog
+from dgia_jax.errors import UserError
+
+
+def names() -> tuple[str, ...]:
+  """All datasets: the embedded one, and those in `catalog.LAYOUTS`."""
+  return ("synth_pedes", *catalog.LAYOUTS)
+
+
+def load_builder(
+  name: str,
+  *,
+  data_dir: str = "",
+  source: str = "",
+  annotations: str = "",
+  images: str = "",
+  image_size: tuple[int, int] | None = None,
+  **options: Any,
+) -> Any:
+  """Returns the TFDS reader of a dataset, which is built first if it is absent.
+
+  Args:
+    name: one of `names()`.
+    data_dir: root of the built datasets; "" = $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    source: the folder with the dataset's files. "" = use the build in `data_dir`, if only one
+      matches.
+    annotations, images: the JSON file and the image folder, for `custom` or an unusual layout.
+    image_size: (height, width) in pixels at which synth_pedes is drawn. Image files are stored as
+      they are, and resized when they are read.
+    **options: of the builder. For the person datasets `holdout` (number of train people to move to
+      val), `skip_unreadable` and `workers`, see `tfds_builder.build`; for synth_pedes its settings.
+
+  Returns:
+    A `tfds.core.DatasetBuilder` with the splits "train", "val" and "test" that exist.
+
+  Raises:
+    UserError: unknown name or option, missing or faulty files.
+  """
+  check_name(name)
+  data_dir = resolved_data_dir(data_dir)
+  if name == "synth_pedes":
+    return _load_synth_pedes(data_dir, image_size, options)
+  options = _person_search_options(name, options)
+  files = {"source": source, "annotations": annotations, "images": images}
+  if any(files.values()):
+    builder = _load_from_files(name, data_dir, files, options)
+  else:
+    builder = _load_built(name, data_dir, options)
+  skipped = builder.info.metadata["skipped"]
+  if skipped:
+    logging.warning(
+      "%s was built without %d images that could not be read, such as %s",
+      name,
+      len(skipped),
+      skipped[0],
+    )
+  return builder
+
+
+def check_name(name: str) -> None:
+  """Raises UserError unless `name` is a known dataset."""
+  if name not in names():
+    raise UserError(f"no dataset {name!r}: the datasets are {', '.join(names())}")
+
+
+def resolved_data_dir(data_dir: str) -> str:
+  """The absolute path of the root of built datasets."""
+  data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+  return os.path.abspath(os.path.expanduser(data_dir))
+
+
+def prepare_command(
+  name: str, data_dir: str, holdout: int = 0, files: Mapping[str, str] | None = None
+) -> str:
+  """The command line that builds a dataset of image files."""
+  given = {flag: value for flag, value in (files or {}).items() if value} or {"source": "FOLDER"}
+  flags = {**given, "data_dir": data_dir}
+  if holdout:
+    flags["holdout"] = holdout
+  arguments = " ".join(f"--{flag} {value}" for flag, value in flags.items())
+  return f"python -m dgia_jax.data prepare {name} {arguments}"
+
+
+def _person_search_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+  """The options with their defaults; raises UserError for an unknown or impossible one."""
+  defaults = dict(holdout=0, skip_unreadable=False, workers=0)
+  for option in options:
+    if option not in defaults:
+      raise UserError(f"{name} has no option {option!r}: choose from {', '.join(defaults)}")
+  merged = {**defaults, **options}
+  if isinstance(merged["holdout"], bool) or merged["holdout"] < 0:
+    raise UserError(f"holdout={merged['holdout']!r}: give a number of train people, 0 for none")
+  return merged
+
+
+def _load_from_files(
+  name: str, data_dir: str, files: Mapping[str, str], options: Mapping[str, Any]
+) -> Any:
+  from dgia_jax.data import dataset_files, tfds_builder
+
+  try:
+    opened = dataset_files.open_dataset(name, **files)
+  except UserError as error:
+    command = prepare_command(name, data_dir, options["holdout"], files)
+    raise UserError(f"{error}. Then: {command}") from error
+  return tfds_builder.build(opened, data_dir=data_dir, **options)
+
+
+def _load_built(name: str, data_dir: str, options: Mapping[str, Any]) -> Any:
+  import tensorflow_datasets as tfds
+
+  from dgia_jax.data import tfds_builder
+
+  built = tfds_builder.find_built(name, data_dir=data_dir, holdout=options["holdout"])
+  if len(built) > 1:
+    raise UserError(
+      f"{name}: {len(built)} builds from different files in {data_dir} "
+      f"({', '.join(os.path.basename(os.path.dirname(path)) for path in built)}): "
+      "give source to say which, or delete the others"
+    )
+  if not built:
+    command = prepare_command(name, data_dir, options["holdout"])
+    raise UserError(
+      f"{name} is not built in {data_dir} with these settings: set source to the folder of its "
+      f"files, or build it: {command}"
+    )
+  return tfds.builder_from_directory(built[0])
+
+
+def _load_synth_pedes(
+  data_dir: str, image_size: tuple[int, int] | None, options: Mapping[str, Any]
+) -> Any:
+  from dgia_jax.data import locked_build
+  from dgia_jax.data.synth_pedes import builder as synth_pedes
+
+  size = dict(zip(("height", "width"), image_size or (), strict=False))
+  with locked_build.quiet_tfds():
+    builder = synth_pedes.make_builder(data_dir=data_dir, **size, **options)
+  return locked_build.prepare(builder)

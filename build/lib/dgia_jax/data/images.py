@@ -1,0 +1,160 @@
+"""Image files to pixels: upright 8-bit RGB, squeezed to the model's size.
+
+Training, evaluation and search all resize here, so an image has the same pixels everywhere. A
+file that cannot be decoded raises `UnreadableImageError`, whatever its decoder raised; the caller
+decides whether to stop or to skip it.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import io
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image, ImageOps
+
+# Names of `dataset.resize`. Both filters are Pillow's, antialiased, on 8-bit pixels.
+RESIZE_FILTERS = {
+  "bilinear": Image.Resampling.BILINEAR,  # the released DGIA code
+  "bicubic": Image.Resampling.BICUBIC,  # CLIP's own preprocessing
+}
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class UnreadableImageError(Exception):
+  """An image that cannot be decoded: its path and the decoder's reason."""
+
+  def __init__(self, path: str, reason: str):
+    super().__init__(f"{path}: {reason}")
+    self.path, self.reason = path, reason
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFacts:
+  """Size in pixels and PIL mode of a file, as stored."""
+
+  width: int
+  height: int
+  mode: str
+
+
+def read_bytes(path: pathlib.Path | str) -> bytes:
+  """Returns the content of an image file. Raises UnreadableImageError."""
+  try:
+    content = pathlib.Path(path).read_bytes()
+  except OSError as error:
+    raise UnreadableImageError(str(path), error.strerror or str(error)) from error
+  if not content:
+    raise UnreadableImageError(str(path), "the file is empty")
+  return content
+
+
+def decode(content: bytes, path: pathlib.Path | str) -> Image.Image:
+  """Decodes the content of a file to an upright RGB image.
+
+  Raises:
+    UnreadableImageError: naming `path`, when the content cannot be decoded.
+  """
+  with _opened(content, path) as image:
+    return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def read_rgb(path: pathlib.Path | str) -> Image.Image:
+  """Reads and decodes a file; see `decode`. Raises UnreadableImageError."""
+  return decode(read_bytes(path), path)
+
+
+def inspect(path: pathlib.Path | str) -> ImageFacts:
+  """Decodes a file completely and describes it. Raises UnreadableImageError."""
+  with _opened(read_bytes(path), path) as image:
+    image.load()
+    return ImageFacts(image.width, image.height, image.mode)
+
+
+def resized(image: Image.Image, image_size: tuple[int, int], resize: str) -> np.ndarray:
+  """Squeezes a whole RGB image to (height, width) pixels, as is usual in person retrieval.
+
+  Cropping instead would cut off heads or shoes.
+
+  Args:
+    image: an RGB image.
+    image_size: (height, width); an image of this size keeps its pixels.
+    resize: a key of `RESIZE_FILTERS`.
+
+  Returns:
+    uint8 (height, width, 3).
+  """
+  height, width = image_size
+  return np.asarray(image.resize((width, height), RESIZE_FILTERS[resize]))
+
+
+def read_resized(path: pathlib.Path | str, image_size: tuple[int, int], resize: str) -> np.ndarray:
+  """Reads, decodes and resizes a file; see `resized`. Raises UnreadableImageError."""
+  return resized(read_rgb(path), image_size, resize)
+
+
+def ordered_map(
+  function: Callable[[Item], Result], items: Iterable[Item], workers: int
+) -> Iterator[Result]:
+  """`map` on threads, results in order.
+
+  Decoders and hashes release the interpreter lock. At most 4 results per thread are kept waiting.
+
+  Args:
+    function: called in the threads.
+    items: consumed a little ahead of the results.
+    workers: threads; 0 for one per core, at most 16.
+  """
+  workers = workers or min(16, os.cpu_count() or 1)
+  with futures.ThreadPoolExecutor(workers) as pool:
+    pending = collections.deque()
+    try:
+      for item in items:
+        pending.append(pool.submit(function, item))
+        if len(pending) > 4 * workers:
+          yield pending.popleft().result()
+      while pending:
+        yield pending.popleft().result()
+    finally:
+      for future in pending:
+        future.cancel()
+
+
+@contextlib.contextmanager
+def _opened(content: bytes, path: pathlib.Path | str) -> Iterator[Image.Image]:
+  """Opens an image; any exception of its decoder becomes an UnreadableImageError."""
+  try:
+    with Image.open(io.BytesIO(content)) as image:
+      yield image
+  except MemoryError:
+    raise
+  except Exception as error:
+    # Decoders of damaged files raise almost anything: OSError, SyntaxError, struct.error, ...
+    unknown = isinstance(error, Image.UnidentifiedImageError)
+    reason = "not an image in a known format" if unknown else str(error) or type(error).__name__
+    raise UnreadableImageError(str(path), " ".join(reason.split())) from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+  if image.mode.startswith("I;16"):
+    return _deep_to_rgb(image, white=65535.0)
+  if image.mode in ("I", "F"):
+    brightest = float(np.asarray(image).max())
+    ranges = (1.0, 255.0, 65535.0)
+    return _deep_to_rgb(image, white=next((w for w in ranges if brightest <= w), brightest))
+  if image.mode == "P" and "transparency" in image.info:
+    image = image.convert("RGBA")  # PIL warns when a transparent palette is converted directly
+  return image.convert("RGB")
+
+
+def _deep_to_rgb(image: Image.Image, white: float) -> Image.Image:
+  """Scales deep grayscale so that `white` becomes 255; PIL would clip values above 255."""
+  gray_HxW = np.asarray(image, np.float32) * (255.0 / white)
+  return Image.fromarray(np.clip(np.rint(gray_HxW), 0, 255).astype(np.uint8)).convert("RGB")

@@ -1,0 +1,287 @@
+"""Captions to token ids: with CLIP's vocabulary, another published one, or one of their own.
+
+All of them use the same special ids, because the text tower finds the end of a caption as the
+highest id in it. V is the size of the embedding table:
+
+    0            padding (in CLIP's vocabulary also "!" before another sign; it is never masked)
+    1 ... V-4    ordinary tokens, which the distorted view may mask
+    V-3          the mask; in CLIP's vocabulary its last token, "jekyll", gives up this id, and the
+                 word is spelled from smaller tokens instead
+    V-2, V-1     start and end of a caption
+
+The text of a caption never produces the last three ids: "<|endoftext|>" typed in a caption is
+ordinary text. (The released tokenizer obeys such text, which moves the end of the caption, and
+fails on "jekyll".) We read CLIP's files ourselves and let `tokenizers` merge, because the mask
+needs an id inside CLIP's table.
+"""
+
+import gzip
+import html
+import json
+import pathlib
+import zlib
+from collections.abc import Sequence
+
+import ftfy
+import numpy as np
+import tokenizers
+from tokenizers import models, pre_tokenizers, processors, trainers
+
+from dgia_jax import files, hub
+from dgia_jax.errors import UserError
+
+# A caption is cut into contractions, words, single digits and runs of other signs.
+_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+_CLIP_START, _CLIP_END = "<|startoftext|>", "<|endoftext|>"
+_CLIP_FILES = ("vocab.json", "merges.txt")
+_CLIP_NUM_MERGES = 49152 - 256 - 2  # the merges CLIP uses, of those listed in its own file
+_FILE = "tokenizer.json"
+# On the hub: CLIP's files, or what transformers needs for another tokenizer.
+_HUB_FILES = (_CLIP_FILES, (_FILE,), ("vocab.txt", "tokenizer_config.json"))
+
+Merges = list[tuple[str, ...]]
+
+
+class Tokenizer:
+  """Encodes captions to a fixed length; see the module docstring for the ids.
+
+  Attributes:
+    context_length: L, number of ids per caption, start and end included.
+    vocab_size: V, number of rows of an embedding table.
+    pad_id, mask_id, start_id, end_id: the special ids; maskable ids are 0 < id < mask_id.
+  """
+
+  def __init__(self, backend: tokenizers.Tokenizer):
+    """Wraps a backend whose model holds the ordinary tokens and whose settings fix L."""
+    self._backend = backend
+    self.context_length = backend.truncation["max_length"]
+    self.pad_id = 0
+    self.mask_id = backend.get_vocab_size()
+    self.start_id = self.mask_id + 1
+    self.end_id = self.mask_id + 2
+    self.vocab_size = self.mask_id + 3
+
+  def encode(self, captions: Sequence[str]) -> np.ndarray:
+    """Returns int32 (len(captions), L): start, tokens, end, then padding.
+
+    A caption that is too long keeps its first L - 2 tokens; its last id is still the end.
+    """
+    encodings = self._backend.encode_batch_fast([_clean(caption) for caption in captions])
+    ids = np.array([encoding.ids for encoding in encodings], np.int32)
+    return ids.reshape(len(captions), self.context_length)
+
+  def save(self, folder: pathlib.Path | str) -> None:
+    """Writes `tokenizer.json` to the folder, which is created if absent."""
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_text(folder / _FILE, self._backend.to_str(pretty=True))
+
+
+def load_tokenizer(folder: pathlib.Path | str) -> Tokenizer:
+  """Reads the file that `Tokenizer.save` wrote; raises UserError if it is missing."""
+  path = pathlib.Path(folder) / _FILE
+  if not path.is_file():
+    raise UserError(f"{path} is missing: the folder holds no saved tokenizer")
+  backend = tokenizers.Tokenizer.from_file(str(path))
+  if backend.truncation is None or backend.post_processor is None:
+    raise UserError(f"{path} was not saved by dgia_jax: it does not fix a context length")
+  return Tokenizer(backend)
+
+
+def folder_tokenizer(folder: pathlib.Path | str, context_length: int) -> Tokenizer:
+  """The tokenizer in the folder of a model: the file of `Tokenizer.save`, or published files.
+
+  Raises:
+    UserError: the folder holds neither.
+  """
+  post_processor = _read_json(pathlib.Path(folder) / _FILE).get("post_processor") or {}
+  if "<start>" in post_processor.get("special_tokens", {}):
+    return load_tokenizer(folder)
+  return pretrained_tokenizer(str(folder), context_length)
+
+
+def pretrained_tokenizer(name: str, context_length: int = 77) -> Tokenizer:
+  """A published tokenizer: CLIP's, or any that transformers reads.
+
+  Args:
+    name: a folder, CLIP's own `bpe_simple_vocab_16e6.txt.gz`, or a model on the Hugging Face hub
+      such as "openai/clip-vit-base-patch16", which is looked up in the local cache first.
+    context_length: L, ids per caption, at least 3.
+
+  Raises:
+    UserError: no tokenizer can be reached under this name, or its files are damaged.
+  """
+  path = pathlib.Path(name).expanduser()
+  if not path.exists():
+    path = hub.fetch(
+      name,
+      *_HUB_FILES,
+      setting="tokenizer.name",
+      mend=f"give a folder with {' and '.join(_CLIP_FILES)}, or bpe_simple_vocab_16e6.txt.gz",
+    )
+  if path.is_file() or _is_clip(path):
+    return clip_tokenizer(path, context_length)
+  return _transformers_tokenizer(path, context_length)
+
+
+def train_tokenizer(captions: Sequence[str], context_length: int, vocab_size: int) -> Tokenizer:
+  """Learns a small vocabulary from the training captions; equal captions give equal ids.
+
+  It learns byte pairs rather than whole words. A frequent word still gets its own token, so masking
+  hides words as with CLIP; a typing error or a new word is spelled from known tokens, so that no
+  unknown token is needed. A token that starts a word begins with a space, unlike CLIP's, which mark
+  the end of a word: the trainer numbers letters with an end mark in random order.
+
+  Args:
+    captions: the training captions.
+    context_length: L, ids per caption, at least 3.
+    vocab_size: upper limit of V, at least 260 (256 bytes and 4 special ids). V is smaller if too
+      few pairs occur twice; read `Tokenizer.vocab_size`.
+  """
+  if vocab_size < 260:
+    raise UserError(f"tokenizer.vocab_size={vocab_size} is too small: use at least 260")
+  trainer = trainers.BpeTrainer(
+    vocab_size=vocab_size - 3,
+    min_frequency=2,
+    special_tokens=["<pad>"],
+    initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    show_progress=False,
+  )
+  learner = tokenizers.Tokenizer(models.BPE())
+  learner.pre_tokenizer = _word_splitter(mark_word_start=True)
+  learner.train_from_iterator((_clean(caption) for caption in captions), trainer)
+  # Only the model is kept: the trainer also registers "<pad>" as text to look for in captions.
+  backend = tokenizers.Tokenizer(learner.model)
+  backend.pre_tokenizer = _word_splitter(mark_word_start=True)
+  return _with_special_ids(backend, context_length)
+
+
+def clip_tokenizer(path: pathlib.Path | str, context_length: int = 77) -> Tokenizer:
+  """CLIP's tokenizer (V = 49408), always lower-casing.
+
+  Args:
+    path: a folder with `vocab.json` and `merges.txt` (or only `tokenizer.json`), or CLIP's own
+      `bpe_simple_vocab_16e6.txt.gz`.
+    context_length: L, ids per caption, at least 3.
+
+  Raises:
+    UserError: the files are missing or damaged, or are not CLIP's.
+  """
+  path = pathlib.Path(path)
+  vocab, merges = _read_clip_bpe(path) if path.is_file() else _read_folder(path)
+  tokens = sorted(vocab, key=vocab.get)
+  if (
+    [vocab[token] for token in tokens] != list(range(len(tokens)))
+    or tokens[-2:] != [_CLIP_START, _CLIP_END]
+    or any(tokens[-3] in pair for pair in merges)
+    # `tokenizers` panics, rather than raises, when a merge involves an unknown token.
+    or not all(len(pair) == 2 and {*pair, "".join(pair)} <= vocab.keys() for pair in merges)
+  ):
+    raise UserError(
+      f"tokenizer.name: {path} is not a CLIP vocabulary: its merges must use known tokens only,"
+      f" and it must end with a token that no merge uses, {_CLIP_START} and {_CLIP_END}"
+    )
+  model = models.BPE(
+    vocab={token: vocab[token] for token in tokens[:-3]},
+    merges=[pair for pair in merges if "".join(pair) != tokens[-3]],
+    end_of_word_suffix="</w>",
+  )
+  backend = tokenizers.Tokenizer(model)
+  backend.pre_tokenizer = _word_splitter(mark_word_start=False)
+  return _with_special_ids(backend, context_length)
+
+
+def _transformers_tokenizer(folder: pathlib.Path, context_length: int) -> Tokenizer:
+  """Any tokenizer that transformers reads; its own special tokens count as ordinary ones."""
+  # Imported on use: that takes seconds, and CLIP's tokenizer needs no transformers.
+  import transformers
+
+  try:
+    reader = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    backend = tokenizers.Tokenizer.from_str(reader.backend_tokenizer.to_str())
+  except Exception as error:  # transformers raises almost anything on files it cannot use
+    reason = str(error).strip().split("\n")[0]
+    raise UserError(
+      f"tokenizer.name: {folder} holds neither {' and '.join(_CLIP_FILES)} nor {_FILE} of a"
+      f" tokenizer that transformers reads ({reason})"
+    ) from error
+  return _with_special_ids(backend, context_length)
+
+
+def _clean(caption: str) -> str:
+  """Repairs broken characters, resolves HTML (also when escaped twice), one space, lower case."""
+  text = html.unescape(html.unescape(ftfy.fix_text(caption)))
+  return " ".join(text.split()).lower()
+
+
+def _word_splitter(mark_word_start: bool) -> pre_tokenizers.PreTokenizer:
+  return pre_tokenizers.Sequence(
+    [
+      pre_tokenizers.Split(tokenizers.Regex(_WORDS), behavior="removed", invert=True),
+      pre_tokenizers.ByteLevel(add_prefix_space=mark_word_start, use_regex=False),
+    ]
+  )
+
+
+def _with_special_ids(backend: tokenizers.Tokenizer, context_length: int) -> Tokenizer:
+  """Puts mask, start and end above the backend's own ids; cuts and pads to `context_length`."""
+  if context_length < 3:
+    raise UserError(f"tokenizer.context_length={context_length} leaves no room for a token: use 3+")
+  size = backend.get_vocab_size()
+  backend.post_processor = processors.TemplateProcessing(
+    single="<start> $A <end>", special_tokens=[("<start>", size + 1), ("<end>", size + 2)]
+  )
+  backend.enable_truncation(context_length)
+  backend.enable_padding(length=context_length, pad_id=0, pad_token=backend.id_to_token(0))
+  return Tokenizer(backend)
+
+
+def _is_clip(folder: pathlib.Path) -> bool:
+  """Whether the vocabulary in a folder has CLIP's start token."""
+  vocab = _read_json(folder / _CLIP_FILES[0])
+  if not (folder / _CLIP_FILES[1]).is_file():
+    model = _read_json(folder / _FILE).get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else {}
+  return isinstance(vocab, dict) and _CLIP_START in vocab
+
+
+def _read_json(path: pathlib.Path) -> dict:
+  """The JSON object in a file; {} if the file is missing, damaged, or holds something else."""
+  try:
+    content = json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError):
+    return {}
+  return content if isinstance(content, dict) else {}
+
+
+def _read_folder(folder: pathlib.Path) -> tuple[dict[str, int], Merges]:
+  """CLIP's vocabulary and merges from a folder as the hub stores it."""
+  vocab_path, merges_path = (folder / file for file in _CLIP_FILES)
+  try:
+    if vocab_path.is_file() and merges_path.is_file():
+      lines = merges_path.read_text(encoding="utf-8").split("\n")
+      pairs = [line for line in lines if line.strip() and not line.startswith("#version")]
+      vocab = json.loads(vocab_path.read_text(encoding="utf-8"))
+    else:
+      content = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+      vocab, pairs = content["model"]["vocab"], content["model"]["merges"]
+  except FileNotFoundError as error:
+    names = " and ".join(_CLIP_FILES)
+    raise UserError(f"tokenizer.name: {folder} holds neither {names} nor {_FILE}") from error
+  except (ValueError, KeyError) as error:
+    raise UserError(f"tokenizer.name: a file in {folder} can't be read ({error!r})") from error
+  return vocab, [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in pairs]
+
+
+def _read_clip_bpe(path: pathlib.Path) -> tuple[dict[str, int], Merges]:
+  """The same from CLIP's own file, which lists only merges; ids follow from their order."""
+  try:
+    lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
+  except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+    raise UserError(f"tokenizer.name: {path} is not bpe_simple_vocab_16e6.txt.gz") from error
+  merges = [tuple(line.split(" ")) for line in lines[1 : _CLIP_NUM_MERGES + 1]]
+  # CLIP numbers bytes that have a printable character first, and the other bytes after them.
+  letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+  tokens = letters + [letter + "</w>" for letter in letters]
+  tokens += ["".join(pair) for pair in merges] + [_CLIP_START, _CLIP_END]
+  return {token: number for number, token in enumerate(tokens)}, merges

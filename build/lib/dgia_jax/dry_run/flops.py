@@ -1,0 +1,96 @@
+"""How much arithmetic a training step needs, counted by hand, and how much a chip can do.
+
+A multiply-add counts as two operations. Only matrix products are counted: everything else (norms,
+softmax, activations, the optimiser) is under 2 % of a step and does not run on the units that a
+chip's peak describes. What the model must compute is counted, not what a program happens to do:
+rematerialisation adds nothing here, and causal attention counts in full, as is usual.
+
+A training step costs three forward passes: one forward, and two products of the same size for each
+product in the backward pass.
+"""
+
+import math
+
+TRAINING_PASSES = 3  # forward, gradient of the inputs, gradient of the weights
+VIEWS = 2  # the clean and the distorted view of every pair, section 3.4
+
+# Dense bfloat16 peak of one device in FLOP/s, by what `jax.Device.device_kind` contains; the first
+# match counts. TPU: cloud.google.com/tpu/docs, pages v4, v5e, v5p, v6e, "Peak compute per chip".
+# NVIDIA: data sheets of the A100, H100 and H200; they print twice as much for sparse matrices.
+PEAKS = (
+  ("TPU v4 lite", 138e12),
+  ("TPU v4", 275e12),
+  ("TPU v5 lite", 197e12),  # v5e
+  ("TPU v5e", 197e12),
+  ("TPU v5", 459e12),  # v5p; older versions of jax say "TPU v5", newer ones "TPU v5p"
+  ("TPU v6", 918e12),  # v6e, "TPU v6 lite"
+  ("H200", 989.4e12),
+  ("H100 PCIe", 756e12),
+  ("H100", 989.4e12),  # SXM
+  ("A100", 312e12),
+)
+
+
+def peak_flops(device_kind):
+  """Dense bfloat16 peak of one device in FLOP/s; None for a kind that is not known."""
+  return next((peak for name, peak in PEAKS if name in device_kind), None)
+
+
+def transformer_flops(width, depth, tokens):
+  """Forward FLOPs of one sequence of `tokens` through `depth` blocks of a width; MLP 4 x wide."""
+  per_token = 4 * width**2 + 8 * width**2  # query, key, value, output; MLP up and down
+  attention = 2 * tokens**2 * width  # scores and mixture
+  return 2 * depth * (tokens * per_token + attention)
+
+
+def forward_flops(size, image_size, context_length):
+  """Forward FLOPs of one image and of one text.
+
+  Args:
+    size: a `dual_encoder.Size`.
+    image_size: (height, width) in pixels.
+    context_length: tokens of a text.
+
+  Returns:
+    {"image": FLOPs per image, "text": FLOPs per text}.
+  """
+  patches = math.prod(side // size.patch_size for side in image_size)
+  image, text = size.image, size.text
+  patch_embedding = 2 * patches * 3 * size.patch_size**2 * image.width
+  projection = lambda tower: 2 * tower.width * size.feature_width
+  return {
+    "image": transformer_flops(image.width, image.depth, patches + 1)
+    + patch_embedding
+    + projection(image),
+    "text": transformer_flops(text.width, text.depth, context_length) + projection(text),
+  }
+
+
+def train_pair_flops(size, image_size, context_length, views=VIEWS):
+  """FLOPs of both towers for one pair of a training step: forward and backward of every view.
+
+  Args:
+    size, image_size, context_length: as in `forward_flops`.
+    views: 2 with the consistency loss, 1 without.
+  """
+  return TRAINING_PASSES * views * sum(forward_flops(size, image_size, context_length).values())
+
+
+def bank_flops(batch, rows, dim):
+  """FLOPs of one search: every anchor of the batch against every row of one modality's bank."""
+  return 2 * batch * rows * dim
+
+
+def loss_flops(batch, dim, k=3):
+  """FLOPs of the four losses of one global batch, relations included, without the bank's search.
+
+  Args:
+    batch: B, pairs of the global batch.
+    dim: D, width of a feature.
+    k: mined neighbours per anchor; 0 leaves the global loss out.
+  """
+  square = lambda rows: 2 * rows**2 * dim
+  # Contrastive, local and consistency loss compare images with texts, forward and backward. Local
+  # relations of both views compare images with images and texts with texts, forward alone.
+  total = TRAINING_PASSES * 3 * square(batch) + 2 * 2 * square(batch)
+  return total + (TRAINING_PASSES * square(batch * (1 + k)) if k else 0)

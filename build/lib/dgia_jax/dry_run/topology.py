@@ -1,0 +1,73 @@
+"""Chips that are not there: device descriptions to compile for, and how much memory a chip has.
+
+A name is GENERATION:SHAPE as Google Cloud writes it, v5e:16x16, or cpu:8 for eight of this
+machine's own devices. Needs libtpu, which compiles for a TPU without having one.
+"""
+
+import math
+import os
+import re
+
+import jax
+
+from dgia_jax.errors import UserError
+
+GIB = 2**30
+# cloud.google.com/tpu/docs, "HBM capacity per chip".
+HBM_BYTES = {"v4": 32 * GIB, "v5e": 16 * GIB, "v5p": 95 * GIB, "v6e": 32 * GIB}
+# Two cores of these chips work as one device, as on a Cloud TPU VM.
+_MEGACORE = ("v4", "v5p")
+
+
+def devices_of(name):
+  """The devices of a topology.
+
+  Args:
+    name: such as "v5e:16x16", "v4:2x2x4", or "cpu:8".
+
+  Returns:
+    A list of devices, one a chip.
+
+  Raises:
+    UserError: the name is unknown, libtpu is not installed, or there are too few CPU devices.
+  """
+  generation, shape = parse(name)
+  if generation == "cpu":
+    devices = jax.devices("cpu")
+    if len(devices) < shape[0]:
+      raise UserError(
+        f"--topology={name}: this process has {len(devices)} CPU device(s); set"
+        f" XLA_FLAGS=--xla_force_host_platform_device_count={shape[0]}"
+      )
+    return devices[: shape[0]]
+  from jax.experimental import topologies
+
+  # Nothing is asked of a chip, so others may use libtpu at the same time.
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+  options = {"chip_config_name": "megacore"} if generation in _MEGACORE else {}
+  if any(side % 2 for side in shape[:2]):
+    options["chips_per_host_bounds"] = [1, 1, 1]
+  try:
+    return list(topologies.get_topology_desc(name, platform="tpu", **options).devices)
+  except (RuntimeError, ImportError, ValueError) as error:
+    reason = " ".join(str(error).split())[:200]
+    raise UserError(
+      f"--topology={name}: cannot be described ({reason}); check the shape, and install libtpu:"
+      ' pip install "dgia_jax[tpu]"'
+    ) from error
+
+
+def parse(name):
+  """("v5e", (16, 16)) of "v5e:16x16". Raises UserError."""
+  match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name or "")
+  known = ("cpu", *HBM_BYTES)
+  if not match or match[1] not in known or not math.prod(map(int, match[2].split("x"))):
+    raise UserError(
+      f"--topology={name}: give GENERATION:SHAPE with one of {', '.join(known)}, such as v5e:16x16"
+    )
+  return match[1], tuple(map(int, match[2].split("x")))
+
+
+def memory_of(name):
+  """Bytes of memory of one chip; None for a CPU."""
+  return HBM_BYTES.get(parse(name)[0])

@@ -1,0 +1,72 @@
+"""Writing files so that a reader never sees half of one.
+
+A file is written under a temporary name beside its destination and renamed when it is complete.
+A crash, a full disk or a kill at any moment leaves the previous file, or none. `OSError` is left
+to the caller, who knows which setting or flag named the path.
+"""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path | str) -> Iterator[pathlib.Path]:
+  """Yields a temporary path; the file written to it becomes `path` when the block ends.
+
+  If the block raises, the temporary file is removed and `path` keeps its old content. Two
+  processes must not write the same path at the same time.
+  """
+  path = pathlib.Path(path)
+  partial = path.with_name(f".{path.name}.partial")
+  try:
+    yield partial
+    with partial.open("r+b") as file:
+      os.fsync(file.fileno())  # otherwise a power failure could leave the new name with no content
+    os.replace(partial, path)
+  except BaseException:
+    with contextlib.suppress(OSError):  # the first error is the one to report
+      partial.unlink()
+    raise
+
+
+def write_bytes(path: pathlib.Path | str, content: bytes) -> None:
+  """Replaces `path` by a file with this content."""
+  with replacing(path) as partial:
+    partial.write_bytes(content)
+
+
+def write_text(path: pathlib.Path | str, text: str) -> None:
+  """Replaces `path` by a UTF-8 file with this text."""
+  write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: pathlib.Path | str, value: object) -> None:
+  """Replaces `path` by indented JSON with sorted keys; see `jsonable` for the accepted values."""
+  text = json.dumps(jsonable(value), indent=2, sort_keys=True, allow_nan=False)
+  write_text(path, text + "\n")
+
+
+def jsonable(value: object) -> object:
+  """The same value in the types of JSON, also inside dicts, lists and tuples.
+
+  NumPy and JAX scalars and arrays become numbers and lists, paths become text, keys become text,
+  and NaN and the infinities become None because JSON has no number for them.
+  """
+  if isinstance(value, dict):
+    return {str(key): jsonable(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [jsonable(item) for item in value]
+  if hasattr(value, "__array__"):
+    array = np.asarray(value)  # of JAX arrays too, without importing JAX
+    if array.dtype.kind == "V":  # bfloat16, of which NumPy knows no Python number
+      array = array.astype(np.float32)
+    return jsonable(array.tolist())
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return os.fspath(value) if isinstance(value, os.PathLike) else value

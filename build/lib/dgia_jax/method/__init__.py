@@ -1,0 +1,34 @@
+"""The paper, in pure JAX: arrays in, arrays out. From its sections to the functions:
+
+  section 3.1  contrastive baseline        Eq. 1-2    losses.itc
+  section 3.2  local association           mining     local_association.local_relations
+                                           targets    local_association.relation_targets
+                                           loss       losses.similarity_distribution_matching
+  section 3.3  global association          banks      memory_bank.Bank, memory_bank.update
+                                           mining     memory_bank.search, mining.mine_global
+                                           weights    global_association.confidence_weights
+                                           targets    global_association.extended_labels
+                                           loss       global_association.global_association_loss
+  section 3.4  information asymmetry       views      augment, views.two_views
+                                           loss       section 3.2 on the distorted view
+  section 4.1  recipe                      rate       optimizer.learning_rate
+                                           Adam       optimizer.create
+
+`train_step` puts them together: start reading there. Around the paper: `gradient_cache` (large
+batches in little memory), `compilation`, `train_state`, and two additions that are off by default,
+`strict_mining` and `confidence_gate`.
+"""
+
+from dgia_jax.method.global_association import global_loss
+from dgia_jax.method.local_association import local_relations, local_targets
+from dgia_jax.method.losses import itc, similarity_distribution_matching
+from dgia_jax.method.optimizer import learning_rate
+
+__all__ = [
+  "global_loss",
+  "itc",
+  "learning_rate",
+  "local_relations",
+  "local_targets",
+  "similarity_distribution_matching",
+]

@@ -1,0 +1,75 @@
+"""The state that training carries from step to step, created inside jit."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from dgia_jax import sharding
+from dgia_jax.method import memory_bank
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Everything that a step reads and writes, and that a checkpoint stores."""
+
+  step: memory_bank.Leaf  # () int32, steps done
+  params: dict  # nested dict of float32 arrays; block weights are stacked over layers
+  opt_state: optax.OptState
+  bank: memory_bank.Bank
+
+
+def layout(mesh: jax.sharding.Mesh, state: TrainState) -> TrainState:
+  """The layout of every array of a state: a TrainState of `NamedSharding`s.
+
+  Args:
+    mesh: the mesh.
+    state: a TrainState of arrays or `jax.ShapeDtypeStruct`s.
+  """
+  return TrainState(
+    step=sharding.replicated(mesh),
+    params=sharding.parameters(mesh, state.params),
+    opt_state=sharding.parameters(mesh, state.opt_state),
+    bank=jax.tree.map(lambda _: sharding.bank_rows(mesh), state.bank),
+  )
+
+
+def initializer(
+  init_params: Callable[[], Any],
+  optimizer: optax.GradientTransformation,
+  *,
+  num_pairs: int,
+  feature_dim: int,
+) -> Callable[[], TrainState]:
+  """A function without arguments that returns a fresh state; to be traced.
+
+  Args:
+    init_params: function without arguments that returns the parameters; traced.
+    optimizer: an optax transformation.
+    num_pairs: training pairs, N before padding.
+    feature_dim: D.
+  """
+
+  def init():
+    params = init_params()
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      opt_state=optimizer.init(params),
+      bank=memory_bank.create(memory_bank.padded_rows(num_pairs), feature_dim),
+    )
+
+  return init
+
+
+def create(mesh: jax.sharding.Mesh, init: Callable[[], TrainState]) -> TrainState:
+  """A fresh state, every array created on the devices that own it.
+
+  Args:
+    mesh: the mesh.
+    init: see `initializer`.
+  """
+  return jax.jit(init, out_shardings=layout(mesh, jax.eval_shape(init)))()

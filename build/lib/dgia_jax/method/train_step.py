@@ -1,0 +1,135 @@
+"""One training step: two views, features, the paper's four losses, new parameters, new bank rows.
+
+A pure function (state, batch) -> (state, output). A batch holds images, tokens, the pairs' bank
+rows, their image numbers and a mask of real rows. It holds no identity: pairs are related only as
+`mine_local` and `mine_global` relate them.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, UInt8
+
+from dgia_jax.method import gradient_cache, memory_bank
+from dgia_jax.method.confidence_gate import gated_update_rate
+from dgia_jax.method.global_association import Neighbours, global_association_loss, no_neighbours
+from dgia_jax.method.local_association import relation_targets
+from dgia_jax.method.losses import itc, similarity_distribution_matching
+from dgia_jax.method.mining import Batch, MineGlobal, MineLocal
+from dgia_jax.method.train_state import TrainState
+from dgia_jax.method.views import Encode, encode_views, two_views
+
+
+class StepOutput(NamedTuple):
+  """Results of a step for the log."""
+
+  metrics: dict[str, Float[Array, ""]]
+  num_pairs: Int[Array, ""]  # real rows of the batch, which the metrics average over
+  index: Int[Array, " B"]  # bank rows of the batch, -1 in padded rows
+  local_relations: UInt8[Array, "B _"]  # rows of the relation matrix as packed bits
+  neighbours: Neighbours
+
+
+def train_step(
+  state: TrainState,
+  batch: Batch,
+  *,
+  encode: Encode,
+  mine_local: MineLocal,
+  mine_global: MineGlobal,
+  optimizer: optax.GradientTransformation,
+  config: Any,
+  mesh: jax.sharding.Mesh,
+  mask_id: int,
+  steps_per_epoch: int,
+) -> tuple[TrainState, StepOutput]:
+  """Takes one step (section 3).
+
+  Args:
+    state: donate it.
+    batch: "image" (B, H, W, 3) uint8, "tokens" (B, L), "index" (B,) bank rows, "image_index" (B,),
+      "mask" (B,); rows whose mask is False change nothing.
+    encode: (params, pixels, tokens) -> image and text features.
+    mine_local, mine_global: how relations are found, see `mining`.
+    optimizer: optax transformation.
+    config: the run's config.
+    mesh: the mesh.
+    mask_id: id of the mask token.
+    steps_per_epoch: turns the step number into the epoch, counted from 1.
+  """
+  epoch = state.step // steps_per_epoch + 1
+  # Relations need features worth comparing: their losses start at an epoch of their own.
+  local_started = epoch >= config.local_association.start_epoch
+  global_started = epoch >= config.global_association.start_epoch
+  mask, weights = batch["mask"], config.loss.weights
+  scaled = dict(temperature=config.loss.temperature, epsilon=config.loss.epsilon, row_mask=mask)
+  matching = functools.partial(similarity_distribution_matching, **scaled)
+  targets_of = functools.partial(
+    relation_targets, relation_label=config.local_association.relation_label
+  )
+
+  def objective(views):
+    """L = L_itc + L_local + L_global + L_consistency (weighted; a weight of 0 costs nothing)."""
+    clean, distorted = views[0], views[-1]
+    relations = mine_local(clean, batch)
+    neighbours = no_neighbours(mask.shape[0], config.global_association.k)
+    if weights["global"]:
+      neighbours = mine_global(state.bank, clean, batch)
+    anchors = memory_bank.gather((state.bank.image, state.bank.text), neighbours.rows, mesh=mesh)
+
+    l_itc = itc(*clean, config.loss.temperature, config.loss.itc_reduction, mask)
+    l_local = matching(*clean, targets_of(relations))
+    l_global = global_association_loss(
+      *clean, neighbours, *anchors, loss_over=config.global_association.loss_over, **scaled
+    )
+    l_consistency = matching(*distorted, targets_of(mine_local(distorted, batch)))
+
+    values = {
+      "itc": l_itc,
+      "local": jnp.where(local_started, l_local, 0.0),
+      "global": jnp.where(global_started, l_global, 0.0),
+      "consistency": jnp.where(local_started, l_consistency, 0.0),
+    }
+    # What no weight asks for is not used, so the compiler drops it.
+    values = {name: value if weights[name] else jnp.zeros(()) for name, value in values.items()}
+    total = sum(weights[name] * value for name, value in values.items())
+    return total, (values, total, clean, relations, neighbours)
+
+  views = two_views(
+    jax.random.fold_in(jax.random.key(config.seed), state.step), batch["image"], batch["tokens"],
+    settings=config.augment, mask_id=mask_id, distorted=bool(weights["consistency"]),
+  )  # fmt: skip
+  needed = local_started if config.local_association.start_epoch > 1 else None
+  gradient, (values, total, clean, relations, neighbours) = gradient_cache.gradient_of(
+    objective, lambda params, views: encode_views(encode, params, *views, needed),
+    state.params, views, parts=config.gradient_accumulation, mesh=mesh,
+  )  # fmt: skip
+  updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+  rate = gated_update_rate(*clean, config.bank.update_rate, config.bank.gated)
+  bank = memory_bank.update(
+    state.bank, batch["index"], batch["image_index"], *clean, jnp.where(epoch == 1, 1.0, rate),
+    mesh=mesh,
+    # Features without a finite loss are kept out. That the update waits for the loss also tells the
+    # compiler that all reads are over, so it writes in place; otherwise it copies the whole bank.
+    row_mask=mask & jnp.isfinite(total),
+  )  # fmt: skip
+  relations &= ~jnp.eye(mask.shape[0], dtype=bool) & local_started
+  neighbours = neighbours._replace(valid=neighbours.valid & mask[:, None] & global_started)
+  num_pairs = jnp.sum(mask)
+  metrics = {f"loss_{name}": value for name, value in values.items()} | {
+    "loss": total,
+    "gradient_norm": optax.global_norm(gradient),
+    "local_relations": jnp.sum(relations) / jnp.maximum(num_pairs, 1),
+    "global_relations": jnp.sum(neighbours.valid) / jnp.maximum(num_pairs, 1),
+  }
+  next_state = TrainState(
+    step=state.step + 1,
+    params=optax.apply_updates(state.params, updates),
+    opt_state=opt_state,
+    bank=bank,
+  )
+  packed = jnp.packbits(relations, axis=1)
+  return next_state, StepOutput(metrics, num_pairs, batch["index"], packed, neighbours)

@@ -1,0 +1,86 @@
+"""The clean and the distorted view of every pair, and their features (section 3.4)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from dgia_jax.method import augment
+from dgia_jax.method.mining import FeaturePair
+from dgia_jax.models.pixels import normalize_pixels
+
+Encode = Callable[[dict, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+
+
+def two_views(
+  key: Array,
+  images: UInt8[Array, "B H W 3"],
+  tokens: Int[Array, "B L"],
+  *,
+  settings: Any,
+  mask_id: int,
+  distorted: bool,
+) -> tuple[Float[Array, "B V H W 3"], Int[Array, "B V L"]]:
+  """The views of a batch: V = 2, or V = 1 without the distorted one.
+
+  Args:
+    key: random key of the step.
+    images, tokens: of the batch.
+    settings: `config.augment`.
+    mask_id: id of the mask token.
+    distorted: whether to make the distorted view as well.
+  """
+  pixels, texts = [normalize_pixels(images)], [tokens]
+  if distorted:
+    image_key, text_key = jax.random.split(key)
+    pixels.append(
+      augment.distort_images(
+        image_key,
+        images,
+        flip_prob=settings.flip_prob,
+        padding=settings.padding,
+        erase_prob=settings.erase_prob,
+        erase_area=settings.erase_area,
+        erase_aspect=settings.erase_aspect,
+      )
+    )
+    texts.append(
+      augment.mask_tokens(
+        text_key,
+        tokens,
+        mask_id=mask_id,
+        ratio=settings.mask_ratio,
+        mask_first=settings.mask_first,
+      )
+    )
+  # Both views of a pair are neighbours in memory, so that each device keeps its own pairs.
+  return jnp.stack(pixels, axis=1), jnp.stack(texts, axis=1)
+
+
+def encode_views(
+  encode: Encode,
+  params: dict,
+  pixels_BxVxHxWx3: Float[Array, "B V H W 3"],
+  tokens_BxVxL: Int[Array, "B V L"],
+  needed: Bool[Array, ""] | None = None,
+) -> list[FeaturePair]:
+  """Features of every view, in one pass of each tower over all views.
+
+  Args:
+    encode: (params, pixels, tokens) -> image and text features.
+    params: parameters.
+    pixels_BxVxHxWx3, tokens_BxVxL: from `two_views`.
+    needed: whether the distorted view's features will be used; None means yes. Where they may not
+      be, the views are encoded one after the other, so that the second can be skipped.
+  """
+  size, num_views = tokens_BxVxL.shape[:2]
+  encode_view = lambda v: FeaturePair(*encode(params, pixels_BxVxHxWx3[:, v], tokens_BxVxL[:, v]))
+  if num_views == 2 and needed is not None:
+    clean = encode_view(0)
+    return [clean, jax.lax.cond(needed, lambda: encode_view(1), lambda: clean)]
+  flat = lambda x: x.reshape(size * num_views, *x.shape[2:])
+  image, text = encode(params, flat(pixels_BxVxHxWx3), flat(tokens_BxVxL))
+  per_view = lambda x: x.reshape(size, num_views, -1)
+  return [FeaturePair(per_view(image)[:, v], per_view(text)[:, v]) for v in range(num_views)]

@@ -1,0 +1,102 @@
+"""Finds the files of a CLIP checkpoint and reads their tensors."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+
+from dgia_jax import hub, user_files
+from dgia_jax.errors import UserError
+from dgia_jax.models.pretrained import clip_config, torch_file
+
+WEIGHTS_FILE = "model.safetensors"
+_INDEX_FILE = "model.safetensors.index.json"
+_TORCH_FILE = "pytorch_model.bin"
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointFiles:
+  """The content of a checkpoint.
+
+  Attributes:
+    tensors: by name, in the dtypes of the files.
+    folder: the Hugging Face folder they came from; None for a single torch file.
+  """
+
+  tensors: dict[str, np.ndarray]
+  folder: pathlib.Path | None
+
+
+def read(name_or_path: str) -> CheckpointFiles:
+  """Reads a checkpoint.
+
+  Args:
+    name_or_path: a Hugging Face folder, a torch file (OpenAI's ViT-B-16.pt, best.pth), or a name
+      on the Hugging Face hub such as "openai/clip-vit-base-patch16".
+
+  Raises:
+    UserError: there is no such checkpoint, or it cannot be read.
+  """
+  try:
+    path = pathlib.Path(name_or_path).expanduser()
+    exists, is_folder = path.exists(), path.is_dir()
+  except (OSError, RuntimeError) as error:  # RuntimeError: "~name" of an unknown user
+    raise UserError(f"pretrained={name_or_path} cannot be read ({error})") from error
+  if is_folder:
+    return _read_folder(path)
+  if exists:
+    return CheckpointFiles(torch_file.read(path), None)
+  config = clip_config.CONFIG_FILE
+  folder = hub.fetch(
+    name_or_path,
+    (config, WEIGHTS_FILE),
+    (config, _INDEX_FILE, "*.safetensors"),
+    (config, _TORCH_FILE),  # some older models have no other
+    setting="pretrained",
+    mend="download its folder elsewhere and give the path",
+  )
+  return _read_folder(folder)
+
+
+def _read_folder(folder: pathlib.Path) -> CheckpointFiles:
+  if (folder / WEIGHTS_FILE).exists():
+    return CheckpointFiles(_read_safetensors(folder / WEIGHTS_FILE), folder)
+  if (folder / _INDEX_FILE).exists():
+    tensors = {}
+    for path in _indexed_files(folder):
+      tensors |= _read_safetensors(path)
+    return CheckpointFiles(tensors, folder)
+  if (folder / _TORCH_FILE).exists():
+    return CheckpointFiles(torch_file.read(folder / _TORCH_FILE), folder)
+  raise UserError(f"pretrained={folder} holds neither {WEIGHTS_FILE} nor {_TORCH_FILE}")
+
+
+def _indexed_files(folder: pathlib.Path) -> list[pathlib.Path]:
+  """The weight files that a folder's index lists."""
+  index = folder / _INDEX_FILE
+  places = user_files.read_json(index, "pretrained").get("weight_map")
+  if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+    raise UserError(f"pretrained: {index} has no weight_map from tensors to files")
+  names = sorted(set(places.values()))
+  for name in names:
+    if not name or pathlib.PurePath(name).name != name or "\\" in name or "\0" in name:
+      raise UserError(
+        f"pretrained: {index} lists {name!r}, which is no file of its folder; correct the entry"
+      )
+  return [folder / name for name in names]
+
+
+def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+  # Imported on use: only those who load weights need the package.
+  import safetensors.numpy
+
+  user_files.check_regular(path, "pretrained")
+  try:
+    return safetensors.numpy.load_file(path)
+  except (
+    OSError, safetensors.SafetensorError, AttributeError, LookupError, MemoryError, TypeError,
+    ValueError,
+  ) as error:  # fmt: skip
+    raise UserError(
+      f"pretrained: {path} is damaged or no safetensors file ({error!r}); download it again"
+    ) from error

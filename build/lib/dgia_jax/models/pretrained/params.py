@@ -1,0 +1,108 @@
+"""Parameters to the tensors of a checkpoint and back, by the tables of `tensor_names`.
+
+Both directions are strict: every tensor is used, every parameter is filled, and what does not fit
+is listed.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dgia_jax.models.pretrained.tensor_names import Rule
+
+
+def read_params(
+  tensors: Mapping[str, np.ndarray], template: Mapping[str, Any], table: Mapping[str, Rule]
+) -> tuple[dict[str, Any], list[str]]:
+  """Turns checkpoint tensors into parameters.
+
+  Args:
+    tensors: name -> array; all must be used.
+    template: path -> array or `jax.ShapeDtypeStruct`; all must be filled.
+    table: `tensor_names.OPENAI` or `tensor_names.HUGGING_FACE`.
+
+  Returns:
+    Nested dict of float32 arrays, and one short text for each tensor that does not fit.
+  """
+  problems, used, flat = [], set(), {}
+  for path, parameter in template.items():
+    layers = []
+    for rule, shape in _rules(table[path], path, parameter.shape):
+      parts = []
+      for name in rule.names:
+        used.add(name)
+        first, *rest = rule.checkpoint_shape(shape)
+        needed = (first // len(rule.names), *rest)
+        part, problem = _checked(name, tensors.get(name), needed)
+        if problem:
+          problems.append(problem)
+        else:
+          parts.append(part)
+      if len(parts) == len(rule.names):
+        layers.append(rule.read(np.concatenate(parts) if len(parts) > 1 else parts[0], shape))
+    if not problems:
+      flat[path] = np.stack(layers) if _stacked(path) else np.ascontiguousarray(layers[0])
+  problems += [f"{name} has no place in the model" for name in sorted(tensors.keys() - used)]
+  return _nest(flat), problems
+
+
+def _checked(
+  name: str, tensor: np.ndarray | None, shape: tuple[int, ...]
+) -> tuple[np.ndarray, str]:
+  """The tensor in float32, and what is wrong with it: "" if nothing is."""
+  if tensor is None:
+    return np.empty(0), f"{name} {shape} is missing"
+  if tensor.shape != shape:
+    return tensor, f"{name} is {tensor.shape}, the model needs {shape}"
+  if not jnp.issubdtype(tensor.dtype, jnp.floating):
+    return tensor, f"{name} has dtype {tensor.dtype.name}, not a floating-point one"
+  with np.errstate(over="ignore"):  # float64 that float32 cannot hold becomes infinity
+    values = np.asarray(tensor, np.float32)
+  if not np.isfinite(values).all():
+    return tensor, f"{name} holds NaN or infinity"
+  return values, ""
+
+
+def write_tensors(params: Mapping[str, Any], table: Mapping[str, Rule]) -> dict[str, np.ndarray]:
+  """Turns parameters into contiguous float32 tensors, the exact inverse of `read_params`."""
+  tensors = {}
+  for path, parameter in flatten(params).items():
+    parameter = np.asarray(parameter, np.float32)
+    layers = parameter if _stacked(path) else [parameter]
+    for (rule, _), value in zip(_rules(table[path], path, parameter.shape), layers, strict=True):
+      tensors |= {name: np.ascontiguousarray(part) for name, part in rule.write(value).items()}
+  return tensors
+
+
+def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
+  """Turns a nested dict into {"image/blocks/mlp/up/kernel": leaf, ...}."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+  }
+
+
+def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+  nested: dict[str, Any] = {}
+  for path, leaf in flat.items():
+    *parents, last = path.split("/")
+    inner = nested
+    for parent in parents:
+      inner = inner.setdefault(parent, {})
+    inner[last] = leaf
+  return nested
+
+
+def _stacked(path: str) -> bool:
+  """Whether the first axis of a parameter is its Y layers."""
+  return "/blocks/" in path
+
+
+def _rules(rule: Rule, path: str, shape: tuple[int, ...]) -> list[tuple[Rule, tuple[int, ...]]]:
+  """The rule and shape of each layer of a stacked parameter, or the one pair of any other."""
+  if not _stacked(path):
+    return [(rule, shape)]
+  return [(rule.for_layer(layer), shape[1:]) for layer in range(shape[0])]

@@ -1,0 +1,227 @@
+"""The transformer both towers share: attention, MLP and a scanned stack of pre-norm blocks.
+
+The weights of a tower's blocks are stacked along a leading axis of Y layers, and `lax.scan` runs
+over that axis. Compile time and the number of arrays in a checkpoint thus do not grow with depth.
+The letter F is local to this module: the width of one attention head.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from dgia_jax.models.backend import Backend
+
+# CLIP's value. Flax's default, 1e-6, gives different features.
+LAYER_NORM_EPSILON = 1e-5
+
+
+def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+  """CLIP's activation: x * sigmoid(1.702 x), an approximation of GELU."""
+  return x * jax.nn.sigmoid(1.702 * x)
+
+
+def layer_norm(width: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
+  """Creates a LayerNorm with CLIP's epsilon.
+
+  Flax computes the statistics in float32 in one pass, with the variance as mean(x^2) - mean(x)^2.
+  That is accurate here, because the tokens of a residual stream have means far smaller than their
+  standard deviations.
+  """
+  return nnx.LayerNorm(width, epsilon=LAYER_NORM_EPSILON, dtype=dtype, rngs=rngs)
+
+
+class Attention(nnx.Module):
+  """Multi-head self-attention.
+
+  Heads are an axis of the kernels, (U, 3, A, F) and (A, F, U), so that a sharding rule can split
+  them by heads. Scores and softmax are float32 for every compute dtype.
+  """
+
+  def __init__(
+    self,
+    width: int,
+    heads: int,
+    *,
+    causal: bool,
+    out_std: float,
+    dtype: DTypeLike,
+    backend: Backend,
+    rngs: nnx.Rngs,
+  ):
+    head_width = width // heads
+    self.causal = causal
+    self.attend = {"written_out": _attend_written_out, "cudnn": _attend_cudnn}[backend.attention]
+    self.qkv = nnx.LinearGeneral(
+      width,
+      (3, heads, head_width),
+      kernel_init=nnx.initializers.normal(width**-0.5),
+      dtype=dtype,
+      rngs=rngs,
+    )
+    self.out = nnx.LinearGeneral(
+      (heads, head_width),
+      width,
+      axis=(-2, -1),
+      kernel_init=nnx.initializers.normal(out_std),
+      dtype=dtype,
+      rngs=rngs,
+    )
+
+  def __call__(
+    self, x_BxTxU: Float[Array | np.ndarray, "B T U"], num_tokens: int | None = None
+  ) -> Float[Array, "B T U"]:
+    """Mixes tokens; those from `num_tokens` on are padding, which no other token attends to."""
+    # The gradient of a split is a concatenation; that of indexing is a sum of three padded arrays.
+    q_BxTxAxF, k_BxTxAxF, v_BxTxAxF = (
+      jnp.squeeze(part_BxTx1xAxF, 2) for part_BxTx1xAxF in jnp.split(self.qkv(x_BxTxU), 3, axis=2)
+    )
+    return self.out(
+      self.attend(q_BxTxAxF, k_BxTxAxF, v_BxTxAxF, self.causal, num_tokens or x_BxTxU.shape[1])
+    )
+
+
+def _attend_written_out(
+  q_BxTxAxF: Float[Array, "B T A F"],
+  k_BxTxAxF: Float[Array, "B T A F"],
+  v_BxTxAxF: Float[Array, "B T A F"],
+  causal: bool,
+  num_tokens: int,
+) -> Float[Array, "B T A F"]:
+  """softmax(q k / sqrt(F)) v; on a CPU a fifth faster than jax.nn.dot_product_attention."""
+  # With heads before tokens, both products run over contiguous matrices. Scaling q is cheaper than
+  # scaling the scores.
+  q_BxAxTxF, k_BxAxTxF, v_BxAxTxF = (
+    jnp.swapaxes(part, 1, 2) for part in (q_BxTxAxF, k_BxTxAxF, v_BxTxAxF)
+  )
+  scores_BxAxTxT = jnp.einsum(
+    "baqf,bakf->baqk",
+    q_BxAxTxF * q_BxAxTxF.shape[-1] ** -0.5,
+    k_BxAxTxF,
+    preferred_element_type=jnp.float32,
+  )
+  length = q_BxTxAxF.shape[1]
+  if causal:
+    scores_BxAxTxT = jnp.where(jnp.tri(length, dtype=bool), scores_BxAxTxT, -jnp.inf)
+  elif num_tokens < length:
+    scores_BxAxTxT = jnp.where(jnp.arange(length) < num_tokens, scores_BxAxTxT, -jnp.inf)
+  weights_BxAxTxT = jax.nn.softmax(scores_BxAxTxT, axis=-1).astype(v_BxAxTxF.dtype)
+  return jnp.einsum("baqk,bakf->bqaf", weights_BxAxTxT, v_BxAxTxF)
+
+
+def _attend_cudnn(
+  q_BxTxAxF: Float[Array, "B T A F"],
+  k_BxTxAxF: Float[Array, "B T A F"],
+  v_BxTxAxF: Float[Array, "B T A F"],
+  causal: bool,
+  num_tokens: int,
+) -> Float[Array, "B T A F"]:
+  """The same with cuDNN's fused kernel; T must be even."""
+  batch, length = q_BxTxAxF.shape[:2]
+  # Causal attention hides padding, which comes last, without a mask of its own.
+  needs_no_mask = causal or num_tokens == length
+  return jax.nn.dot_product_attention(
+    q_BxTxAxF,
+    k_BxTxAxF,
+    v_BxTxAxF,
+    is_causal=causal,
+    key_value_seq_lengths=None if needs_no_mask else jnp.full(batch, num_tokens, jnp.int32),
+    implementation="cudnn",
+  )
+
+
+class Mlp(nnx.Module):
+  """Two linear layers with QuickGELU in between; the inner width is 4 U."""
+
+  def __init__(self, width: int, *, out_std: float, dtype: DTypeLike, rngs: nnx.Rngs):
+    normal = nnx.initializers.normal
+    self.up = nnx.Linear(
+      width, 4 * width, kernel_init=normal((2 * width) ** -0.5), dtype=dtype, rngs=rngs
+    )
+    self.down = nnx.Linear(4 * width, width, kernel_init=normal(out_std), dtype=dtype, rngs=rngs)
+
+  def __call__(self, x_BxTxU: Float[Array | np.ndarray, "B T U"]) -> Float[Array, "B T U"]:
+    return self.down(quick_gelu(self.up(x_BxTxU)))
+
+
+class Block(nnx.Module):
+  """One pre-norm block: x + attention(norm(x)), then x + mlp(norm(x)).
+
+  Weights are initialised as in CLIP, from normals scaled by the width. The two layers that write
+  to the residual stream are also scaled by 1 / sqrt(2 depth), so that the variance of the stream
+  does not grow with depth.
+  """
+
+  def __init__(
+    self,
+    width: int,
+    heads: int,
+    *,
+    depth: int,
+    causal: bool,
+    dtype: DTypeLike,
+    backend: Backend,
+    rngs: nnx.Rngs,
+  ):
+    out_std = width**-0.5 * (2 * depth) ** -0.5
+    self.norm_1 = layer_norm(width, dtype=dtype, rngs=rngs)
+    self.attention = Attention(
+      width, heads, causal=causal, out_std=out_std, dtype=dtype, backend=backend, rngs=rngs
+    )
+    self.norm_2 = layer_norm(width, dtype=dtype, rngs=rngs)
+    self.mlp = Mlp(width, out_std=out_std, dtype=dtype, rngs=rngs)
+
+  def __call__(
+    self, x_BxTxU: Float[Array | np.ndarray, "B T U"], num_tokens: int | None = None
+  ) -> Float[Array, "B T U"]:
+    """Applies the block; tokens from `num_tokens` on are padding."""
+    x_BxTxU = x_BxTxU + self.attention(self.norm_1(x_BxTxU), num_tokens)
+    return x_BxTxU + self.mlp(self.norm_2(x_BxTxU))
+
+
+def stack_blocks(create_block: Callable[[nnx.Rngs], Block], depth: int, rngs: nnx.Rngs) -> Block:
+  """Creates `depth` blocks as one, whose weights all have a leading axis of Y = depth layers."""
+  return nnx.vmap(create_block)(rngs.fork(split=depth))
+
+
+def run_blocks(
+  blocks: Block, x_BxTxU: Float[Array | np.ndarray, "B T U"], backend: Backend
+) -> Float[Array, "B T U"]:
+  """Applies stacked blocks one after another.
+
+  The backward pass keeps the results of the products with weights and recomputes the rest
+  (attention scores, norms and activations), which costs more to write and read back than to
+  compute. With `backend.remat` it keeps only the input of each block: about a third more
+  arithmetic, and memory for the activations of one block instead of all.
+  """
+  num_tokens = x_BxTxU.shape[1]
+  if backend.attention == "cudnn":  # needs an even number of tokens
+    x_BxTxU = jnp.pad(x_BxTxU, ((0, 0), (0, num_tokens % 2), (0, 0)))
+  set_layout = _row_major if backend.row_major else lambda x: x
+
+  def apply(x_BxTxU: Float[Array | np.ndarray, "B T U"], block: Block) -> Float[Array, "B T U"]:
+    return set_layout(block(x_BxTxU, num_tokens))
+
+  policies = jax.checkpoint_policies
+  policy = policies.nothing_saveable if backend.remat else policies.dots_with_no_batch_dims_saveable
+  apply = jax.checkpoint(
+    apply,
+    # In a loop the compiler cannot merge the recomputation with the forward pass, so no barrier is
+    # needed. Unrolled, it may merge them where that is cheaper, except when memory is to be saved.
+    prevent_cse=backend.unroll and backend.remat,
+    policy=policy,
+  )
+  x_BxTxU, _ = jax.lax.scan(
+    lambda x, block: (apply(x, block), None), set_layout(x_BxTxU), blocks, unroll=backend.unroll
+  )
+  return x_BxTxU[:, :num_tokens]
+
+
+def _row_major(x: Array) -> Array:
+  """Makes the compiler store an array in the order of its axes."""
+  return with_layout_constraint(x, Layout(tuple(range(x.ndim))))

@@ -1,0 +1,177 @@
+"""Writes the numbers of a run: `metrics.jsonl` and TensorBoard events; measures throughput.
+
+Lines are flushed one by one, so that a kill at any moment loses none. A line that a kill cut short
+is dropped when the run resumes.
+"""
+
+import datetime
+import json
+import pathlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import tensorboardX
+from PIL import Image
+
+from dgia_jax import files
+from dgia_jax.errors import UserError
+
+
+class MetricsWriter:
+  """Appends to `metrics.jsonl` and to TensorBoard events in a working directory.
+
+  Raises:
+    UserError: a line of `metrics.jsonl` other than the last is damaged.
+  """
+
+  def __init__(
+    self, workdir: pathlib.Path | str, resume_step: int | None = None, active: bool = True
+  ) -> None:
+    """Opens both files.
+
+    Args:
+      workdir: is created if it does not exist.
+      resume_step: the step after which training continues. Lines of later steps are dropped,
+        because these steps are repeated; 0 drops all lines. None keeps every line, for a run that
+        only evaluates.
+      active: False on every process but the first: nothing is read or written.
+    """
+    self._lines = self._events = None
+    if not active:
+      return
+    workdir = pathlib.Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / "metrics.jsonl"
+    if path.exists():
+      files.write_text(path, "".join(_kept_lines(path, resume_step)))
+    self._lines = path.open("a", encoding="utf-8")
+    # TensorBoard hides earlier events from this step on.
+    purge_step = resume_step + 1 if resume_step else resume_step
+    # The file's name has a resolution of one second. A suffix keeps a quick restart from
+    # overwriting the earlier file.
+    self._events = tensorboardX.SummaryWriter(
+      str(workdir), purge_step=purge_step, filename_suffix=f".{time.time_ns()}"
+    )
+
+  def write(self, step: int, epoch: int, split: str, values: Mapping[str, object]) -> None:
+    """Writes one line, and one TensorBoard point `split/name` per number.
+
+    The line also gets `time`, the UTC time in ISO 8601.
+
+    Args:
+      step: optimiser steps done.
+      epoch: counted from 1.
+      split: "train", or the split that was evaluated.
+      values: numbers, None, or dicts of them such as {"t2i": {"R1": ..}}. None and numbers that
+        are not finite become null in the file and no point in TensorBoard.
+    """
+    if self._lines is None:
+      return
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    line = {"step": int(step), "epoch": int(epoch), "split": split, "time": now}
+    if reserved := line.keys() & values.keys():
+      raise ValueError(f"values must not contain {', '.join(sorted(reserved))}")
+    values = files.jsonable(values)
+    self._lines.write(json.dumps({**line, **values}, allow_nan=False) + "\n")
+    self._lines.flush()
+    for name, value in _flat(values):
+      if value is not None:
+        self._events.add_scalar(f"{split}/{name}", value, int(step))
+    self._events.flush()
+
+  def write_image(self, step: int, name: str, path: pathlib.Path | str) -> None:
+    """Adds an image file to TensorBoard under `name`."""
+    if self._events is None:
+      return
+    with Image.open(path) as image:
+      pixels_HxWx3 = np.asarray(image.convert("RGB"))
+    self._events.add_image(name, pixels_HxWx3, int(step), dataformats="HWC")
+    self._events.flush()
+
+  def close(self) -> None:
+    """Closes both files."""
+    if self._lines is not None:
+      self._lines.close()
+      self._events.close()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    self.close()
+
+
+class Speed(NamedTuple):
+  """The speed of an interval; every field is None if nothing can be measured yet."""
+
+  pairs_per_second: float | None
+  step_seconds: float | None  # of the interval, on average
+  input_wait: float | None  # share of the interval in which the device waited for input, 0 to 1
+  seconds_left: float | None  # until the end of training, evaluations included
+
+
+class SpeedMeter:
+  """Computes throughput, remaining time and input wait from times that its user passes in."""
+
+  def __init__(self, pairs_per_step: int, total_steps: int) -> None:
+    """`pairs_per_step`: the global batch size. `total_steps`: steps of the whole run."""
+    self._pairs_per_step, self._total_steps = pairs_per_step, total_steps
+    self._origin = self._last = None
+    self._waited = 0.0
+
+  def start(self, step: int, now: float) -> None:
+    """Starts an interval at `step` steps done and time `now` in seconds.
+
+    Call it after the first step, so that one-time work counts nowhere, and after every evaluation
+    or save, so that these count in the remaining time but not in the throughput.
+    """
+    self._last, self._waited = (step, now), 0.0
+    self._origin = self._origin or self._last
+
+  def wait(self, seconds: float) -> None:
+    """Counts `seconds` of the interval as waiting for input."""
+    self._waited += seconds
+
+  def read(self, step: int, now: float) -> Speed:
+    """Ends the interval at `step` steps done and starts the next one."""
+    steps, seconds = step - self._last[0], now - self._last[1]
+    if steps <= 0 or seconds <= 0:
+      return Speed(None, None, None, None)
+    share, self._last, self._waited = self._waited / seconds, (step, now), 0.0
+    average = (now - self._origin[1]) / (step - self._origin[0])
+    return Speed(
+      pairs_per_second=steps * self._pairs_per_step / seconds,
+      step_seconds=seconds / steps,
+      input_wait=share,
+      seconds_left=average * (self._total_steps - step),
+    )
+
+
+def _kept_lines(path: pathlib.Path, resume_step: int | None) -> list[str]:
+  """The lines of `path`, with line ends, that a run resuming after `resume_step` keeps."""
+  lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+  kept = []
+  for number, line in enumerate(lines, start=1):
+    try:
+      step = json.loads(line)["step"]
+    except (json.JSONDecodeError, TypeError, KeyError) as error:
+      if number == len(lines):
+        break
+      raise UserError(
+        f"{path} line {number} is not a line of metrics: remove that line, or the file"
+      ) from error
+    # A run that resumes at 0 repeats everything, even an evaluation at step 0.
+    if resume_step is None or (resume_step > 0 and step <= resume_step):
+      kept.append(line + "\n")
+  return kept
+
+
+def _flat(values: Mapping, prefix: str = "") -> Iterator[tuple[str, float | None]]:
+  """Yields (name, value) of a nested dict, with names joined by slashes."""
+  for name, value in values.items():
+    if isinstance(value, dict):
+      yield from _flat(value, f"{prefix}{name}/")
+    else:
+      yield prefix + name, value

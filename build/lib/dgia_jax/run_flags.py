@@ -1,0 +1,156 @@
+"""The flags of a run: `--config` by name or file, its settings, and hints where a name is wrong.
+
+`--config NAME[:variant]` names a config that the package carries; `--config FILE.py[:variant]` is
+any other.
+"""
+
+import ast
+import keyword
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from dgia_jax import config as config_lib
+from dgia_jax import older_names
+from dgia_jax.errors import UserError
+
+FLAGS = flags.FLAGS
+_OPTIONS = "--config.dataset.options."
+_PACKAGE = pathlib.Path(__file__).parent
+
+
+def config_folder() -> pathlib.Path:
+  """The folder of the configs that come with the package: installed, or beside it in a clone."""
+  installed = _PACKAGE / "configs"
+  return installed if installed.is_dir() else _PACKAGE.parent / "configs"
+
+
+def config_names() -> list[str]:
+  """Names that `--config` takes, sorted."""
+  return sorted(path.stem for path in config_folder().glob("[a-z]*.py"))
+
+
+def config_file(value: str) -> str:
+  """The file behind the value of `--config`, with its variant: "NAME:variant" or "FILE.py:variant".
+
+  Raises:
+    UserError: there is neither such a config nor such a file.
+  """
+  name, colon, variant = value.partition(":")
+  path = pathlib.Path(name).expanduser()
+  if path.suffix == ".py":
+    if path.is_file():
+      return f"{path}{colon}{variant}"
+    nearby = sorted(str(other) for other in path.parent.glob("*.py") if other.stem != "__init__")
+    listed = ", ".join(nearby) or f"the names {', '.join(config_names())}"
+    raise UserError(f"--config={value}: no such file; there is {listed}")
+  if name in config_names():
+    return f"{config_folder() / name}.py{colon}{variant}"
+  raise UserError(f"--config={value}: no such config; choose one of {', '.join(config_names())}")
+
+
+def parse(arguments: Sequence[str]) -> list[str]:
+  """absl's parser, with every mistake in flags and config files turned into one line.
+
+  Returns:
+    The arguments that are no flags, the program's name first.
+
+  Raises:
+    UserError: an unknown flag, setting, config or variant, or a value of the wrong type.
+  """
+  app.define_help_flags()
+  arguments, options = _without_options(_with_config_file(list(arguments)))
+  arguments = list(map(with_keywords_quoted, arguments))
+  sys.argv = arguments  # where config_flags looks for fields that are set
+  try:
+    rest = FLAGS(arguments)
+    config = FLAGS.config or ConfigDict()
+    config.to_dict()  # a file that cannot be read is reported only here
+    _set_options(config, options)
+    return rest
+  except flags.UnrecognizedFlagError as error:
+    raise UserError(f"{error}{_hint(error.flagname)}") from error
+  except (flags.Error, UserError) as error:
+    raise UserError(str(error)) from error
+  except (AttributeError, KeyError) as error:
+    words = str(error.args[0]).replace("\\n", "; ").replace("\\", "").replace("'", "")
+    raise UserError(f"--config: unknown name: {_renamed(arguments) or words}") from error
+  except Exception as error:  # a config file is Python and can fail in any way
+    last_line = str(error).strip().rsplit("\n", 1)[-1]
+    raise UserError(f"--config: {type(error).__name__}: {last_line}") from error
+
+
+def with_keywords_quoted(argument: str) -> str:
+  """An argument as config_flags can read it.
+
+  It parses names as Python, where `global` is a keyword:
+  --config.loss.weights.global=0 becomes --config.loss.weights["global"]=0.
+  """
+  name, equals, value = argument.partition("=")
+  if not name.startswith("--config."):
+    return argument
+  quoted = (f'["{part}"]' if keyword.iskeyword(part) else f".{part}" for part in name.split("."))
+  return "".join(quoted)[1:] + equals + value
+
+
+def _with_config_file(arguments: list[str]) -> list[str]:
+  """The arguments with the value of `--config` replaced by its file."""
+  for place, argument in enumerate(arguments):
+    name, equals, value = argument.partition("=")
+    if name in ("--config", "-config"):
+      if equals:
+        arguments[place] = f"--config={config_file(value)}"
+      elif place + 1 < len(arguments):
+        arguments[place + 1] = config_file(arguments[place + 1])
+  return arguments
+
+
+def _without_options(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+  """Splits off the dataset's own options, which a config file need not list."""
+  options = {}
+  for argument in arguments:
+    if argument.startswith(_OPTIONS) and "=" in argument:
+      name, _, value = argument.removeprefix(_OPTIONS).partition("=")
+      options[name] = value
+  return [a for a in arguments if not (a.startswith(_OPTIONS) and "=" in a)], options
+
+
+def _set_options(config: ConfigDict, options: dict[str, str]) -> None:
+  """Sets options of the dataset's builder, which checks their names and values."""
+  for name, text in options.items():
+    try:
+      value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+      value = text
+    with config.unlocked():
+      config.dataset.options[name] = value
+
+
+def _hint(flag: str) -> str:
+  """A suggestion for an unknown flag that is the name of a setting."""
+  settings = [name for name in _leaves(config_lib.base()) if name.split(".")[-1] == flag]
+  settings += [name for name in _leaves(config_lib.base()) if name == flag and "." in flag]
+  return f"; did you mean --config.{settings[0]}?" if settings else ""
+
+
+def _renamed(arguments: Sequence[str]) -> str:
+  """The new name of a setting that was renamed or removed, among the arguments."""
+  for argument in arguments:
+    name = argument.partition("=")[0].removeprefix("--config.").replace('["global"]', ".global")
+    if new := older_names.RENAMED_SETTINGS.get(name):
+      return f"config.{name} is called config.{new} since release 0.2.0"
+    if name in older_names.REMOVED_SETTINGS:
+      return f"config.{name} was removed in release 0.2.0"
+  return ""
+
+
+def _leaves(config: ConfigDict, prefix: str = "") -> list[str]:
+  names = []
+  for name, value in config.items():
+    names += (
+      _leaves(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) else [prefix + name]
+    )
+  return names

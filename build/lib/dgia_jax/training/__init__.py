@@ -1,0 +1,19 @@
+"""Training and evaluating one run.
+
+Start with `train.train`, which tells the whole story; the other modules are its parts.
+
+| module | content |
+|---|---|
+| `train` | create or restore, compile, then the loop: step, log, evaluate, save |
+| `setup` | config -> mesh, data, tokenizer, model, optimiser, training step |
+| `size_check` | refuses sizes that cannot fit into memory, before anything is allocated |
+| `step_log` | reads each step's output one step late; logs averages, throughput, learning rate |
+| `step_metrics` | averages the step's metrics on the device until they are logged |
+| `step_profiler` | records a profile of a few steps |
+| `relation_precision` | share of mined relations that are correct, measured on the host |
+| `evaluate` | embeds a split on the mesh, ranks it in both directions, writes results.json |
+| `retrieval_metrics` | R@K, mAP and mINP; a public function of arrays |
+| `checkpoint` | saves the training state and restores it on any mesh |
+| `workdir` | a run's working directory and the names of the files in it |
+| `compilation_cache` | keeps compiled programs on disk for later starts |
+"""

@@ -1,0 +1,205 @@
+"""Evaluation: embeds a split on the mesh, ranks it in both directions, and writes results.json."""
+
+import contextlib
+import functools
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+from ml_collections import ConfigDict
+
+from dgia_jax import distributed, files, sharding
+from dgia_jax.data import batches as batches_lib
+from dgia_jax.data.pairs import PairTable
+from dgia_jax.errors import UserError
+from dgia_jax.method import losses
+from dgia_jax.models import embedder as embedder_lib
+from dgia_jax.reporting import contact_sheet
+from dgia_jax.training import checkpoint, retrieval_metrics
+from dgia_jax.training import setup as setup_lib
+from dgia_jax.training import workdir as workdir_lib
+
+SHEET_QUERIES = 10
+SHEET_IMAGES = 10
+
+Params = Mapping[str, Any]
+ImageFeatures = Float[np.ndarray, "M D"]
+TextFeatures = Float[np.ndarray, "N D"]
+Scores = dict[str, dict[str, float]]  # direction "t2i" or "i2t" -> metric -> percent
+
+
+class Evaluator:
+  """Embeds and scores the splits of a run; each tower is compiled once, on first use."""
+
+  def __init__(self, setup: setup_lib.TrainingSetup):
+    self._setup = setup
+    params = jax.eval_shape(setup_lib.init_state(setup)).params
+    self._embedder = embedder_lib.Embedder(
+      setup.graphdef, setup.mesh, sharding.parameters(setup.mesh, params)
+    )
+    self._batch_size = self._embedder.whole_batch(setup.config.eval.batch_size)
+    self._rows = sharding.batch_rows(setup.mesh, self._batch_size)
+
+  def embed(self, params: Params, pairs: PairTable) -> tuple[ImageFeatures, TextFeatures]:
+    """Unnormalised features of a split's images and captions, on the host.
+
+    Args:
+      params: parameters on the mesh of the run.
+      pairs: the split.
+    """
+    tokens_NxL = self._setup.tokenizer.encode(pairs.captions)
+    return self.embed_images(params, pairs), self.embed_tokens(params, tokens_NxL)
+
+  def embed_images(self, params: Params, pairs: PairTable) -> ImageFeatures:
+    """Unnormalised features of a split's images, on the host."""
+    batches = batches_lib.image_batches(
+      pairs,
+      batch_size=self._batch_size,
+      workers=self._setup.config.dataset.workers,
+      rows=self._rows,
+    )
+    pixels = (batch["image"] for batch in batches)
+    features = self._embedder.embed_images(params, pixels, self._batch_size)
+    # Only the last batch is padded, so the padding is at the end.
+    return np.concatenate(list(features))[: pairs.num_images]
+
+  def embed_tokens(self, params: Params, tokens_NxL: Int[np.ndarray, "N L"]) -> TextFeatures:
+    """Unnormalised features of encoded captions, on the host."""
+    batches = batches_lib.token_batches(tokens_NxL, batch_size=self._batch_size, rows=self._rows)
+    tokens = (batch["tokens"] for batch in batches)
+    features = self._embedder.embed_texts(params, tokens, self._batch_size)
+    return np.concatenate(list(features))[: len(tokens_NxL)]
+
+  def score(self, params: Params, split: str) -> tuple[Scores, tuple[ImageFeatures, TextFeatures]]:
+    """Retrieval scores of a split in both directions, and its features.
+
+    In direction "t2i" captions are the queries, in "i2t" images are; the scores of a direction are
+    those of `retrieval_metrics.retrieval_metrics`.
+    """
+    pairs = self._setup.splits[split]
+    images_MxD, texts_NxD = self.embed(params, pairs)
+    image_ids, text_ids = pairs.person_of_image_M, pairs.person_of_pair_N
+    mesh = self._setup.mesh
+    if distributed.several():  # every process has all features and ranks on its own devices
+      mesh = sharding.create_mesh(devices=jax.local_devices())
+    layouts = (sharding.batch(mesh), sharding.replicated(mesh))
+    rank = functools.partial(retrieval_metrics.retrieval_metrics_from_features, layouts=layouts)
+    scores = {
+      "t2i": rank(texts_NxD, images_MxD, text_ids, image_ids),
+      "i2t": rank(images_MxD, texts_NxD, image_ids, text_ids),
+    }
+    return scores, (images_MxD, texts_NxD)
+
+
+def evaluate(
+  config: ConfigDict,
+  workdir: pathlib.Path | str,
+  console: Any,
+  splits: Mapping[str, PairTable] | None = None,
+) -> dict[str, Any]:
+  """`--mode evaluate`: scores the last and the best checkpoint of a finished run again.
+
+  Args:
+    config: the resolved config of the run.
+    workdir: the run's folder.
+    console: the `console.Console` that prints the scores.
+    splits: as in `setup.create`.
+
+  Returns:
+    The content of results.json, which it writes.
+
+  Raises:
+    UserError: the folder holds no complete checkpoint, or the run of another config.
+  """
+  workdir_lib.read_config(workdir)
+  workdir_lib.check(workdir, config)
+  if not checkpoint.steps_saved(workdir):
+    raise UserError(f"--workdir={workdir}: no complete checkpoint to evaluate; train first")
+  setup = setup_lib.create(config, workdir, splits)
+  distributed.meet()
+  with contextlib.closing(checkpoint.Checkpoints(workdir, read_only=True)) as checkpoints:
+    return report(setup, checkpoints, console)
+
+
+def report(
+  setup: setup_lib.TrainingSetup, checkpoints: checkpoint.Checkpoints, console: Any
+) -> dict[str, Any]:
+  """Scores the last and the best checkpoint on the test split, as read back from disk.
+
+  Writes results.json and, if configured, a contact sheet of the best checkpoint.
+
+  Returns:
+    The content of results.json.
+  """
+  start = time.time()
+  evaluator = Evaluator(setup)
+  abstract_state = jax.eval_shape(setup_lib.init_state(setup))
+  pairs = setup.splits["test"]
+  results = {}
+  for name, step in (("last", checkpoints.latest()), ("best", checkpoints.best())):
+    if step is None:
+      continue
+    state, record = checkpoints.restore(step, setup.mesh, abstract_state)
+    scores, features = evaluator.score(state.params, "test")
+    results[name] = {"epoch": record["epoch"], "step": step, **scores}
+    if name == "last":
+      results["digest"] = checkpoint.digest(state, setup.train_pairs.num_pairs)
+      results["wall_time_seconds"] = record["wall_time_seconds"]
+      results["last_by_split"] = record["last"]
+      results["best_by_split"] = {
+        split: {"epoch": best["epoch"], "selected_on": split, **best["scores"]["test"]}
+        for split, best in record["best"].items()
+      }
+  if "best" in results:
+    results["best"]["selected_on"] = setup.config.eval.select_on
+  unmatched = retrieval_metrics.queries_without_match(
+    pairs.person_of_pair_N, pairs.person_of_image_M
+  )
+  results.update(
+    dataset=setup.config.dataset.name,
+    split="test",
+    queries=pairs.num_pairs,
+    gallery=pairs.num_images,
+    queries_without_match=unmatched,
+    chance_R1=chance_levels(pairs),
+    seed=setup.config.seed,
+    evaluation_seconds=round(time.time() - start, 3),
+    device=f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+  )
+  if jax.process_index() == 0:
+    files.write_json(setup.workdir / workdir_lib.RESULTS, results)
+    if setup.config.eval.contact_sheet:
+      draw_contact_sheet(setup, *features)
+  console.final("test", results)
+  return results
+
+
+def chance_levels(pairs: PairTable) -> dict[str, float]:
+  """R@1 that a random ranking of a split reaches on average, in percent, by direction."""
+  text_ids, image_ids = pairs.person_of_pair_N, pairs.person_of_image_M
+  return {
+    "t2i": retrieval_metrics.chance_level(text_ids, image_ids),
+    "i2t": retrieval_metrics.chance_level(image_ids, text_ids),
+  }
+
+
+def draw_contact_sheet(
+  setup: setup_lib.TrainingSetup, images_MxD: ImageFeatures, texts_NxD: TextFeatures
+) -> None:
+  """Draws ten captions, spread evenly over the test split, with their top-ranked images."""
+  pairs = setup.splits["test"]
+  queries = np.unique(np.linspace(0, pairs.num_pairs - 1, SHEET_QUERIES).astype(int))
+  similarity = np.asarray(losses.cosine(texts_NxD[queries], images_MxD))
+  ranked = np.argsort(-similarity, axis=1, kind="stable")[:, :SHEET_IMAGES]
+  correct = pairs.person_of_image_M[ranked] == pairs.person_of_pair_N[queries][:, None]
+  contact_sheet.contact_sheet(
+    [pairs.captions[query] for query in queries],
+    [[pairs.images[image] for image in row] for row in ranked],
+    correct.tolist(),
+    setup.workdir / workdir_lib.CONTACT_SHEET,
+    scores=np.take_along_axis(similarity, ranked, axis=1).tolist(),
+  )

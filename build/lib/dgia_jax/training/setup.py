@@ -1,0 +1,372 @@
+"""From a config to the parts of training: mesh, data, tokenizer, model, optimiser, training step.
+
+This module reads most of the config. One function creates each part, and `create` calls them in
+the order in which the parts depend on each other.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from ml_collections import ConfigDict
+
+from dgia_jax import config as config_lib
+from dgia_jax import sharding
+from dgia_jax.data import batches as batches_lib
+from dgia_jax.data import datasets, tokenizer
+from dgia_jax.data import pairs as pairs_lib
+from dgia_jax.errors import UserError
+from dgia_jax.method import mining, strict_mining, train_state, train_step
+from dgia_jax.method import optimizer as optimizer_lib
+from dgia_jax.models import backend, dual_encoder, pretrained
+from dgia_jax.training import checkpoint
+from dgia_jax.training import workdir as workdir_lib
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSetup:
+  """The parts of one training run. Immutable; the training state is kept elsewhere."""
+
+  config: ConfigDict
+  workdir: pathlib.Path | None
+  mesh: jax.sharding.Mesh
+  splits: Mapping[str, Any]  # split name -> PairTable, or an object with the sizes of one
+  tokenizer: Any  # a Tokenizer, or an object with its vocab_size and mask_id
+  graphdef: nnx.GraphDef
+  optimizer: optax.GradientTransformation
+
+  @property
+  def train_pairs(self) -> Any:
+    """The training pairs."""
+    return self.splits["train"]
+
+  @property
+  def steps_per_epoch(self) -> int:
+    """Batches per epoch, including the last partial one."""
+    return batches_lib.steps_per_epoch(self.train_pairs.num_pairs, self.config.batch_size)
+
+  @property
+  def total_steps(self) -> int:
+    """Batches in the whole run."""
+    return self.steps_per_epoch * self.config.num_epochs
+
+  def epoch_of(self, step: int) -> int:
+    """The epoch, counted from 1, that a step belongs to; steps are counted from 1."""
+    return (step - 1) // self.steps_per_epoch + 1
+
+  def encode(
+    self, params: Mapping, pixels: jax.Array, tokens: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    """Image features (n, D) of normalised pixels and text features (n, D) of token ids."""
+    model = nnx.merge(self.graphdef, sharding.gathered(self.mesh, params))
+    return model.encode_image(pixels), model.encode_text(tokens)
+
+  def learning_rates(self) -> np.ndarray:
+    """The learning rate of every step of the run, in order."""
+    settings = self.config.optimizer
+    epochs = np.arange(self.total_steps) / self.steps_per_epoch
+    if settings.lr_update == "epoch":
+      epochs = np.floor(epochs)
+    rate = functools.partial(
+      optimizer_lib.learning_rate,
+      num_epochs=self.config.num_epochs,
+      base=settings.learning_rate,
+      warmup_epochs=settings.warmup_epochs,
+    )
+    return np.asarray(jax.vmap(rate)(epochs.astype(np.float32)))
+
+
+def create(
+  config: ConfigDict,
+  workdir: pathlib.Path | str,
+  splits: Mapping[str, pairs_lib.PairTable] | None = None,
+) -> TrainingSetup:
+  """Creates every part of a training run.
+
+  Args:
+    config: the resolved config.
+    workdir: the run's working directory.
+    splits: pairs to use instead of the configured dataset, by split name.
+
+  Raises:
+    UserError: the config or the data contains something that cannot work.
+  """
+  config_lib.check(config)
+  mesh = sharding.create_mesh(**config.mesh)
+  check_batch(config, mesh)
+  splits = splits or load_splits(config)
+  vocabulary = load_tokenizer(config, workdir, splits["train"].captions)
+  return TrainingSetup(
+    config=config,
+    workdir=pathlib.Path(workdir),
+    mesh=mesh,
+    splits=splits,
+    tokenizer=vocabulary,
+    graphdef=abstract_graph(config, vocabulary.vocab_size, mesh),
+    optimizer=create_optimizer(
+      config, batches_lib.steps_per_epoch(splits["train"].num_pairs, config.batch_size)
+    ),
+  )
+
+
+def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+  """Checks that the batch divides over the mesh and over the parts of gradient accumulation.
+
+  Raises:
+    UserError: the batch does not divide.
+  """
+  shards = sharding.batch_shards(mesh)
+  if config.batch_size % shards:
+    raise UserError(
+      f"config.batch_size={config.batch_size} cannot be divided over mesh.data x mesh.fsdp ="
+      f" {shards} device(s); choose a multiple"
+    )
+  rows, parts = config.batch_size // shards, config.gradient_accumulation
+  if rows % parts:
+    raise UserError(
+      f"config.gradient_accumulation={parts} does not divide the {rows} pair(s) of"
+      f" config.batch_size={config.batch_size} on each of mesh.data x mesh.fsdp = {shards}"
+      " device(s); choose a divisor"
+    )
+
+
+def load_splits(config: ConfigDict) -> dict[str, pairs_lib.PairTable]:
+  """Reads the splits of the configured dataset, which is built first if it does not exist."""
+  settings = config.dataset
+  files = {name: settings[name] for name in ("source", "annotations", "images") if settings[name]}
+  builder = datasets.load_builder(
+    settings.name,
+    image_size=tuple(settings.image_size),
+    data_dir=settings.data_dir,
+    **files,
+    **settings.options,
+  )
+  available = [split for split in SPLITS if split in builder.info.splits]
+  for needed in ("train", "test", config.eval.select_on):
+    if needed not in available:
+      raise UserError(
+        f"dataset {settings.name} has no {needed} split (found: {', '.join(available)});"
+        + (" set config.eval.select_on=test" if needed == "val" else " check its annotations")
+      )
+  image_size = tuple(settings.image_size)
+  return {
+    split: pairs_lib.load_pairs(builder, split, image_size, settings.resize) for split in available
+  }
+
+
+def load_tokenizer(
+  config: ConfigDict, workdir: pathlib.Path | str, train_captions: Sequence[str]
+) -> tokenizer.Tokenizer:
+  """Returns CLIP's tokenizer, or one with a vocabulary that belongs to this run.
+
+  Such a vocabulary is stored in the working directory. It is copied from the run that
+  `config.pretrained` names, or else learned from the training captions.
+  """
+  settings = config.tokenizer
+  if settings.name:
+    return tokenizer.pretrained_tokenizer(settings.name, settings.context_length)
+  folder = pathlib.Path(workdir) / workdir_lib.TOKENIZER
+  if workdir_lib.is_claimed(workdir):
+    return tokenizer.load_tokenizer(folder)
+  if config.pretrained and workdir_lib.is_run(config.pretrained):
+    vocabulary = tokenizer.load_tokenizer(pathlib.Path(config.pretrained) / workdir_lib.TOKENIZER)
+    if vocabulary.context_length != settings.context_length:
+      raise UserError(
+        f"config.tokenizer.context_length={settings.context_length}: the run that"
+        f" config.pretrained={config.pretrained} names has {vocabulary.context_length}; give the"
+        " same"
+      )
+  else:
+    vocabulary = tokenizer.train_tokenizer(
+      train_captions, settings.context_length, settings.vocab_size
+    )
+  if jax.process_index() == 0:
+    vocabulary.save(folder)
+  return vocabulary
+
+
+def create_model(
+  config: ConfigDict, vocab_size: int, device: jax.Device | None = None
+) -> dual_encoder.DualEncoder:
+  """Creates the dual encoder with random weights drawn from the config's seed.
+
+  Args:
+    config: the resolved config.
+    vocab_size: size of the tokenizer's vocabulary.
+    device: a device of the kind that will run the model; None means this process's own.
+  """
+  dtype = jnp.dtype(config.model.dtype)
+  return dual_encoder.create(
+    config.model.name,
+    image_size=tuple(config.dataset.image_size),
+    context_length=config.tokenizer.context_length,
+    vocab_size=vocab_size,
+    dtype=dtype,
+    backend=backend.choose(
+      device or jax.local_devices()[0],
+      dtype,
+      attention=config.model.attention,
+      remat=config.model.remat,
+    ),
+    rngs=nnx.Rngs(config.seed),
+  )
+
+
+def abstract_graph(config: ConfigDict, vocab_size: int, mesh: jax.sharding.Mesh) -> nnx.GraphDef:
+  """The model's structure without weights, for the kind of device that the mesh consists of."""
+  device = _example_device(mesh)
+  return nnx.graphdef(nnx.eval_shape(lambda: create_model(config, vocab_size, device)))
+
+
+def _example_device(mesh: jax.sharding.Mesh) -> Any:
+  """One device that represents all devices of a mesh."""
+  # A process does not know every property of another process's devices, so its own come first.
+  # In the description of an absent topology all devices are equal.
+  own = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+  return own[0] if own else mesh.devices.flat[0]
+
+
+def create_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTransformation:
+  """Creates the optax chain that the config describes."""
+  settings = config.optimizer
+  return optimizer_lib.create(
+    num_epochs=config.num_epochs,
+    steps_per_epoch=steps_per_epoch,
+    base=settings.learning_rate,
+    warmup_epochs=settings.warmup_epochs,
+    lr_update=settings.lr_update,
+    betas=tuple(settings.betas),
+    epsilon=settings.epsilon,
+    weight_decay=settings.weight_decay,
+    decoupled=settings.decoupled,
+    bias_lr_multiplier=settings.bias_lr_multiplier,
+    second_moment=settings.second_moment,
+  )
+
+
+def init_state(setup: TrainingSetup) -> Callable[[], train_state.TrainState]:
+  """Returns a function that creates the initial training state; it is meant to be traced."""
+
+  def init_params():
+    device = _example_device(setup.mesh)
+    model = create_model(setup.config, setup.tokenizer.vocab_size, device)
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+  return train_state.initializer(
+    init_params,
+    setup.optimizer,
+    num_pairs=setup.train_pairs.num_pairs,
+    feature_dim=dual_encoder.SIZES[setup.config.model.name].feature_width,
+  )
+
+
+def load_pretrained(setup: TrainingSetup, params: Mapping) -> tuple[Mapping, Sequence[str]]:
+  """Reads parameters from `config.pretrained`.
+
+  Args:
+    setup: the training setup.
+    params: the initial parameters; the returned ones have the same structure and sharding.
+
+  Returns:
+    The parameters, and the names of the tensors that the model does not use.
+
+  Raises:
+    UserError: the files cannot be read or do not fit the model.
+  """
+  source = setup.config.pretrained
+  if workdir_lib.is_run(source):
+    _, loaded = checkpoint.restore_params(source)
+    unused = ()
+    _check_same_shapes(source, loaded, params)
+  else:
+    weights = pretrained.load_pretrained(
+      source, params, image_size=tuple(setup.config.dataset.image_size)
+    )
+    loaded, unused = weights.params, weights.dropped
+  return sharding.place(loaded, sharding.parameters(setup.mesh, params)), unused
+
+
+def _check_same_shapes(source: str, loaded: Mapping, params: Mapping) -> None:
+  """Raises UserError, naming the parameters, if a run's parameters belong to another model."""
+  shapes = lambda tree: {name: array.shape for name, array in pretrained.flatten(tree).items()}
+  theirs, ours = shapes(loaded), shapes(params)
+  differing = sorted(
+    name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name)
+  )
+  if differing:
+    raise UserError(
+      f"config.pretrained={source} is a run of another model: {', '.join(differing[:4])}"
+      f"{', ...' if len(differing) > 4 else ''} differ; give the same model.name, image size and"
+      " tokenizer, or convert it (python -m dgia_jax.convert) to have its positions resized"
+    )
+
+
+def create_step(setup: TrainingSetup, **replaced: Any) -> functools.partial:
+  """Binds every argument of the training step except (state, batch).
+
+  Args:
+    setup: the training setup.
+    **replaced: `mine_local` or `mine_global`, functions that replace how relations are mined.
+
+  Returns:
+    Function (state, batch) -> (state, StepOutput).
+  """
+  return functools.partial(
+    train_step.train_step,
+    encode=setup.encode,
+    optimizer=setup.optimizer,
+    config=setup.config,
+    mesh=setup.mesh,
+    mask_id=setup.tokenizer.mask_id,
+    steps_per_epoch=setup.steps_per_epoch,
+    **(mining_functions(setup) | replaced),
+  )
+
+
+def mining_functions(setup: TrainingSetup) -> dict[str, Any]:
+  """The method's mining, or the stricter mining that the config asks for, with its settings bound.
+
+  Returns:
+    {"mine_local", "mine_global"}, see `dgia_jax.method.mining`.
+  """
+  config, bind = setup.config, functools.partial
+  local, anchors = config.local_association, config.global_association
+  bank = {
+    "mesh": setup.mesh,
+    "block_rows": config.bank.block_rows,
+    "same_image_rows": int(np.bincount(setup.train_pairs.image_of_pair_N).max()) - 1,
+  }
+  if not any(config.strict_mining.values()):
+    return {
+      "mine_local": bind(mining.mine_local, settings=local),
+      "mine_global": bind(mining.mine_global, settings=anchors, **bank),
+    }
+  strict = config.strict_mining
+  return {
+    "mine_local": bind(strict_mining.mine_local, settings=local, strict=strict),
+    "mine_global": bind(strict_mining.mine_global, settings=anchors, strict=strict, **bank),
+  }
+
+
+def losses_starting(config: ConfigDict, epoch: int) -> list[str]:
+  """Names of the losses with a positive weight whose first epoch is `epoch`, counted from 1."""
+  first_epochs = {
+    "itc": 1,
+    "local": config.local_association.start_epoch,
+    "global": config.global_association.start_epoch,
+    "consistency": config.local_association.start_epoch,
+  }
+  return [
+    name
+    for name, first_epoch in first_epochs.items()
+    if config.loss.weights[name] and first_epoch == epoch
+  ]

@@ -1,0 +1,165 @@
+"""Refuses sizes that cannot fit into memory, before anything is allocated.
+
+All estimates are lower bounds, so that no run that fits is refused.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import psutil
+
+from dgia_jax import sharding
+from dgia_jax.errors import UserError
+from dgia_jax.method import memory_bank, train_state
+from dgia_jax.method.global_association import num_candidates
+from dgia_jax.models import dual_encoder
+from dgia_jax.training import setup as setup_lib
+from dgia_jax.training.setup import TrainingSetup
+
+# Values that one block stores per token and unit of width for the backward pass, at least: its
+# input, queries, keys, values and half of what the MLP stores. With remat only the input.
+STORED_PER_BLOCK = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+  """Memory that training needs on every device."""
+
+  name: str
+  num_bytes: float
+  advice: str  # the settings that change it
+
+
+def check(setup: TrainingSetup) -> None:
+  """Compares what training needs at least with the memory that is available.
+
+  Raises:
+    UserError: the run cannot fit, or the bank has fewer rows than neighbours are asked for.
+  """
+  _check_candidates(setup)
+  available = available_bytes(setup.mesh.devices.flat)
+  if available is None:
+    return
+  needs = estimate(setup)
+  total = sum(need.num_bytes for need in needs)
+  if total > available:
+    largest = max(needs, key=lambda need: need.num_bytes)
+    raise UserError(
+      f"training needs at least {_gib(total)} on each device, and {_gib(available)} are available;"
+      f" the largest part, {_gib(largest.num_bytes)}, is {largest.name}: {largest.advice}"
+    )
+
+
+def estimate(setup: TrainingSetup) -> list[Need]:
+  """The memory that a training step needs on every device, at least, by purpose."""
+  config, mesh = setup.config, setup.mesh
+  shards = sharding.batch_shards(mesh)
+  state = jax.eval_shape(setup_lib.init_state(setup))
+  layouts = train_state.layout(mesh, state)
+  num_views = 2 if config.loss.weights["consistency"] else 1
+  height, width = config.dataset.image_size
+  rows = config.batch_size * num_views
+  extended = config.batch_size
+  if config.loss.weights["global"]:
+    extended *= 1 + config.global_association.k
+  loss_rows = extended if config.global_association.loss_over == "all" else config.batch_size
+  return [
+    Need(
+      "parameters, gradients and optimiser state",
+      2 * _bytes(state.params, layouts.params) + _bytes(state.opt_state, layouts.opt_state),
+      "choose a smaller config.model.name, or raise config.mesh.fsdp on several devices",
+    ),
+    Need(
+      f"the memory bank of {setup.train_pairs.num_pairs:,} pairs",
+      _bytes(state.bank, layouts.bank),
+      "use more devices, which share it",
+    ),
+    Need(
+      f"the {rows:,} images of a batch",
+      4 * 3 * rows * height * width / shards,
+      "lower config.batch_size or config.dataset.image_size",
+    ),
+    Need(
+      f"the {loss_rows:,} x {extended:,} similarities of the batch and its mined neighbours",
+      4 * loss_rows * extended / shards,
+      "lower config.batch_size or config.global_association.k",
+    ),
+    Need(
+      "the activations of the encoders",
+      _activation_bytes(setup) * rows / (shards * config.gradient_accumulation),
+      "lower config.batch_size, raise config.gradient_accumulation or set config.model.remat=True",
+    ),
+  ]
+
+
+def available_bytes(devices: Iterable[Any]) -> float | None:
+  """Memory that is available on each of this process's devices; None if it is unknown."""
+  own = [device for device in devices if device.process_index == jax.process_index()]
+  if not own:
+    return None
+  stats = own[0].memory_stats() or {}
+  if "bytes_limit" in stats:
+    return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+  if own[0].platform == "cpu":
+    return psutil.virtual_memory().available / len(own)
+  return None
+
+
+def notices(setup: TrainingSetup) -> list[str]:
+  """Sentences about settings that the dataset is too small for."""
+  config, num_pairs = setup.config, setup.train_pairs.num_pairs
+  sentences = []
+  if config.batch_size > num_pairs:
+    sentences.append(
+      f"config.batch_size={config.batch_size} exceeds the {num_pairs:,} training pairs: every batch"
+      f" contains all of them, and {config.batch_size - num_pairs:,} padded rows that do not count"
+    )
+  k = config.global_association.k
+  if config.loss.weights["global"] and k > num_pairs - 1:
+    sentences.append(
+      f"config.global_association.k={k} exceeds the {num_pairs - 1:,} other training pairs: an"
+      " anchor keeps fewer neighbours"
+    )
+  return sentences
+
+
+def _check_candidates(setup: TrainingSetup) -> None:
+  k = setup.config.global_association.k
+  bank_rows = memory_bank.padded_rows(setup.train_pairs.num_pairs)
+  same_image_rows = int(np.bincount(setup.train_pairs.image_of_pair_N).max()) - 1
+  if num_candidates(k, same_image_rows) > bank_rows:
+    raise UserError(
+      f"config.global_association.k={k}: the memory bank has only {bank_rows:,} rows; lower k"
+    )
+
+
+def _activation_bytes(setup: TrainingSetup) -> int:
+  """Bytes that one image and one caption leave for the backward pass."""
+  config = setup.config
+  size = dual_encoder.SIZES[config.model.name]
+  height, width = config.dataset.image_size
+  patches = (height // size.patch_size) * (width // size.patch_size)
+  values = 0
+  for tower, tokens in ((size.image, 1 + patches), (size.text, config.tokenizer.context_length)):
+    values += tower.depth * tokens * tower.width
+  stored = 1 if config.model.remat else STORED_PER_BLOCK / setup.mesh.shape["tensor"]
+  return int(values * stored * jnp.dtype(config.model.dtype).itemsize)
+
+
+def _bytes(tree: Any, layouts: Any) -> int:
+  """Bytes of a tree on one device."""
+  sizes = jax.tree.map(
+    lambda leaf, layout: math.prod(layout.shard_shape(leaf.shape)) * leaf.dtype.itemsize,
+    tree,
+    layouts,
+  )
+  return sum(jax.tree.leaves(sizes))
+
+
+def _gib(num_bytes: float) -> str:
+  return f"{num_bytes / 2**30:,.1f} GiB"

@@ -1,0 +1,55 @@
+"""Opening files that users bring: whatever is wrong with one is a `UserError` that names it.
+
+`setting` is the flag or config field that led to the file; it starts the message.
+"""
+
+import json
+import pathlib
+import stat
+from typing import Any
+
+from dgia_jax.errors import UserError
+
+_MAX_JSON_BYTES = 64 * 2**20
+_GIT_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def check_regular(path: pathlib.Path, setting: str) -> None:
+  """Raises UserError unless `path` is a regular file (or a link to one) with content of its own.
+
+  Opening anything else could block for ever (a FIFO) or never end (a device).
+  """
+  try:
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+      raise UserError(f"{setting}: {path} is not a regular file; give the file itself")
+    with path.open("rb") as file:
+      start = file.read(len(_GIT_LFS_POINTER))
+  except FileNotFoundError as error:
+    raise UserError(f"{setting}: {path} is missing") from error
+  except (OSError, ValueError) as error:  # ValueError: a null character in the name
+    raise UserError(f"{setting}: {path} cannot be read ({error})") from error
+  if start == _GIT_LFS_POINTER:
+    raise UserError(
+      f"{setting}: {path} is only a Git LFS pointer to the file; run `git lfs pull` in its folder"
+    )
+
+
+def read_json(path: pathlib.Path, setting: str) -> dict[str, Any]:
+  """Returns the JSON object a file holds.
+
+  Raises:
+    UserError: the file is missing, too large or damaged, or holds no JSON object.
+  """
+  check_regular(path, setting)
+  try:
+    if path.stat().st_size > _MAX_JSON_BYTES:
+      raise UserError(f"{setting}: {path} is too large for a JSON file of a model")
+    content = json.loads(path.read_bytes())
+  except OSError as error:
+    raise UserError(f"{setting}: {path} cannot be read ({error})") from error
+  except (ValueError, RecursionError) as error:  # ValueError: also a number of 4,300 digits
+    raise UserError(f"{setting}: {path} is damaged: not JSON ({error})") from error
+  if not isinstance(content, dict):
+    raise UserError(f"{setting}: {path} does not hold a JSON object")
+  return content

@@ -1,0 +1,31 @@
+"""Fails when a line of code or Markdown exceeds 120 characters; reports under results/ are exempt:
+
+python -m docs.draw.long_lines
+"""
+
+import pathlib
+import sys
+
+LIMIT = 120
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+FOLDERS = ("dgia_jax", "configs", "experiments", "tests", "docs", "launch")
+
+
+def long_lines() -> list[str]:
+  """ "FILE:LINE: length" of every line that is too long."""
+  files = [*ROOT.glob("*.md"), *ROOT.glob("*.py")]
+  for folder in FOLDERS:
+    files += [*(ROOT / folder).rglob("*.py"), *(ROOT / folder).rglob("*.md")]
+  return [
+    f"{path.relative_to(ROOT)}:{number}: {len(line)} characters"
+    for path in sorted(files)
+    if "results" not in path.parts
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+    if len(line) > LIMIT
+  ]
+
+
+if __name__ == "__main__":
+  found = long_lines()
+  print("\n".join(found))
+  sys.exit(1 if found else 0)
