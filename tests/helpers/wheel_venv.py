@@ -1,6 +1,7 @@
 """The project as a user installs it: a wheel in an environment of its own, away from the clone."""
 
 import pathlib
+import shutil
 import subprocess
 import sys
 import venv
@@ -13,8 +14,14 @@ def install(folder: pathlib.Path) -> pathlib.Path:
 
   The environment sees the packages of the one that runs the tests, so nothing is downloaded.
   """
+  source = folder / "source"  # a copy: the build leaves files beside what it reads
+  for name in ("dgia_jax", "configs"):
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / name, source / name, ignore=ignored)
+  for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    shutil.copy(ROOT / name, source / name)
   build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-  subprocess.run([*build, "--wheel-dir", str(folder), str(ROOT)], check=True, timeout=300)
+  subprocess.run([*build, "--wheel-dir", str(folder), str(source)], check=True, timeout=300)
   (wheel,) = folder.glob("dgia_jax-*.whl")
   environment = folder / "environment"
   venv.create(environment, with_pip=False)

@@ -1,1 +1,0 @@
-"""Datasets: builders, the table of (image, caption) pairs, tokenizers and the input pipeline."""
