@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.paper import tables
 
-NOT_RUN, NO_NUMBER = "not run", "no paper number"
+NOT_RUN, NO_NUMBER = "not run", "–"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -60,13 +60,14 @@ BASELINE = _only()
 LOCAL = _only("local")
 LOCAL_AND_GLOBAL = _only("local", "global")
 
-# What goes beyond the paper.
-MUTUAL = {"global_association.mutual": True}
-AGREEMENT = {"global_association.agreement": True}
-DEVIATIONS = {"local_association.deviations": 2.5, "global_association.deviations": 2.5}
-GUIDED = {"sampling.group": 4}
-TWINS = {"global_association.exclude_same_image": True}
-SPARED = {"loss.itc_spares_relations": True}
+# Beyond the paper: `dgia_jax.method.strict_mining`.
+RECIPROCAL = {"strict_mining.reciprocal": True}
+TEXT_MATCH = {"strict_mining.require_text_match": True}
+RAISED = {
+  "strict_mining.local_threshold_num_stds": 2.5,
+  "strict_mining.global_threshold_num_stds": 2.5,
+}
+OTHER_IMAGES = {"global_association.exclude_same_image": True}
 
 # For tiny towers on a CPU core. The start is made once a seed; then the recipe's own start epochs.
 WARM = Schedule(
@@ -298,33 +299,23 @@ EXPERIMENTS = {
       form="beyond",
       settings=(
         WHOLE,
-        Setting("mutual", MUTUAL, about="DGIA; neighbours must find the anchor back"),
-        Setting("agreement", AGREEMENT, about="DGIA; neighbours' texts must be alike, too"),
-        Setting("mutual+agreement", MUTUAL | AGREEMENT, about="DGIA; both"),
-        Setting("deviations", DEVIATIONS, about="DGIA; thresholds follow the batch"),
         Setting(
-          "deviations+mutual+agreement",
-          DEVIATIONS | MUTUAL | AGREEMENT,
-          about="DGIA; the three together",
+          "reciprocal", RECIPROCAL, about="DGIA; neighbours must retrieve the anchor in return"
         ),
-        Setting("twins", TWINS, about="DGIA; an image's other captions, if any, take no slot"),
+        Setting("text-match", TEXT_MATCH, about="DGIA; neighbours' captions must be similar, too"),
+        Setting("reciprocal+text-match", RECIPROCAL | TEXT_MATCH, about="DGIA; both: `:plus`"),
+        Setting("raised", RAISED, about="DGIA; thresholds follow the batch"),
         Setting(
-          "deviations+mutual+agreement+twins",
-          DEVIATIONS | MUTUAL | AGREEMENT | TWINS,
-          about="DGIA; the four together",
+          "raised+reciprocal+text-match",
+          RAISED | RECIPROCAL | TEXT_MATCH,
+          about="DGIA; all three",
         ),
-        Setting("guided", GUIDED, about="DGIA; the bank's neighbours share a batch"),
+        Setting("other-images", OTHER_IMAGES, about="DGIA; an image's other captions take no slot"),
         Setting(
-          "guided+mutual+deviations",
-          GUIDED | MUTUAL | DEVIATIONS,
-          about="DGIA; the three together",
+          "raised+reciprocal+text-match+other-images",
+          RAISED | RECIPROCAL | TEXT_MATCH | OTHER_IMAGES,
+          about="DGIA; all four",
         ),
-        Setting(
-          "guided+mutual+deviations+spared",
-          GUIDED | MUTUAL | DEVIATIONS | SPARED,
-          about="and mined mates are no negatives",
-        ),
-        Setting("B+guided", BASELINE | GUIDED, about="contrastive loss alone, led batches"),
       ),
     ),
   )

@@ -88,7 +88,7 @@ def test_main_shows_published_methods_and_makes_no_claim(tmp_path):
 def test_own_data_has_no_paper_column_numbers(tmp_path):
   prepare(tmp_path, "synth_pedes", "local", {"B": {0: 20.0}})
   text, rows = reported(tmp_path, "synth_pedes", "local")
-  assert "| B | R@1 | no paper number | 21.00 |  | 1 |" in text  # the epoch best on val
+  assert "| B | R@1 | – | 21.00 |  | 1 |" in text  # the epoch best on val
   assert all(row["paper"] == row["difference"] == "" for row in rows.values())
 
 
@@ -99,7 +99,7 @@ def test_scores_on_val_stand_apart_and_beside_no_paper(tmp_path):
      "--split", "val"]
   ) == 0  # fmt: skip
   text = (tmp_path / "report" / "cuhk_pedes-val" / "modules.md").read_text()
-  assert "| B | R@1 | no paper number | 50.00 |  | 1 |" in text
+  assert "| B | R@1 | – | 50.00 |  | 1 |" in text
   assert "val scores are those of the last epoch" in text
 
 
@@ -139,25 +139,26 @@ def test_relation_accuracy_over_epochs_and_at_the_end(tmp_path):
   prepare(tmp_path, "cuhk_pedes", "relation_accuracy", {"DGIA": {0: 60.0, 1: 60.0}}, lines=lines)
   text, rows = reported(tmp_path, "cuhk_pedes", "relation_accuracy", "--seeds", "0,1")
   assert "| DGIA | global relations, last epoch | 92.00 | 70.00 ± 0.00 | -22.00 | 2 |" in text
-  assert "| DGIA | local relations, last epoch | no paper number | 70.00 ± 0.00 |  | 2 |" in text
+  assert "| DGIA | local relations, last epoch | – | 70.00 ± 0.00 |  | 2 |" in text
   assert float(rows["DGIA", "local relations, epoch 2"]["mean"]) == 40.0
   assert "epoch 2" not in text.split("## Runs")[0].replace("begins in epoch 2", "")
 
 
 def test_beyond_the_paper_tells_how_many_relations_are_right(tmp_path):
-  values = {"DGIA": {0: 60.0, 1: 61.0}, "mutual": {0: 63.0}}
+  values = {"DGIA": {0: 60.0, 1: 61.0}, "reciprocal": {0: 63.0}}
   lines = [train_line(10, 2, 40.0, 1.0), train_line(20, 3, 70.0, 1.0)]
   prepare(tmp_path, "synth_pedes", "plus", values, lines=lines)
-  prepare(tmp_path, "synth_pedes", "plus", {"B+guided": {0: 59.0}})
+  prepare(tmp_path, "synth_pedes", "plus", {"text-match": {0: 59.0}})
   text, rows = reported(
     tmp_path, "synth_pedes", "plus", "--seeds", "0,1", "--protocol", "last", "--split", "test"
   )
-  assert "| DGIA | global relations, last epoch | no paper number | 70.00 ± 0.00 |  | 2 |" in text
-  assert "| twins | global relations, last epoch | no paper number | not run |  | 0 |" in text
-  assert float(rows["mutual", "local relations, last epoch"]["mean"]) == 70.0
-  assert "| mutual | +3.00 | +3.00 | 1 |" in text
-  # It is finished, and has no relations to judge.
-  assert ("B+guided", "R@1") in rows and ("B+guided", "global relations, last epoch") not in rows
+  assert "| DGIA | global relations, last epoch | – | 70.00 ± 0.00 |  | 2 |" in text
+  assert "| other-images | global relations, last epoch | – | not run |  | 0 |" in text
+  assert float(rows["reciprocal", "local relations, last epoch"]["mean"]) == 70.0
+  assert "| reciprocal | +3.00 | +3.00 | 1 |" in text
+  # It is finished, and logged no relations.
+  assert ("text-match", "R@1") in rows
+  assert ("text-match", "global relations, last epoch") not in rows
 
 
 @pytest.mark.parametrize("name", ["main", "modules", "mask_ratio", "relation_accuracy"])
