@@ -18,13 +18,15 @@ from dgia_jax import files
 from dgia_jax.data import images as images_lib
 from dgia_jax.data import locked_build
 
-# A file may change again within the resolution of its times: such young files are not remembered.
+# A file may change twice within the resolution of its times, so recent changes are not remembered.
 _SETTLED_NS = 2_000_000_000
+
+Entry = list  # SHA-256, size, inode, modification time and change time in nanoseconds
 
 
 def hash_files(
   paths: Sequence[str | None], memory: pathlib.Path, workers: int = 0
-) -> tuple[list[str], dict[str, list]]:
+) -> tuple[list[str], dict[str, Entry]]:
   """Hashes the content of files.
 
   Args:
@@ -37,32 +39,35 @@ def hash_files(
     entries for `remember`.
   """
   known = _recall(memory)
+  settled = time.time_ns() - _SETTLED_NS
 
-  def entry(path: str | None) -> list | None:
+  def entry_of(path: str | None) -> Entry | None:
+    if path is None:
+      return None
     try:
-      facts = _facts(path) if path else None
-      if facts is None or known.get(path, [None])[1:] == facts:
-        return known[path] if facts else None
-      # With the facts from before: if the file changes meanwhile, they will not match again.
+      stat = pathlib.Path(path).stat()
+      facts = [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
+      if path in known and known[path][1:] == facts:
+        return known[path]
+      # The facts are older than the content: if the file changes in between, they never match.
       return [hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest(), *facts]
     except OSError:
       return None  # the build reads the file again and reports the reason
 
   with tqdm.tqdm(
-    images_lib.ordered_map(entry, paths, workers),
+    images_lib.ordered_map(entry_of, paths, workers),
     desc="comparing image files", total=len(paths), unit=" images", disable=None, delay=1.0,
   ) as entries:  # fmt: skip
     entries = list(entries)
-  settled = time.time_ns() - _SETTLED_NS
-  memorable = {
+  remembered = {
     path: entry
     for path, entry in zip(paths, entries, strict=True)
-    if entry and max(entry[3:5]) < settled
+    if entry and max(entry[3:]) < settled
   }
-  return [entry[0] if entry else "" for entry in entries], memorable
+  return [entry[0] if entry else "" for entry in entries], {**known, **remembered}
 
 
-def remember(entries: dict[str, list], memory: pathlib.Path) -> None:
+def remember(entries: dict[str, Entry], memory: pathlib.Path) -> None:
   """Stores entries of `hash_files`; logs a warning if the folder is not writable."""
   if _recall(memory) == entries:
     return
@@ -75,12 +80,7 @@ def remember(entries: dict[str, list], memory: pathlib.Path) -> None:
     )
 
 
-def _facts(path: str) -> list[int]:
-  stat = pathlib.Path(path).stat()
-  return [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
-
-
-def _recall(memory: pathlib.Path) -> dict[str, list]:
+def _recall(memory: pathlib.Path) -> dict[str, Entry]:
   try:
     content = json.loads(memory.read_text(encoding="utf-8"))
   except (OSError, ValueError):

@@ -88,6 +88,14 @@ def test_a_file_that_was_only_touched_keeps_its_hash(paths, tmp_path, reads):
   assert reads == ["0"]
 
 
+def test_files_of_another_folder_stay_remembered(paths, tmp_path, reads):
+  _hash(paths[:2], tmp_path)
+  _hash(paths[2:], tmp_path)
+  assert sorted(reads) == ["0", "1", "2"]
+  _hash(paths, tmp_path)
+  assert len(reads) == 3
+
+
 def test_files_that_have_just_changed_are_not_remembered(paths, tmp_path, reads, monkeypatch):
   """They could change again within the resolution of the file system's clock."""
   monkeypatch.setattr(image_hashes, "_SETTLED_NS", 2 * 10**9)

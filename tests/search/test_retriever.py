@@ -1,6 +1,8 @@
 """Features of a retriever are those of the model, and its ranking is that of a plain argsort."""
 
+import json
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -55,6 +57,24 @@ def test_features_are_those_of_the_model(known_run, paths):
   last = Retriever.from_run(known_run, "last", batch_size=8)
   assert np.abs(last.embed_texts(TEXTS) - texts).max() > 0.01
   assert last.digest() != retriever.digest() == Retriever.from_run(known_run).digest()
+
+
+@pytest.mark.parametrize("resize", ["bilinear", "bicubic", None])
+def test_images_are_resized_as_in_training(known_run, paths, tmp_path, resize):
+  """By a run and its Hugging Face folder. Runs of release 0.1, without the setting, use bicubic."""
+  run, out = tmp_path / "run", tmp_path / "hugging_face"
+  shutil.copytree(known_run, run)
+  config = json.loads((run / "config.json").read_text())
+  del config["dataset"]["resize"]
+  if resize:
+    config["dataset"]["resize"] = resize
+  (run / "config.json").write_text(json.dumps(config))
+  convert.convert(run, out)
+  name = "BILINEAR" if resize == "bilinear" else "BICUBIC"
+  expected = Image.open(paths[0]).resize(IMAGE_SIZE[::-1], Image.Resampling[name])
+  for folder in (run, out):
+    pixels = Retriever.open(folder, batch_size=8).read_image(paths[0])
+    np.testing.assert_array_equal(pixels, np.asarray(expected))
 
 
 def test_a_hugging_face_folder_gives_the_same_features(known_run, paths, tmp_path):
