@@ -1,9 +1,8 @@
-"""What each public dataset looks like on disk and how large it is: facts as data, no code.
+"""What each public dataset looks like on disk, and its published sizes: data, no code.
 
-One class of builder and one checker serve every dataset because they differ only in what is
-written here: the name of the annotation file, the folder of images, where ids start and the
-published sizes. Identity ids are kept as the files have them (some start at 1, some at 0), since
-nothing but equality of ids is ever used.
+One builder and one checker serve every dataset, because datasets differ only in the facts below:
+the name of the annotation file, the first id, the sizes. Ids are kept as the files have them (some
+start at 1, some at 0), because only their equality is ever used.
 """
 
 import dataclasses
@@ -11,7 +10,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-  """Size of one split."""
+  """Sizes of one split."""
 
   people: int
   images: int
@@ -20,7 +19,7 @@ class Counts:
 
 @dataclasses.dataclass(frozen=True)
 class Release:
-  """One known set of split sizes. The key "all" stands for the whole dataset."""
+  """The published sizes of each split. The key "all" stands for the whole dataset."""
 
   name: str
   splits: dict[str, Counts]
@@ -28,21 +27,22 @@ class Release:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """How to find a dataset's files, and what should be in them.
+  """How to find a dataset's files, and what they should contain.
 
   Attributes:
     title: the name its authors gave it; also the folder its archive unpacks to.
-    annotation_names: accepted file names, the usual one first; empty: the only JSON there is.
-    id_base: the smallest id in the files, None when anything goes.
+    annotation_names: accepted file names, the usual one first; empty: any name, if it is the only
+      JSON file.
+    id_base: the smallest id in the files, None if any is accepted.
     releases: known sizes; the first is the one that papers report on.
-    oddities: faults of the published data, kept as they are, to be told to the user.
+    known_facts: facts and faults of the published data, for the report. No fault is corrected.
   """
 
   title: str
   annotation_names: tuple[str, ...] = ()
   id_base: int | None = None
   releases: tuple[Release, ...] = ()
-  oddities: tuple[str, ...] = ()
+  known_facts: tuple[str, ...] = ()
 
 
 _CUHK_HELD_OUT = {"val": Counts(1_000, 3_078, 6_158), "test": Counts(1_000, 3_074, 6_156)}
@@ -63,7 +63,7 @@ LAYOUTS = {
         {"train": Counts(11_003, 34_054, 68_126), **_CUHK_HELD_OUT},
       ),
     ),
-    oddities=("a few images have more than two captions, a few people have one image",),
+    known_facts=("a few images have more than two captions, and a few people have one image",),
   ),
   "icfg_pedes": Layout(
     title="ICFG-PEDES",
@@ -74,8 +74,8 @@ LAYOUTS = {
         "published", {"train": Counts(3_102, 34_674, 34_674), "test": Counts(1_000, 19_848, 19_848)}
       ),
     ),
-    oddities=(
-      "the folders imgs/train and imgs/test are not the split, the JSON is",
+    known_facts=(
+      "imgs/train and imgs/test are not the split: the JSON has the split",
       _SHARED_SOURCE,
     ),
   ),
@@ -101,9 +101,9 @@ LAYOUTS = {
         },
       ),
     ),
-    oddities=(
+    known_facts=(
       "one caption was copied to several of the first people, and some captions hold "
-      "stray characters or bits of code: they are kept",
+      "stray characters or fragments of code: they are kept",
       _SHARED_SOURCE,
     ),
   ),
@@ -111,7 +111,7 @@ LAYOUTS = {
     title="UFine6926",
     id_base=1,
     releases=(Release("published", {"all": Counts(6_926, 26_206, 52_412)}),),
-    oddities=("captions have about 81 words: most are cut at 77 tokens",),
+    known_facts=("captions have about 81 words: most are cut to 77 tokens",),
   ),
   "custom": Layout(title="custom"),
 }

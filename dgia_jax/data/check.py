@@ -115,7 +115,7 @@ def _check_splits(report: DataReport, files: DatasetFiles) -> None:
     )
   if "test" not in counts_of:
     report.add_note("no test split: the dataset can be trained on, not tested on")
-  for text in files.layout.oddities:
+  for text in files.layout.known_facts:
     report.add_line(f"known: {text}")
 
 
