@@ -155,9 +155,12 @@ def _check_identities(report: DataReport, files: DatasetFiles) -> None:
     f"{min(images_of.values())} to {max(images_of.values())} images each"
   )
   train_ids = [record.person for record in annotations.records if record.split == "train"]
-  if len(images_of) == 1 or (len(train_ids) > 1 and len(set(train_ids)) == 1):
-    where = "all" if len(images_of) == 1 else "all train"
-    report.add_note(f"{where} images have the id {(train_ids or [lowest])[0]}, so {_UNUSABLE}")
+  if len(images_of) == 1:
+    report.add_note(f"all images have the id {lowest}, so {_UNUSABLE}")
+  elif len(train_ids) > 1 and len(set(train_ids)) == 1:
+    report.add_note(f"all train images have the id {train_ids[0]}, so {_UNUSABLE}")
+  elif len(train_ids) > 1 and len(set(train_ids)) == len(train_ids):
+    report.add_note(f"no two train images have the same id, so {_UNUSABLE}")
   if id_base is not None and lowest != id_base:
     report.add_note(
       f"ids start at {lowest}, in the published files at {id_base}: renumbered or cut?"

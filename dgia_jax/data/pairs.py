@@ -56,6 +56,11 @@ class PairTable:
     return len(self.images)
 
   @property
+  def has_identities(self) -> bool:
+    """Whether the identity labels group images: not one for all images, nor one per image."""
+    return 1 < len(np.unique(self.person_of_image_M)) < self.num_images
+
+  @property
   def person_of_pair_N(self) -> np.ndarray:
     """int64, the identity label of each pair; for evaluation and logging only."""
     return self.person_of_image_M[self.image_of_pair_N]

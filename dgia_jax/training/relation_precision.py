@@ -12,13 +12,15 @@ from dgia_jax.training import retrieval_metrics
 class RelationPrecision:
   """Counts mined and correct relations over several steps (paper Figure 4)."""
 
-  def __init__(self, person_of_pair_N: np.ndarray) -> None:
-    """`person_of_pair_N`: the identity of every training pair."""
+  def __init__(self, person_of_pair_N: np.ndarray | None) -> None:
+    """`person_of_pair_N`: the identity of every training pair; None if identities are unknown."""
     self._person_N = person_of_pair_N
     self._counts = {"local": [0, 0], "global": [0, 0]}
 
   def add(self, output: train_step.StepOutput) -> None:
     """Counts the relations that one step mined; `output` must be on the host."""
+    if self._person_N is None:
+      return
     is_real_B = output.index >= 0
     person_B = np.where(is_real_B, self._person_N[output.index], -1)
     size = len(person_B)
@@ -36,7 +38,7 @@ class RelationPrecision:
   def take(self) -> dict[str, float | None]:
     """Returns `local_precision` and `global_precision` in percent and starts counting again.
 
-    A precision is None if no relation of its kind was mined.
+    A precision is None if no relation of its kind was mined, or identities are unknown.
     """
     values = {
       f"{kind}_precision": retrieval_metrics.relation_accuracy(*counts)

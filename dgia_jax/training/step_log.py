@@ -39,7 +39,8 @@ class StepLog:
     self._setup, self._writer, self._progress = setup, writer, progress
     self._first_step = first_step
     self._learning_rates = setup.learning_rates()
-    self._precision = RelationPrecision(setup.train_pairs.person_of_pair_N)
+    pairs = setup.train_pairs
+    self._precision = RelationPrecision(pairs.person_of_pair_N if pairs.has_identities else None)
     self._speed = metrics_writer.SpeedMeter(setup.config.batch_size, setup.total_steps)
     self._interval: step_metrics.IntervalMetrics | None = None
     self._unread = None  # step, its output, and the interval's metrics if the interval ends there

@@ -179,6 +179,8 @@ def test_unknown_ids_unused_files_and_modes(tmp_path):
     (lambda n, entry: entry.update(id=-1), "all images have the id -1, so identities are unusable"),
     (lambda n, entry: entry.update(id=5), "all images have the id 5, so identities are unusable"),
     (lambda n, entry: entry.update(id=-1 if n < 2 else n), "all train images have the id -1, so"),
+    (lambda n, entry: entry.update(id=n), "no two train images have the same id, so"),
+    (lambda n, entry: entry.pop("id") if n < 2 else None, "no two train images have the same id"),
     (lambda n, entry: entry.pop("id"), "no entry has an 'id', so identities are unusable"),
   ],
 )

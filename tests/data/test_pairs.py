@@ -144,3 +144,13 @@ def test_from_arrays():
   assert table.person_of_pair_N.tolist() == [5, 6, 6]
   with pytest.raises(ValueError, match="2 caption lists"):
     pairs_lib.PairTable.from_arrays(images_MxHxWx3, [["a"], ["b"]], [5, 6, 5])
+
+
+@pytest.mark.parametrize(
+  ("people", "has_identities"),
+  [([4, 4, 9], True), ([-1, -1, -1], False), ([4, 5, 6], False), ([4], False)],
+)
+def test_identities_must_group_images(people, has_identities):
+  images = np.zeros((len(people), 2, 2, 3), np.uint8)
+  table = pairs_lib.PairTable.from_arrays(images, [["a"]] * len(people), people)
+  assert table.has_identities == has_identities

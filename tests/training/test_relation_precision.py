@@ -28,3 +28,9 @@ def test_padded_rows_are_not_counted():
   nothing = [[0, 0], [0, 0]]
   precision.add(output([4, -1], nothing, [[4, 0], [4, 4]], [[1, 0], [0, 0]]))
   assert precision.take() == {"local_precision": None, "global_precision": 100.0}
+
+
+def test_without_identities_nothing_is_reported():
+  precision = RelationPrecision(None)
+  precision.add(output([0, 1], [[0, 1], [1, 0]], [[1, 0], [0, 0]], [[1, 0], [1, 0]]))
+  assert precision.take() == {"local_precision": None, "global_precision": None}
