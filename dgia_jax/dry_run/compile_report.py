@@ -1,7 +1,7 @@
-"""`--mode compile`: the real training step, compiled for chips that are not there.
+"""`--mode compile`: the real training step, compiled for devices that are not attached.
 
-Says whether a config fits, what fills the memory, how much is computed and what is sent, without
-data, weights or accelerators.
+Reports whether a config fits, what uses the memory, the arithmetic and the traffic between devices,
+without data, weights or accelerators.
 """
 
 import dataclasses
@@ -9,10 +9,13 @@ import pathlib
 import re
 import sys
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from dgia_jax import config as config_lib
 from dgia_jax import sharding
@@ -22,37 +25,40 @@ from dgia_jax.dry_run import flops, hlo_collectives, topology
 from dgia_jax.errors import UserError
 from dgia_jax.method import compilation, memory_bank, train_state
 from dgia_jax.models import dual_encoder
+from dgia_jax.reporting.console import Console
 from dgia_jax.training import setup
 
 CAPTIONS_PER_IMAGE = 2
 BANK_FILE = pathlib.Path(memory_bank.__file__).name
-# What the TPU compiler says when it gives up, early or late. Early it speaks of temporaries and
-# counts what a run keeps among them: compiled with banks of several sizes, it names their sum.
+# Messages of the TPU compiler when memory is short, early or late. The early one counts the state
+# among the temporaries: for banks of several sizes it names the sum of both.
 _SIZE = r"([\d.]+[KMGT]?)"
 _TEMPORARIES_EXCEED = re.compile(rf"temporaries \({_SIZE}\) exceeds available HBM \({_SIZE}\)")
 _ALL_EXCEEDS = re.compile(rf"Used {_SIZE} of {_SIZE} hbm")
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
-  """What the step needs to know of a dataset and a vocabulary that are not there."""
+class DatasetSizes:
+  """The facts about a dataset and a vocabulary that the step is compiled for."""
 
   num_pairs: int
   vocab_size: int
 
   @property
-  def image_of_pair_N(self):
-    """The images of the first few pairs: as many captions an image as is usual."""
+  def image_of_pair_N(self) -> np.ndarray:
+    """Image numbers of the first pairs: the usual number of captions per image."""
     return np.zeros(CAPTIONS_PER_IMAGE, np.int32)
 
   @property
-  def mask_id(self):
-    """As in `data.tokenizer`."""
+  def mask_id(self) -> int:
+    """Id of the mask token, as in `data.tokenizer`."""
     return self.vocab_size - 3
 
 
-def abstract_run(config, devices, num_pairs):
-  """The TrainingSetup of a config on given devices, for a dataset of a given size.
+def abstract_setup(
+  config: ConfigDict, devices: Sequence[jax.Device], num_pairs: int
+) -> setup.TrainingSetup:
+  """The setup of a config on given devices, for a dataset of `num_pairs` pairs.
 
   Raises:
     UserError: as `setup.create`.
@@ -60,7 +66,7 @@ def abstract_run(config, devices, num_pairs):
   config_lib.check(config)
   mesh = sharding.create_mesh(**config.mesh, devices=devices)
   setup.check_batch(config, mesh)
-  sizes = Sizes(num_pairs, config.tokenizer.vocab_size)
+  sizes = DatasetSizes(num_pairs, config.tokenizer.vocab_size)
   return setup.TrainingSetup(
     config=config,
     workdir=None,
@@ -72,7 +78,7 @@ def abstract_run(config, devices, num_pairs):
   )
 
 
-def abstract_batch(config):
+def abstract_batch(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes of a global batch."""
   size, (height, width) = config.batch_size, config.dataset.image_size
   shape = jax.ShapeDtypeStruct
@@ -85,7 +91,7 @@ def abstract_batch(config):
   }
 
 
-def measure(config, name, num_pairs):
+def measure(config: ConfigDict, name: str, num_pairs: int) -> dict[str, Any]:
   """Compiles the step of a config for a topology.
 
   Args:
@@ -94,31 +100,32 @@ def measure(config, name, num_pairs):
     num_pairs: training pairs, the rows of the bank.
 
   Returns:
-    A dict of plain numbers and strings: `chips`, `mesh`, `fits`, `memory_bytes` (per device: each
-    kind, `total` and what the chip `has`), `flops` and `flops_counted` (per device and step, by
-    XLA, which counts the body of a loop once, and by hand), `collectives` (`kind`, `shapes`,
-    `bytes` on a device, `times` a step, `looped`, `of_bank`: whether it serves the search, gather
-    or update of the bank, `source`) and `compile_seconds`. When the
-    compiler itself finds no room, `memory_bytes` has its total.
+    Plain numbers and strings: `chips`, `mesh`, `fits`, `memory_bytes` (per device: each kind, the
+    `total`, and what the chip `has`), `flops` and `flops_counted` (per device and step: by XLA,
+    which counts the body of a loop once, and analytically), `collectives` (`kind`, `shapes`,
+    `bytes` per device, `times` per step, `looped`, `source`, and `of_bank`: whether it belongs to
+    the search, gather or update of the bank) and `compile_seconds`. When the compiler runs out of
+    memory, `memory_bytes` holds its total.
 
   Raises:
     UserError: the topology or the config cannot work.
   """
   devices = topology.devices_of(name)
-  run = abstract_run(config, devices, num_pairs)
-  state, batch = jax.eval_shape(setup.init_state(run)), abstract_batch(config)
-  layouts = train_state.layout(run.mesh, state)
+  abstract = abstract_setup(config, devices, num_pairs)
+  mesh = abstract.mesh
+  state, batch = jax.eval_shape(setup.init_state(abstract)), abstract_batch(config)
+  layouts = train_state.layout(mesh, state)
   memory = {
     "parameters": _bytes(state.params, layouts.params),
     "optimizer": _bytes(state.opt_state, layouts.opt_state),
     "bank": _bytes(state.bank, layouts.bank),
-    "batch": _bytes(batch, {key: sharding.batch(run.mesh) for key in batch}),
+    "batch": _bytes(batch, {key: sharding.batch(mesh) for key in batch}),
   }
-  found = {
+  facts = {
     "topology": name,
     "device": devices[0].device_kind,
     "chips": len(devices),
-    "mesh": [run.mesh.shape[axis] for axis in sharding.AXES],
+    "mesh": [mesh.shape[axis] for axis in sharding.AXES],
     "model": config.model.name,
     "batch": config.batch_size,
     "bank_rows": num_pairs,
@@ -129,41 +136,43 @@ def measure(config, name, num_pairs):
   }
   has, start = topology.memory_of(name), time.time()
   try:
-    compiled = compilation.compile_step(setup.create_step(run), run.mesh, state, batch)
+    compiled = compilation.compile_step(setup.create_step(abstract), mesh, state, batch)
   except jax.errors.JaxRuntimeError as error:
-    needs = _exhausted(str(error))
-    if not needs:
+    sizes = _exhausted(str(error))
+    if not sizes:
       raise
-    total, has = needs
+    total, has = sizes
   else:
     sizes = compiled.memory_analysis()
     arguments = sizes.argument_size_in_bytes + sizes.output_size_in_bytes
     total = arguments - sizes.alias_size_in_bytes + sizes.temp_size_in_bytes
-    found["flops"] = compiled.cost_analysis()["flops"]
-    found["collectives"] = [_plain(one) for one in hlo_collectives.collectives(compiled.as_text())]
+    facts["flops"] = compiled.cost_analysis()["flops"]
+    facts["collectives"] = [_plain(one) for one in hlo_collectives.collectives(compiled.as_text())]
   memory["activations and temporaries"] = max(total - sum(memory.values()), 0)
   memory |= {"total": total, "has": has}
-  return found | {
+  return facts | {
     "memory_bytes": memory,
     "fits": has is None or total <= has,
     "compile_seconds": round(time.time() - start, 1),
   }
 
 
-def _exhausted(message):
-  """(bytes needed on a chip, bytes it has) from the compiler's complaint; None if it is another."""
-  found = _TEMPORARIES_EXCEED.search(message) or _ALL_EXCEEDS.search(message)
-  return tuple(map(_read_size, found.groups())) if found else None
+def _exhausted(message: str) -> tuple[int, ...] | None:
+  """(bytes needed per chip, bytes it has) from the compiler's message; None for other messages."""
+  match = _TEMPORARIES_EXCEED.search(message) or _ALL_EXCEEDS.search(message)
+  return tuple(map(_read_size, match.groups())) if match else None
 
 
-def report(config, name, num_pairs, console):
-  """Compiles, shows what was found, and fails when it does not fit.
+def report(
+  config: ConfigDict, name: str, num_pairs: int | None, console: Console
+) -> dict[str, Any]:
+  """Compiles, shows the result, and fails when the step does not fit.
 
   Args:
     config: the resolved config.
     name: of the topology.
-    num_pairs: training pairs; None: those of the configured dataset.
-    console: console.Console.
+    num_pairs: training pairs; None for those of the configured dataset.
+    console: shows the result.
 
   Returns:
     As `measure`.
@@ -174,24 +183,24 @@ def report(config, name, num_pairs, console):
   num_pairs = known_pairs(config) if num_pairs is None else num_pairs
   if num_pairs < 1:
     raise UserError(f"--num_pairs={num_pairs}: must be at least 1")
-  found = measure(config, name, num_pairs)
-  console.compile_report(found)
-  memory = found["memory_bytes"]
-  if not found["fits"]:
+  facts = measure(config, name, num_pairs)
+  console.compile_report(facts)
+  memory = facts["memory_bytes"]
+  if not facts["fits"]:
     over = (memory["total"] - memory["has"]) / topology.GIB
     raise UserError(
-      f"does not fit {name}: {memory['total'] / topology.GIB:.2f} GiB a chip, {over:.2f} GiB too"
+      f"does not fit {name}: {memory['total'] / topology.GIB:.2f} GiB per chip, {over:.2f} GiB too"
       " much; use more chips, config.mesh.fsdp, config.model.remat=True or"
       " config.gradient_accumulation"
     )
-  return found
+  return facts
 
 
-def known_pairs(config):
+def known_pairs(config: ConfigDict) -> int:
   """Training pairs of the configured dataset, as published or as it will be drawn.
 
   Raises:
-    UserError: nothing is known of it.
+    UserError: the number is not known.
   """
   name = config.dataset.name
   if name == "synth_pedes":
@@ -205,7 +214,8 @@ def known_pairs(config):
   )
 
 
-def _counted_flops(config, num_pairs, devices):
+def _counted_flops(config: ConfigDict, num_pairs: int, devices: int) -> float:
+  """FLOPs per device and step, counted analytically."""
   size, views = dual_encoder.SIZES[config.model.name], 2 if config.loss.weights.consistency else 1
   pair = flops.train_pair_flops(
     size, config.dataset.image_size, config.tokenizer.context_length, views
@@ -221,7 +231,8 @@ def _counted_flops(config, num_pairs, devices):
   return total / devices
 
 
-def _plain(collective):
+def _plain(collective: hlo_collectives.Collective) -> dict[str, Any]:
+  """A collective as numbers and strings."""
   return {
     "kind": collective.kind,
     "shapes": " ".join(f"{kind}[{','.join(map(str, dims))}]" for kind, dims in collective.shapes),
@@ -233,21 +244,21 @@ def _plain(collective):
   }
 
 
-def _importable(source):
-  """A source file as Python finds it, without the folder it is installed in."""
+def _importable(source: str) -> str:
+  """A source file as it is imported, without the folder of its installation."""
   for folder in sorted(filter(None, sys.path), key=len, reverse=True):
     if source.startswith(f"{folder}/"):
       return source.removeprefix(f"{folder}/")
   return source
 
 
-def _bytes(tree, layouts):
-  """Bytes of a tree on one device."""
+def _bytes(tree: Any, layouts: Any) -> int:
+  """Bytes of a tree per device."""
   size = lambda leaf, layout: int(np.prod(layout.shard_shape(leaf.shape))) * leaf.dtype.itemsize
   return sum(jax.tree.leaves(jax.tree.map(size, tree, layouts)))
 
 
-def _read_size(text):
-  """Bytes of "15.75G"."""
+def _read_size(text: str) -> int:
+  """Parses a size: "15.75G" -> bytes."""
   units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
   return int(float(text.rstrip("KMGT")) * units.get(text[-1], 1))

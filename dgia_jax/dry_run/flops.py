@@ -1,9 +1,9 @@
-"""How much arithmetic a training step needs, counted by hand, and how much a chip can do.
+"""The arithmetic of a training step, counted analytically, and the peak of a chip.
 
 A multiply-add counts as two operations. Only matrix products are counted: everything else (norms,
 softmax, activations, the optimiser) is under 2 % of a step and does not run on the units that a
-chip's peak describes. What the model must compute is counted, not what a program happens to do:
-rematerialisation adds nothing here, and causal attention counts in full, as is usual.
+chip's peak describes. The count is that of the model, not of a program: rematerialisation adds
+nothing, and causal attention counts in full, as is usual.
 
 A training step costs three forward passes: one forward, and two products of the same size for each
 product in the backward pass.
@@ -11,10 +11,12 @@ product in the backward pass.
 
 import math
 
+from dgia_jax.models.dual_encoder import Size
+
 TRAINING_PASSES = 3  # forward, gradient of the inputs, gradient of the weights
 VIEWS = 2  # the clean and the distorted view of every pair, section 3.4
 
-# Dense bfloat16 peak of one device in FLOP/s, by what `jax.Device.device_kind` contains; the first
+# Dense bfloat16 peak of one device in FLOP/s, by a part of `jax.Device.device_kind`; the first
 # match counts. TPU: cloud.google.com/tpu/docs, pages v4, v5e, v5p, v6e, "Peak compute per chip".
 # NVIDIA: data sheets of the A100, H100 and H200; they print twice as much for sparse matrices.
 PEAKS = (
@@ -31,23 +33,23 @@ PEAKS = (
 )
 
 
-def peak_flops(device_kind):
-  """Dense bfloat16 peak of one device in FLOP/s; None for a kind that is not known."""
+def peak_flops(device_kind: str) -> float | None:
+  """Dense bfloat16 peak of one device in FLOP/s; None for an unknown kind."""
   return next((peak for name, peak in PEAKS if name in device_kind), None)
 
 
-def transformer_flops(width, depth, tokens):
-  """Forward FLOPs of one sequence of `tokens` through `depth` blocks of a width; MLP 4 x wide."""
+def transformer_flops(width: int, depth: int, tokens: int) -> int:
+  """Forward FLOPs of one sequence of `tokens` through `depth` blocks; the MLP is 4 x as wide."""
   per_token = 4 * width**2 + 8 * width**2  # query, key, value, output; MLP up and down
   attention = 2 * tokens**2 * width  # scores and mixture
   return 2 * depth * (tokens * per_token + attention)
 
 
-def forward_flops(size, image_size, context_length):
+def forward_flops(size: Size, image_size: tuple[int, int], context_length: int) -> dict[str, int]:
   """Forward FLOPs of one image and of one text.
 
   Args:
-    size: a `dual_encoder.Size`.
+    size: of the dual encoder.
     image_size: (height, width) in pixels.
     context_length: tokens of a text.
 
@@ -66,7 +68,9 @@ def forward_flops(size, image_size, context_length):
   }
 
 
-def train_pair_flops(size, image_size, context_length, views=VIEWS):
+def train_pair_flops(
+  size: Size, image_size: tuple[int, int], context_length: int, views: int = VIEWS
+) -> int:
   """FLOPs of both towers for one pair of a training step: forward and backward of every view.
 
   Args:
@@ -76,12 +80,12 @@ def train_pair_flops(size, image_size, context_length, views=VIEWS):
   return TRAINING_PASSES * views * sum(forward_flops(size, image_size, context_length).values())
 
 
-def bank_flops(batch, rows, dim):
+def bank_flops(batch: int, rows: int, dim: int) -> int:
   """FLOPs of one search: every anchor of the batch against every row of one modality's bank."""
   return 2 * batch * rows * dim
 
 
-def loss_flops(batch, dim, k=3):
+def loss_flops(batch: int, dim: int, k: int = 3) -> int:
   """FLOPs of the four losses of one global batch, relations included, without the bank's search.
 
   Args:

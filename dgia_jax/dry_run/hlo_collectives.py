@@ -1,15 +1,15 @@
 """The collectives of a compiled program, read from its HLO text.
 
 A collective is an operation in which devices exchange data. The text names each one with its
-shape, the line of source it comes from, and the computation it stands in; computations are called
-by others, by loops as often as the loop runs. So how often a collective happens in one run of the
-program is the product along its callers.
+shape, its line of source, and the computation that contains it. Computations are called by others,
+in a loop once per iteration, so the number of times that a collective runs is the product along
+its callers.
 
-The TPU compiler cuts a collective into pieces that are sent while something else is computed: each
-piece's text repeats the whole, with the same channel and a `chain_id`, and may stand in a loop that
-the collective merely accompanies. It is counted once, as often as the piece that is run least.
+The TPU compiler splits a collective into pieces that are sent during other computation. Each
+piece's text repeats the whole, with the same channel and a `chain_id`, and may be part of a loop
+that it only overlaps. The collective is counted once, as often as the piece that runs least.
 
-Only devices of one program are looked at: shapes are those of one device.
+All shapes are those of one device.
 """
 
 import collections
@@ -39,20 +39,22 @@ class Collective:
   """One collective operation of a program."""
 
   kind: str  # one of KINDS
-  shapes: tuple  # of its arrays on one device: (("f32", (64, 512)), ...)
-  times: int  # how often it happens in one run
-  in_loop: bool  # whether it stands in a loop, even one that runs once
-  groups: str  # which devices take part, as the text has it
+  shapes: tuple[
+    tuple[str, tuple[int, ...]], ...
+  ]  # of its arrays on one device: (("f32", (64, 512)), ...)
+  times: int  # executions in one run
+  in_loop: bool  # whether it is in a loop, even one that runs once
+  groups: str  # the participating devices, as in the text
   op_name: str  # JAX's name of the operation it comes from
   source: str  # file:line of that operation, "" when not known
 
   @property
-  def bytes(self):
-    """Bytes of its arrays on one device: what it gives or what it takes, whichever is more."""
+  def bytes(self) -> int:
+    """Bytes of its arrays on one device: its input or its output, whichever is larger."""
     return sum(_bytes(*shape) for shape in self.shapes)
 
 
-def _bytes(dtype, dims):
+def _bytes(dtype: str, dims: tuple[int, ...]) -> int:
   if dtype in _NO_BYTES:
     return 0
   if dtype in _HALF_BYTE:
@@ -61,13 +63,13 @@ def _bytes(dtype, dims):
   return math.prod(dims) * bits // 8
 
 
-def _shapes(text):
+def _shapes(text: str) -> list:
   """All array shapes in a piece of text, in order: [("f32", (64, 512)), ...]."""
-  found = []
+  shapes = []
   for dtype, dims in _SHAPE.findall(text):
     dims = dims.replace("<=", "")
-    found.append((dtype, tuple(int(size) for size in dims.split(",") if size)))
-  return found
+    shapes.append((dtype, tuple(int(size) for size in dims.split(",") if size)))
+  return shapes
 
 
 def _outer(text):
@@ -111,7 +113,7 @@ def _parse(text):
       opcode, _, rest = right.partition("(")
       current.instructions[name] = (shape, opcode, rest)
       if opcode.endswith(("-done", "-update")):
-        continue  # repeats what its start has said
+        continue  # repeats its start
       loop = opcode == "while"
       times = _trips(rest, current, computations) if loop else 1
       called = _CALLED.findall(rest)
@@ -122,13 +124,13 @@ def _parse(text):
 
 
 def _trips(rest, caller, computations):
-  """How often a loop runs: as the text says, or counted; 1 where neither is known.
+  """Iterations of a loop: as stated in the text, or counted; 1 where neither is known.
 
-  The TPU compiler does not say. Loops of `lax.scan` and `lax.fori_loop` count up by one, while a
-  counter that starts at a constant is less than another constant.
+  The TPU compiler does not state them. Loops of `lax.scan` and `lax.fori_loop` count up by one,
+  while a counter that starts at a constant is less than another constant.
   """
-  if said := _TRIPS.search(rest):
-    return int(said[1])
+  if stated := _TRIPS.search(rest):
+    return int(stated[1])
   condition = computations[re.search(r"\bcondition=%?([\w.\-]+)", rest)[1]]
   for _, opcode, compared in condition.instructions.values():
     if opcode == "compare" and "direction=LT" in compared:
@@ -143,7 +145,7 @@ def _trips(rest, caller, computations):
 
 
 def _constant(name, computation):
-  """The integer that an instruction is, copies looked through; None if it is none."""
+  """The integer that an instruction holds, through copies; None for other instructions."""
   while name in computation.instructions:
     _, opcode, rest = computation.instructions[name]
     if opcode == "constant":
@@ -156,14 +158,14 @@ def _constant(name, computation):
 
 
 def _runs(computations, entry):
-  """How often each computation runs, and whether within a loop: {name: [times, in a loop]}."""
+  """Executions of each computation, and whether in a loop: {name: [times, in a loop]}."""
   waiting = collections.Counter(
     name for computation in computations.values() for name, _, _ in computation.calls
   )
   runs = {name: [0, False] for name in computations}
   runs[entry][0] = 1
   ready = [name for name in computations if not waiting[name]]
-  while ready:  # callers before what they call
+  while ready:  # callers before their callees
     caller = ready.pop()
     for name, times, loop in computations[caller].calls:
       if name in runs:
@@ -176,21 +178,21 @@ def _runs(computations, entry):
 
 
 def _largest(kind, started, shape, operands):
-  """The larger of what a collective takes and gives, as a list of shapes."""
-  given = shape
+  """Shapes of a collective's input or output, whichever is larger."""
+  output = shape
   if started and kind in ("all-gather", "collective-permute"):
-    given = _parts(shape)[1]  # (what it takes, what it gives, ...)
+    output = _parts(shape)[1]  # (input, output, ...)
   size = lambda shapes: sum(_bytes(*one) for one in shapes)
-  return max(_shapes(given), operands, key=size)
+  return max(_shapes(output), operands, key=size)
 
 
 def _operands(rest, instructions):
-  """Shapes of an instruction's operands, which the text gives by name."""
-  found = []
+  """Shapes of an instruction's operands, which the text names."""
+  shapes = []
   for name in _names(rest):
     if name in instructions:
-      found += _shapes(instructions[name][0])
-  return found
+      shapes += _shapes(instructions[name][0])
+  return shapes
 
 
 def _names(rest):
@@ -209,24 +211,24 @@ def _closing(text):
 
 
 def _sources(text):
-  """{stack frame number: "file:line"} of a program whose sources stand in tables at its head."""
+  """{stack frame number: "file:line"} of a program that lists its sources at its head."""
   tables = {}
   for name in ("FileNames", "FileLocations", "StackFrames"):
     match = re.search(rf"^{name}\n((?:\d+ .*\n)*)", text, re.MULTILINE)
     lines = match[1].splitlines() if match else []
     tables[name] = {int(number): rest for number, rest in (line.split(" ", 1) for line in lines)}
   number_in = lambda text, key: int(re.search(rf"{key}=(\d+)", text)[1])
-  found = {}
+  sources = {}
   for frame, content in tables["StackFrames"].items():
     location = tables["FileLocations"].get(number_in(content, "file_location_id"), "")
     if location:
       file = tables["FileNames"].get(number_in(location, "file_name_id"), '""').strip('"')
-      found[frame] = f"{file}:{number_in(location, 'line')}"
-  return found
+      sources[frame] = f"{file}:{number_in(location, 'line')}"
+  return sources
 
 
 def _source(rest, sources):
-  """Where an instruction comes from: "file:line"."""
+  """The source of an instruction: "file:line"."""
   file = re.search(r'source_file="([^"]*)"', rest)
   line = re.search(r"source_line=(\d+)", rest)
   if file:
@@ -235,18 +237,15 @@ def _source(rest, sources):
   return sources.get(int(frame[1]), "") if frame else ""
 
 
-def collectives(text):
-  """Every collective that a run of the program executes.
+def collectives(text: str) -> list[Collective]:
+  """Every collective that a run of the program executes, in the order of the text.
 
   Args:
     text: HLO text of a compiled program, from `compiled.as_text()`.
-
-  Returns:
-    List of Collective, in the order of the text.
   """
   computations, entry = _parse(text)
   runs, sources = _runs(computations, entry), _sources(text)
-  found, chains = [], {}
+  listed, chains = [], {}
   for name, computation in computations.items():
     times, in_loop = runs[name]
     for shape, opcode, rest in computation.instructions.values():
@@ -256,14 +255,14 @@ def collectives(text):
       op_name = re.search(r'op_name="([^"]*)"', rest)
       groups = re.search(r"(?:replica_groups|source_target_pairs)=(\{\{.*?\}\}|\[[^ ]*)", rest)
       if (chain := _CHAIN.search(rest)) and chain[1] in chains:
-        # Another piece of what stands in the list already.
+        # Another piece of a collective that is already listed.
         place = chains[chain[1]]
-        if times < found[place].times:
-          found[place] = dataclasses.replace(found[place], times=times, in_loop=in_loop)
+        if times < listed[place].times:
+          listed[place] = dataclasses.replace(listed[place], times=times, in_loop=in_loop)
         continue
       if chain:
-        chains[chain[1]] = len(found)
-      found.append(
+        chains[chain[1]] = len(listed)
+      listed.append(
         Collective(
           kind=kind,
           shapes=tuple(
@@ -276,4 +275,4 @@ def collectives(text):
           source=_source(rest, sources),
         )
       )
-  return found
+  return listed

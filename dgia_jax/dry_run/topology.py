@@ -1,7 +1,7 @@
-"""Chips that are not there: device descriptions to compile for, and how much memory a chip has.
+"""TPU slices that are not attached to this machine: devices to compile for, and their memory.
 
-A name is GENERATION:SHAPE as Google Cloud writes it, v5e:16x16, or cpu:8 for eight of this
-machine's own devices. Needs libtpu, which compiles for a TPU without having one.
+A name is GENERATION:SHAPE as Google Cloud writes it, such as v5e:16x16, or cpu:8 for eight devices
+of this machine. TPUs need the package libtpu, which compiles without a TPU.
 """
 
 import math
@@ -15,18 +15,15 @@ from dgia_jax.errors import UserError
 GIB = 2**30
 # cloud.google.com/tpu/docs, "HBM capacity per chip".
 HBM_BYTES = {"v4": 32 * GIB, "v5e": 16 * GIB, "v5p": 95 * GIB, "v6e": 32 * GIB}
-# Two cores of these chips work as one device, as on a Cloud TPU VM.
+# Two cores of these chips act as one device, as on a Cloud TPU VM.
 _MEGACORE = ("v4", "v5p")
 
 
-def devices_of(name):
-  """The devices of a topology.
+def devices_of(name: str) -> list[jax.Device]:
+  """The devices of a topology, one per chip.
 
   Args:
     name: such as "v5e:16x16", "v4:2x2x4", or "cpu:8".
-
-  Returns:
-    A list of devices, one a chip.
 
   Raises:
     UserError: the name is unknown, libtpu is not installed, or there are too few CPU devices.
@@ -42,7 +39,7 @@ def devices_of(name):
     return devices[: shape[0]]
   from jax.experimental import topologies
 
-  # Nothing is asked of a chip, so others may use libtpu at the same time.
+  # No chip is used, so other processes may use libtpu at the same time.
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   options = {"chip_config_name": "megacore"} if generation in _MEGACORE else {}
   if any(side % 2 for side in shape[:2]):
@@ -53,12 +50,16 @@ def devices_of(name):
     reason = " ".join(str(error).split())[:200]
     raise UserError(
       f"--topology={name}: cannot be described ({reason}); check the shape, and install libtpu:"
-      ' pip install "dgia_jax[tpu]"'
+      ' pip install "jax[tpu]"'
     ) from error
 
 
-def parse(name):
-  """("v5e", (16, 16)) of "v5e:16x16". Raises UserError."""
+def parse(name: str | None) -> tuple[str, tuple[int, ...]]:
+  """Splits a name: "v5e:16x16" -> ("v5e", (16, 16)).
+
+  Raises:
+    UserError: for an unknown generation or a malformed shape.
+  """
   match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name or "")
   known = ("cpu", *HBM_BYTES)
   if not match or match[1] not in known or not math.prod(map(int, match[2].split("x"))):
@@ -68,6 +69,6 @@ def parse(name):
   return match[1], tuple(map(int, match[2].split("x")))
 
 
-def memory_of(name):
-  """Bytes of memory of one chip; None for a CPU."""
+def memory_of(name: str) -> int | None:
+  """Bytes of memory per chip; None for a CPU."""
   return HBM_BYTES.get(parse(name)[0])

@@ -38,7 +38,7 @@ def found():
 
 
 def test_memory_is_that_of_the_arrays(found):
-  run = compile_report.abstract_run(config(), jax.devices(), PAIRS)
+  run = compile_report.abstract_setup(config(), jax.devices(), PAIRS)
   state = train_state.create(run.mesh, setup.init_state(run))
   first = lambda leaf: leaf.addressable_shards[0].data.nbytes
   size = lambda tree: sum(map(first, jax.tree.leaves(tree)))
@@ -120,7 +120,7 @@ def test_the_command_line():
 
 def test_what_does_not_fit_says_by_how_much(monkeypatch):
   monkeypatch.setattr(topology, "memory_of", lambda name: 2**20)
-  with pytest.raises(UserError, match=r"does not fit cpu:8: 0.\d+ GiB a chip, 0.\d+ GiB too much"):
+  with pytest.raises(UserError, match=r"does not fit cpu:8: 0.\d+ GiB per chip, 0.\d+ GiB too much"):
     compile_report.report(config(), "cpu:8", PAIRS, console.Console(active=False))
 
 
