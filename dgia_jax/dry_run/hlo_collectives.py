@@ -39,9 +39,8 @@ class Collective:
   """One collective operation of a program."""
 
   kind: str  # one of KINDS
-  shapes: tuple[
-    tuple[str, tuple[int, ...]], ...
-  ]  # of its arrays on one device: (("f32", (64, 512)), ...)
+  # Of its arrays on one device: (("f32", (64, 512)), ...).
+  shapes: tuple[tuple[str, tuple[int, ...]], ...]
   times: int  # executions in one run
   in_loop: bool  # whether it is in a loop, even one that runs once
   groups: str  # the participating devices, as in the text

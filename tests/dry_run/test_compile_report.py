@@ -120,7 +120,8 @@ def test_the_command_line():
 
 def test_what_does_not_fit_says_by_how_much(monkeypatch):
   monkeypatch.setattr(topology, "memory_of", lambda name: 2**20)
-  with pytest.raises(UserError, match=r"does not fit cpu:8: 0.\d+ GiB per chip, 0.\d+ GiB too much"):
+  match = r"does not fit cpu:8: 0.\d+ GiB per chip, 0.\d+ GiB too much"
+  with pytest.raises(UserError, match=match):
     compile_report.report(config(), "cpu:8", PAIRS, console.Console(active=False))
 
 

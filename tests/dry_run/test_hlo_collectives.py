@@ -197,4 +197,4 @@ def test_the_source_of_an_exchange_is_named():
   )
   (found,) = compiled(exchange, np.zeros((8, 16), np.float32))
   assert found.kind == "all-to-all" and found.bytes == 16 * 4
-  assert "test_hlo.py:" in found.source and "all_to_all" in found.op_name
+  assert "test_hlo_collectives.py:" in found.source and "all_to_all" in found.op_name
