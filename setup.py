@@ -64,6 +64,8 @@ setup(
     "gpu": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
     "serve": ["gradio>=5,<7"],  # the web page of `dgia search serve`
+    "parquet": ["pyarrow>=15"],  # `dgia search export --format parquet`
+    "faiss": ["faiss-cpu>=1.8"],  # `dgia search export --format faiss`
     "tensorboard": ["tensorboard>=2.16"],  # to look at a run's events
     "experiments": ["matplotlib>=3.8", "scikit-learn>=1.5"],  # plots, and the supplement's t-SNE
     "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],

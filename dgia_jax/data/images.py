@@ -63,12 +63,33 @@ def decode(content: bytes, path: pathlib.Path | str) -> Image.Image:
     UnreadableImageError: naming `path`, when the content cannot be decoded.
   """
   with _opened(content, path) as image:
-    return _to_rgb(ImageOps.exif_transpose(image))
+    return upright_rgb(image)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+  """Converts an image of any mode to RGB, turned as its EXIF orientation asks."""
+  return _to_rgb(ImageOps.exif_transpose(image))
 
 
 def read_rgb(path: pathlib.Path | str) -> Image.Image:
   """Reads and decodes a file; see `decode`. Raises UnreadableImageError."""
   return decode(read_bytes(path), path)
+
+
+def read_thumbnail(path: pathlib.Path | str, width: int, height: int) -> Image.Image:
+  """Reads a file as an upright RGB image of at most this size, its proportions kept.
+
+  Large JPEG files are decoded at a fraction of their size, so this is for showing images only.
+
+  Raises:
+    UnreadableImageError: the file cannot be decoded.
+  """
+  with _opened(read_bytes(path), path) as image:
+    side = 2 * max(min(width, height), 1)
+    image.draft(None, (side, side))  # never below this size; does nothing for other formats
+    image = upright_rgb(image)
+  image.thumbnail((width, height), Image.Resampling.LANCZOS)
+  return image
 
 
 def inspect(path: pathlib.Path | str) -> ImageFacts:

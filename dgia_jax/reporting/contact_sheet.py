@@ -1,91 +1,117 @@
-"""One picture of what a model retrieves: captions with their best images, right ones framed."""
+"""One picture of retrieval results: captions with their top-ranked images, correct ones framed."""
 
-import os
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-CELL_HEIGHT = 192  # pixels an image is shown at, whatever its own size
+from dgia_jax import files
+
+CELL_HEIGHT = 192  # pixels; every image is drawn at this height
+COLUMNS = 10  # images per line; more of one caption continue on the next line
 CAPTION_WIDTH = 340
 GAP = 12  # between cells
 FRAME = 5  # thickness around a correct image
 RIGHT, WRONG = (22, 163, 74), (203, 100, 100)
 INK, FAINT, PAPER, STRIPE = (24, 24, 27), (113, 113, 122), (255, 255, 255), (244, 244, 245)
+_HEAD_HEIGHT, _LABEL_HEIGHT = 36, 22
+_LINE_HEIGHT = CELL_HEIGHT + 2 * FRAME + _LABEL_HEIGHT + GAP
+
+Color = tuple[int, int, int]
+Picture = UInt8[np.ndarray, "_h _w 3"] | Image.Image
 
 
-def contact_sheet(queries, images, correct, path, scores=None):
-  """Draws one row per caption, its best images in rank order, and writes a PNG.
+def contact_sheet(
+  queries: Sequence[str],
+  images: Sequence[Sequence[Picture]],
+  correct: Sequence[Sequence[bool]] | None,
+  path: pathlib.Path | str,
+  scores: Sequence[Sequence[float]] | None = None,
+) -> None:
+  """Draws a block per caption, with its images in rank order, and writes a PNG.
 
   Correct images have a thick green frame, wrong ones a thin red line.
 
   Args:
     queries: captions.
-    images: per caption a list of uint8 (H, W, 3) arrays, best first; rows may differ in length.
-    correct: per caption a list of bools, one per image; None where nobody knows.
-    path: of the PNG; its folder must exist.
-    scores: per caption a list of similarities to print under the images, or None.
+    images: per caption, images of any size, best first; captions may have different numbers.
+    correct: per image, whether it is correct; None if unknown.
+    path: the PNG file; its folder must exist.
+    scores: per image, the similarity to print below it.
 
   Raises:
-    ValueError: there is no caption, or the lists do not fit together.
+    ValueError: there is no caption or no image, or the lists do not have the same lengths.
   """
   sheet = draw(queries, images, correct, scores)
-  path = pathlib.Path(path)
-  temporary = path.with_name(f".{path.name}.partial")
-  sheet.save(temporary, format="PNG", optimize=True)
-  os.replace(temporary, path)
+  with files.replacing(path) as partial:
+    sheet.save(partial, format="PNG", optimize=True)
 
 
-def draw(queries, images, correct, scores=None):
-  """The sheet of `contact_sheet` as an RGB `PIL.Image`."""
+def draw(
+  queries: Sequence[str],
+  images: Sequence[Sequence[Picture]],
+  correct: Sequence[Sequence[bool]] | None,
+  scores: Sequence[Sequence[float]] | None = None,
+) -> Image.Image:
+  """The sheet of `contact_sheet` as an RGB image."""
   _check(queries, images, correct, scores)
-  rows = [[_thumbnail(image) for image in row] for row in images]
-  cell_width = max(cell.width for row in rows for cell in row) + 2 * FRAME
-  cell_height = CELL_HEIGHT + 2 * FRAME
+  blocks = [[_thumbnail(image) for image in row] for row in images]
+  cell_width = max(cell.width for row in blocks for cell in row) + 2 * FRAME
   label, text = ImageFont.load_default(size=14), ImageFont.load_default(size=17)
-  label_height = 22
-  columns = max(len(row) for row in rows)
-  row_height = cell_height + label_height + GAP
-  head_height = 36
+  columns = min(max(len(row) for row in blocks), COLUMNS)
+  wraps = any(len(row) > COLUMNS for row in blocks)
+  lines = [max(-(-len(row) // COLUMNS), 1) for row in blocks]
   left = CAPTION_WIDTH + 2 * GAP
-  sheet = Image.new(
-    "RGB", (left + columns * (cell_width + GAP), head_height + len(rows) * row_height), PAPER
-  )
+  size = (left + columns * (cell_width + GAP), _HEAD_HEIGHT + sum(lines) * _LINE_HEIGHT)
+  sheet = Image.new("RGB", size, PAPER)
   pen = ImageDraw.Draw(sheet)
-  pen.text((GAP, head_height / 2), "caption", FAINT, label, anchor="lm")
-  for rank in range(columns):
-    center = left + rank * (cell_width + GAP) + cell_width / 2
-    pen.text((center, head_height / 2), f"{rank + 1}", FAINT, label, anchor="mm")
+  pen.text((GAP, _HEAD_HEIGHT / 2), "caption", FAINT, label, anchor="lm")
+  if not wraps:
+    for column in range(columns):
+      center = left + column * (cell_width + GAP) + cell_width / 2
+      pen.text((center, _HEAD_HEIGHT / 2), f"{column + 1}", FAINT, label, anchor="mm")
 
-  for r, cells in enumerate(rows):
-    top = head_height + r * row_height
-    if r % 2 == 0:
-      pen.rectangle((0, top, sheet.width, top + row_height - 1), fill=STRIPE)
-    top += GAP // 2
-    _caption(pen, queries[r], (GAP, top + FRAME), text, cell_height + label_height)
+  top = _HEAD_HEIGHT
+  for number, cells in enumerate(blocks):
+    if number % 2 == 0:
+      bottom = top + lines[number] * _LINE_HEIGHT - 1
+      pen.rectangle((0, top, sheet.width, bottom), fill=STRIPE)
+    first = top + GAP // 2 + FRAME
+    _draw_caption(pen, queries[number], (GAP, first), text, lines[number] * _LINE_HEIGHT - GAP)
     for rank, cell in enumerate(cells):
-      x = left + rank * (cell_width + GAP) + (cell_width - cell.width) // 2
-      y = top + FRAME
-      is_right = correct is not None and bool(correct[r][rank])
+      line, column = divmod(rank, COLUMNS)
+      x = left + column * (cell_width + GAP) + (cell_width - cell.width) // 2
+      y = first + line * _LINE_HEIGHT
+      is_right = correct is not None and bool(correct[number][rank])
       frame = FRAME if is_right else 1
       box = (x - frame, y - frame, x + cell.width + frame - 1, y + cell.height + frame - 1)
-      pen.rectangle(box, fill=_frame_color(correct, is_right))
+      pen.rectangle(box, fill=_frame_color(correct is not None, is_right))
       sheet.paste(cell, (x, y))
-      if scores is not None:
-        below = (x + cell.width / 2, y + cell.height + FRAME + label_height / 2)
-        color = RIGHT if is_right else FAINT
-        pen.text(below, f"{float(scores[r][rank]):.3f}", color, label, anchor="mm")
+      words = [f"{rank + 1}."] if wraps else []
+      words += [f"{float(scores[number][rank]):.3f}"] if scores is not None else []
+      below = (x + cell.width / 2, y + cell.height + FRAME + _LABEL_HEIGHT / 2)
+      pen.text(below, "  ".join(words), RIGHT if is_right else FAINT, label, anchor="mm")
+    top += lines[number] * _LINE_HEIGHT
   return sheet
 
 
-def _frame_color(correct, is_right):
-  if correct is None:
+def _frame_color(known: bool, is_right: bool) -> Color:
+  if not known:
     return FAINT
   return RIGHT if is_right else WRONG
 
 
-def _check(queries, images, correct, scores):
-  if not queries or not all(images):
-    raise ValueError("a contact sheet needs at least one caption, and an image for each")
+def _check(
+  queries: Sequence[str],
+  images: Sequence[Sequence[Picture]],
+  correct: Sequence[Sequence[bool]] | None,
+  scores: Sequence[Sequence[float]] | None,
+) -> None:
+  if not queries or not any(images):
+    raise ValueError("a contact sheet needs at least one caption and one image")
   for name, rows in (("images", images), ("correct", correct), ("scores", scores)):
     if rows is None:
       continue
@@ -93,15 +119,17 @@ def _check(queries, images, correct, scores):
       raise ValueError(f"{name} of a contact sheet must have a row per caption, as long as images'")
 
 
-def _thumbnail(image_HxWx3):
+def _thumbnail(image: Picture) -> Image.Image:
   """The image at the height of a cell, its proportions kept."""
-  height, width = image_HxWx3.shape[:2]
-  size = (max(1, round(width * CELL_HEIGHT / height)), CELL_HEIGHT)
-  return Image.fromarray(image_HxWx3).resize(size, Image.Resampling.LANCZOS)
+  image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+  size = (max(1, round(image.width * CELL_HEIGHT / image.height)), CELL_HEIGHT)
+  return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def _caption(pen, caption, corner, font, height):
-  """Wraps the caption into CAPTION_WIDTH and cuts what does not fit the row, with three dots."""
+def _draw_caption(
+  pen: ImageDraw.ImageDraw, caption: str, corner: tuple[float, float], font: Any, height: float
+) -> None:
+  """Wraps the caption into CAPTION_WIDTH; three dots replace what does not fit into `height`."""
   lines = [""]
   for word in caption.split():
     longer = f"{lines[-1]} {word}".strip()

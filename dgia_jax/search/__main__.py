@@ -1,134 +1,167 @@
-"""Search a folder of images by description, with a trained model:
+"""Searches a folder of images by description, with a trained model:
 
 python -m dgia_jax.search index --run runs/demo --images FOLDER --out INDEX
 python -m dgia_jax.search query --index INDEX "a woman in a red coat with a backpack"
-python -m dgia_jax.search query --index INDEX --image photo.jpg --top 5 --sheet found.png
+python -m dgia_jax.search query --index INDEX --image photo.jpg --top 5 --sheet results.png
+python -m dgia_jax.search serve --index INDEX
+python -m dgia_jax.search export --index INDEX --format npy --out features.npy
 """
 
 import argparse
 import json
 import os
 import pathlib
+import shlex
 import sys
 from collections.abc import Sequence
 
-import numpy as np
 import tqdm
 
 from dgia_jax import cli
 from dgia_jax.data import images as images_lib
 from dgia_jax.errors import UserError
 from dgia_jax.reporting import contact_sheet
+from dgia_jax.search import export as export_lib
 from dgia_jax.search import index as index_lib
-from dgia_jax.search import web_page
+from dgia_jax.search import index_files, web_page
+from dgia_jax.search.index import Match, SearchIndex
 from dgia_jax.search.retriever import Retriever
 
 
-def index(options) -> None:
-  """Makes an index of a folder, or brings it up to date."""
-  retriever = Retriever.open(options.run, choice=options.checkpoint, batch_size=options.batch_size)
+def index(options: argparse.Namespace) -> None:
+  """Makes the index of a folder, or brings it up to date."""
+  if options.batch_size < 1:
+    raise UserError(f"--batch_size={options.batch_size}: give 1 or more")
+  retriever = Retriever.from_pretrained(
+    options.run, options.checkpoint, setting="--run", batch_size=options.batch_size
+  )
   with tqdm.tqdm(desc="embedding", unit=" images", disable=None, delay=1.0) as bar:
 
-    def expect(count):
-      bar.total = count  # `bar.reset` would show a bar even when there is nothing to do
+    def expect(count: int) -> None:
+      bar.total = count  # `bar.reset` would show a bar even if there is nothing to do
 
     report = index_lib.build(
-      retriever, options.run, options.images, options.out, bar.update, expect
+      retriever,
+      options.run,
+      options.images,
+      options.out,
+      bar.update,
+      expect,
+      verify=options.verify,
     )
+  out = shlex.quote(options.out)
   print(
-    f"{options.out}: {report.added:,} images added, {report.kept:,} kept,"
-    f" {report.forgotten:,} forgotten, {len(report.unreadable):,} unreadable"
+    f"{out}: {report.added:,} images added, {report.kept:,} kept,"
+    f" {report.removed:,} removed, {len(report.unreadable):,} unreadable"
   )
+  if report.unsupported:
+    counts = ", ".join(f"{suffix} {count:,}" for suffix, count in report.unsupported.items())
+    total = sum(report.unsupported.values())
+    print(f"  {total:,} files of types that cannot be read here: {counts}")
   for path, reason in report.unreadable:
-    print(f"  skipped {path}: {reason}")
+    print(f"  skipped {shlex.quote(path)}: {reason}")
   print("next, try:")
-  print(f'  python -m dgia_jax.search query --index {options.out} "a woman in a red coat"')
+  print(f'  {cli.program("search")} query --index {out} "a woman in a red coat"')
 
 
-def query(options) -> None:
-  """Prints, and on request draws, the images that fit best."""
+def query(options: argparse.Namespace) -> None:
+  """Prints the images that fit best and, on request, draws them."""
   texts = [*options.text, *_lines(options.file)]
   if not texts and not options.image:
     raise UserError("nothing to search for: give a description, --file or --image")
   if options.top < 1:
     raise UserError(f"--top={options.top}: give 1 or more")
-  retriever, found_in = open_index(options.index, options.run)
-  asked, features = [], []
-  if texts:
-    asked += texts
-    features += [*retriever.embed_texts(texts)]
-  if options.image:
-    asked += [f"like {path}" for path in options.image]
-    features += [*retriever.embed_images(options.image)]
-  scores, rows = found_in.search(features, options.top)
-  answers = [
-    [
-      {"path": str(found_in.images / found_in.paths[row]), "score": round(float(score), 6)}
-      for row, score in zip(found, its_scores, strict=True)
-    ]
-    for found, its_scores in zip(rows, scores, strict=True)
-  ]
+  if any(not text.strip() for text in texts):
+    raise UserError("a description is empty: give at least one word")
+  retriever, index = open_index(options.index, options.run)
+  names, results = [], []
+  for text, features_D in zip(texts, retriever.embed_texts(texts), strict=True):
+    names.append(text)
+    results.append(index.matches(features_D, options.top))
+  images = zip(options.image, retriever.embed_images(options.image), strict=True)
+  for path, features_D in images:
+    names.append(f"like {path}")
+    results.append(index.matches(features_D, options.top, without=path))
   if options.json:
-    for text, answer in zip(asked, answers, strict=True):
-      print(json.dumps({"query": text, "results": answer}, ensure_ascii=False))
+    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
+    for name, matches in zip(names, results, strict=True):
+      rows = [{"path": str(match.path), "score": round(match.score, 6)} for match in matches]
+      line = {"query": name, "results": rows}
+      print(json.dumps(line, ensure_ascii=encoding != "utf8", allow_nan=False))
   else:
-    _print_answers(asked, answers)
+    _print_results(names, results)
   if options.sheet:
-    draw_sheet(asked, answers, options.sheet)
+    draw_sheet(names, results, options.sheet)
 
 
-def serve_page(options) -> None:
+def serve(options: argparse.Namespace) -> None:
   """Serves the web page until interrupted."""
-  retriever, opened = open_index(options.index, options.run)
-  searcher = web_page.Searcher(retriever, opened)
-  web_page.serve(searcher, len(opened), options.host, options.port, options.top)
+  retriever, index = open_index(options.index, options.run)
+  searcher = web_page.Searcher(retriever, index)
+  web_page.serve(searcher, len(index), options.host, options.port, options.top)
 
 
-def open_index(folder, model=None):
-  """The model an index was made with, and the index.
+def export(options: argparse.Namespace) -> None:
+  """Writes the features and paths of an index for other programs."""
+  _, index = open_index(options.index, options.run)
+  export_lib.export(index, options.out, options.format)
+  print(f"{shlex.quote(options.out)}: {len(index):,} images")
+
+
+def open_index(
+  folder: pathlib.Path | str, model: pathlib.Path | str | None = None
+) -> tuple[Retriever, SearchIndex]:
+  """Opens an index and the model it was made with.
 
   Args:
     folder: the index.
-    model: folder of the model, when it has moved since.
-
-  Returns:
-    Retriever and SearchIndex.
+    model: where the model is now, if it was moved.
 
   Raises:
-    UserError: one of them cannot be read, or they do not belong together.
+    UserError: one of them cannot be read, or the index was made with another model.
   """
-  about = index_lib.read_about(folder)
-  model = model or about["model"]
-  if not os.path.isdir(model):
+  about = index_files.read_about(folder)
+  setting = "--run" if model else "--index"
+  model = str(model or about["model"])
+  if os.path.isabs(model) and not os.path.isdir(model):
     raise UserError(
       f"--index={folder} was made with the model in {model}, which is gone: give --run"
     )
   for choice in ("best", "last"):
-    retriever = Retriever.open(model, choice=choice)
+    retriever = Retriever.from_pretrained(model, choice, setting=setting)
     if retriever.digest() == about["model_digest"]:
-      return retriever, index_lib.SearchIndex(folder, retriever.mesh)
+      return retriever, SearchIndex(folder, retriever.mesh)
   raise UserError(
     f"--index={folder} was made with another model than the one in {model}: index again, or give"
     " --run"
   )
 
 
-def draw_sheet(asked, answers, path) -> None:
-  """A picture of the answers, one row per query.
+def draw_sheet(
+  names: Sequence[str], results: Sequence[Sequence[Match]], path: pathlib.Path | str
+) -> None:
+  """Draws the results, one block per query.
 
   Raises:
     UserError: the picture cannot be written, or an image is gone.
   """
+  if not any(results):
+    raise UserError(f"--sheet={path}: no image was found that could be drawn")
+  height = contact_sheet.CELL_HEIGHT
   try:
-    images = [[np.asarray(images_lib.read_rgb(one["path"])) for one in row] for row in answers]
-    scores = [[one["score"] for one in row] for row in answers]
-    contact_sheet.contact_sheet(asked, images, None, path, scores=scores)
+    # Reduced while they are read: large pictures would fill the memory.
+    images = [
+      [images_lib.read_thumbnail(match.path, 4 * height, height) for match in matches]
+      for matches in results
+    ]
+    scores = [[match.score for match in matches] for matches in results]
+    contact_sheet.contact_sheet(names, images, None, path, scores=scores)
   except (OSError, images_lib.UnreadableImageError) as error:
     raise UserError(f"--sheet={path}: cannot be drawn ({error})") from error
 
 
-def _lines(path):
-  """Descriptions in a text file, one a line, empty lines left out."""
+def _lines(path: str | None) -> list[str]:
+  """The descriptions in a text file, one per line; empty lines are left out."""
   if not path:
     return []
   try:
@@ -138,58 +171,81 @@ def _lines(path):
   return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def _print_answers(asked, answers):
-  """Plain lines: a table would cut long paths."""
-  for text, answer in zip(asked, answers, strict=True):
-    print(text)
-    for rank, one in enumerate(answer, start=1):
-      print(f"{rank:>4}  {one['score']:.3f}  {one['path']}")
+def _print_results(names: Sequence[str], results: Sequence[Sequence[Match]]) -> None:
+  """Prints plain lines; a table would cut long paths."""
+  for name, matches in zip(names, results, strict=True):
+    print(name)
+    for rank, match in enumerate(matches, start=1):
+      print(f"{rank:>4}  {match.score:.3f}  {shlex.quote(str(match.path))}")
 
 
-def parse(argv: Sequence[str] | None):
-  """The command line as a namespace with `run_command`, the function to call with it."""
-  parser = argparse.ArgumentParser(
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+  """Parses the command line; `run_command` of the result is the function to call with it."""
+  parser = cli.ArgumentParser(
     prog=cli.program("search"), description=__doc__.split("\n")[0].rstrip(":")
   )
   commands = parser.add_subparsers(required=True)
-  making = commands.add_parser("index", help="embed a folder of images, or what is new in it")
-  making.add_argument("--run", required=True, help="folder of a run, or a Hugging Face CLIP folder")
-  making.add_argument("--images", required=True, help="folder of images, searched below as well")
+  moved = "where the model is now, if it was moved"
+
+  making = commands.add_parser("index", help="embed a folder of images, or what changed in it")
+  making.add_argument(
+    "--run", required=True, help="folder of a run, Hugging Face CLIP folder, or name on its hub"
+  )
+  making.add_argument("--images", required=True, help="folder of images, with its subfolders")
   making.add_argument("--out", required=True, help="folder of the index")
-  making.add_argument("--checkpoint", choices=("best", "last"), default="best")
-  making.add_argument("--batch_size", type=int, default=64, help="images embedded at once")
+  making.add_argument(
+    "--checkpoint", choices=("best", "last"), default="best", help="of a run (default: best)"
+  )
+  making.add_argument(
+    "--batch_size", type=int, default=64, help="images embedded at once (default: 64)"
+  )
+  making.add_argument(
+    "--verify", action="store_true", help="hash every file, even if its size and times are the same"
+  )
   making.set_defaults(run_command=index)
-  asking = commands.add_parser("query", help="find images by description, or like an image")
+
+  asking = commands.add_parser("query", help="find images by description, or by another image")
   asking.add_argument("text", nargs="*", help="descriptions")
   asking.add_argument("--index", required=True, help="folder of the index")
-  asking.add_argument("--file", help="text file with a description a line")
+  asking.add_argument("--file", help="text file with one description per line")
   asking.add_argument("--image", action="append", default=[], help="find images like this one")
   asking.add_argument("--top", type=int, default=20, help="images per query (default: 20)")
-  asking.add_argument("--sheet", help="draw the images found to this PNG")
-  asking.add_argument("--json", action="store_true", help="a JSON object a query")
-  asking.add_argument("--run", help="folder of the model, when it has moved since")
+  asking.add_argument("--sheet", help="draw the results to this PNG file")
+  asking.add_argument("--json", action="store_true", help="print one JSON object per query")
+  asking.add_argument("--run", help=moved)
   asking.set_defaults(run_command=query)
-  showing = commands.add_parser("serve", help="a web page to search with")
-  showing.add_argument("--index", required=True, help="folder of the index")
-  showing.add_argument("--run", help="folder of the model, when it has moved since")
-  showing.add_argument(
-    "--host", default="127.0.0.1", help="who may connect (default: this machine)"
+
+  serving = commands.add_parser("serve", help="serve a web page to search with")
+  serving.add_argument("--index", required=True, help="folder of the index")
+  serving.add_argument("--run", help=moved)
+  serving.add_argument(
+    "--host", default="127.0.0.1", help="address to listen on (default: this machine only)"
   )
-  showing.add_argument("--port", type=int, default=7860)
-  showing.add_argument("--top", type=int, default=20, help="images shown at first")
-  showing.set_defaults(run_command=serve_page)
+  serving.add_argument("--port", type=int, default=7860, help="port (default: 7860)")
+  serving.add_argument("--top", type=int, default=20, help="images shown first (default: 20)")
+  serving.set_defaults(run_command=serve)
+
+  exporting = commands.add_parser("export", help="write features and paths for other programs")
+  exporting.add_argument("--index", required=True, help="folder of the index")
+  exporting.add_argument("--format", choices=tuple(export_lib.FORMATS), required=True)
+  exporting.add_argument("--out", required=True, help="file to write")
+  exporting.add_argument("--run", help=moved)
+  exporting.set_defaults(run_command=export)
   return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a command line and returns its exit code."""
-  options = parse(argv)
-  try:
+  for stream in (sys.stdout, sys.stderr):
+    # File names can hold characters that the terminal cannot show.
+    if hasattr(stream, "reconfigure"):
+      stream.reconfigure(errors="backslashreplace")
+
+  def run() -> None:
+    options = parse(argv)
     options.run_command(options)
-  except UserError as error:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    return 2
-  return 0
+
+  return cli.run(run, interrupted="stopped; the same command continues")
 
 
 if __name__ == "__main__":

@@ -1,262 +1,338 @@
-"""An index of a folder of images: their features on disk, found again by similarity.
+"""An index of a folder of images: their features on disk, searched by similarity.
 
-  INDEX/index.json        which model and which folder of images
-  INDEX/parts/00000.npy   features of up to `PART_IMAGES` images, (n, D) float32, memory-mapped
-  INDEX/parts/00000.json  their paths below the folder, with size and time of change
-  INDEX/gone.json         paths that were indexed once and are no longer there
+  INDEX/index.json        the model and the folder of images
+  INDEX/features.npy      the features of all parts, (rows, D) float32, unit norm; searches map it
+  INDEX/parts/00000.json  which rows the part holds, their CRC-32, and the older rows they replace
+  INDEX/files/00000.json  per row: path below the folder, size, two times, SHA-256 of the content
+  INDEX/gone.json         rows of files that were deleted or became unreadable
 
-A part appears only when it is complete, its list of paths last, so an interrupted indexing goes on
-where it stopped. Indexing again adds new and changed images and forgets those that are gone.
+A part counts from the moment its file in parts/ exists, which is written last. So an interrupted
+indexing continues where it stopped, and rows after the last part are leftovers. Indexing again
+embeds new and changed files only. A file is taken to be unchanged if its size and times are; if
+they differ, its content is hashed and decides.
 """
 
+import contextlib
 import dataclasses
-import json
+import fcntl
+import hashlib
 import os
 import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
-from PIL import Image
+from jaxtyping import Float
 
 from dgia_jax import files as files_lib
 from dgia_jax.data import images as images_lib
 from dgia_jax.errors import UserError
-from dgia_jax.search.retriever import Gallery
+from dgia_jax.search import image_files, index_files
+from dgia_jax.search.gallery import Gallery
+from dgia_jax.search.image_files import ImageFile
+from dgia_jax.search.index_files import ABOUT, GONE, Part, read_about
+from dgia_jax.search.retriever import Retriever
 
-ABOUT = "index.json"
-GONE = "gone.json"
-PARTS = "parts"
 PART_IMAGES = 4096
-_KEYS = ("model", "model_digest", "images", "feature_width")
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageFile:
-  """An image below the indexed folder."""
+class IndexReport:
+  """The outcome of an indexing.
 
-  path: str  # relative, with forward slashes
-  size: int  # bytes
-  changed: int  # nanoseconds, as the file system keeps it
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-  """What an indexing did."""
+  Attributes:
+    added: images that are new or have changed.
+    kept: images whose features were in the index already.
+    removed: rows of the index whose file was deleted, has changed or became unreadable.
+    unreadable: (path, reason).
+    unsupported: suffix -> number of files of image types that cannot be read here.
+  """
 
   added: int
   kept: int
-  forgotten: int  # were in the index and are gone, or have changed
-  unreadable: list  # (path, reason)
+  removed: int
+  unreadable: list[tuple[str, str]]
+  unsupported: dict[str, int]
 
 
-def list_images(folder):
-  """All image files below a folder, sorted by path, links followed: a list of ImageFile.
-
-  Raises:
-    UserError: there is no such folder.
-  """
-  if not os.path.isdir(folder):
-    raise UserError(f"--images={folder}: no such folder")
-  endings = tuple(Image.registered_extensions())
-  found = []
-  for parent, folders, names in os.walk(folder, followlinks=True):
-    folders.sort()
-    for name in names:
-      if name.lower().endswith(endings):
-        path = os.path.join(parent, name)
-        if os.path.isfile(path):
-          facts = os.stat(path)
-          relative = os.path.relpath(path, folder).replace(os.sep, "/")
-          found.append(ImageFile(relative, facts.st_size, facts.st_mtime_ns))
-  return sorted(found, key=lambda file: file.path)
-
-
-def build(retriever, model, images, out, on_image=lambda: None, on_start=lambda count: None):
+def build(
+  retriever: Retriever,
+  model: pathlib.Path | str,
+  images: pathlib.Path | str,
+  out: pathlib.Path | str,
+  on_image: Callable[[], Any] = lambda: None,
+  on_start: Callable[[int], Any] = lambda count: None,
+  *,
+  verify: bool = False,
+) -> IndexReport:
   """Indexes a folder, or brings its index up to date.
 
   Args:
-    retriever: a Retriever.
-    model: the folder it was made from, to be found again by queries.
+    retriever: embeds the images.
+    model: where the retriever was opened from, for queries to open it again.
     images: the folder of images.
     out: the index's folder.
-    on_image: called once for every image embedded or found unreadable.
-    on_start: called with the number of these before the first.
-
-  Returns:
-    A Report.
+    on_image: called after every image that was embedded or is unreadable.
+    on_start: called first, with the number of these images.
+    verify: hash every file, however unchanged it looks.
 
   Raises:
-    UserError: `images` is no folder, or `out` holds the index of another model or folder, or
-      cannot be written.
+    UserError: `images` holds no image; `out` cannot be written, is damaged or in use, or is the
+      index of another model or folder.
   """
   out, images = pathlib.Path(out), pathlib.Path(images).absolute()
-  files = list_images(images)
+  listing = image_files.list_images(images)
+  if not listing.files:
+    raise UserError(f"--images={images}: holds no image that can be read{_also(listing)}")
   about = {
-    "model": str(pathlib.Path(model).absolute()),
+    "format": index_files.FORMAT,
+    "model": str(pathlib.Path(model).absolute() if os.path.exists(model) else model),
     "model_digest": retriever.digest(),
     "images": str(images),
     "feature_width": retriever.feature_width,
   }
   try:
-    (out / PARTS).mkdir(parents=True, exist_ok=True)
-    _claim(out, about)
-    parts = _parts(out)
-    known = {file for part in parts for file in part.files}
-    there = set(files)
-    missing = [file for file in files if file not in known]
-    on_start(len(missing))
-    unreadable = []
-    first = 1 + max((part.number for part in parts), default=-1)
-    for number, start in enumerate(range(0, len(missing), PART_IMAGES), start=first):
-      part = missing[start : start + PART_IMAGES]
-      unreadable += _write_part(retriever, images, part, out, number, on_image)
-    gone = {file.path for file in known} - {file.path for file in files}
-    files_lib.write_json(out / GONE, sorted(gone | {path for path, _ in unreadable}))
+    for folder in (index_files.PARTS, index_files.FILES):
+      (out / folder).mkdir(parents=True, exist_ok=True)
+    with _locked(out):
+      _claim(out, about)
+      return _update(retriever, images, out, listing, on_image, on_start, verify)
   except OSError as error:
     raise UserError(f"--out={out}: cannot be written ({error})") from error
-  kept = len(known & there)
-  return Report(len(missing) - len(unreadable), kept, len(known) - kept, unreadable)
+
+
+def _update(
+  retriever: Retriever,
+  images: pathlib.Path,
+  out: pathlib.Path,
+  listing: image_files.Listing,
+  on_image: Callable[[], Any],
+  on_start: Callable[[int], Any],
+  verify: bool,
+) -> IndexReport:
+  parts = index_files.read_parts(out)
+  gone = index_files.read_gone(out, parts)
+  usable = index_files.usable_rows(parts, gone)
+  known = {
+    file.path: (row, file, sha256)
+    for part in parts
+    for row, (file, sha256) in enumerate(index_files.read_files(out, part), start=part.first_row)
+    if usable[row]
+  }
+  same, moved = _unchanged(images, listing.files, known, verify)
+  _update_times(out, parts, moved)
+  todo = [file for file in listing.files if file.path not in same]
+  on_start(len(todo))
+  unreadable = []
+  number, first_row = len(parts), parts[-1].stop_row if parts else 0
+  for start in range(0, len(todo), PART_IMAGES):
+    chunk = todo[start : start + PART_IMAGES]
+    part, failed = _write_part(retriever, images, chunk, out, number, first_row, known, on_image)
+    unreadable += failed
+    if part:
+      number, first_row = number + 1, part.stop_row
+  listed = {file.path for file in listing.files} - {path for path, _ in unreadable}
+  lost = {row for path, (row, _, _) in known.items() if path not in listed}
+  files_lib.write_json(out / GONE, sorted(gone | lost))
+  return IndexReport(
+    added=len(todo) - len(unreadable),
+    kept=len(same),
+    removed=len(known) - len(same),
+    unreadable=listing.unreadable + unreadable,
+    unsupported=listing.unsupported,
+  )
+
+
+Known = dict[str, tuple[int, ImageFile, str]]  # path -> row, file as indexed, SHA-256
+
+
+def _unchanged(
+  images: pathlib.Path, files: Sequence[ImageFile], known: Known, verify: bool
+) -> tuple[set[str], dict[int, ImageFile]]:
+  """Paths of files with the indexed content, and by row those whose size and times are new."""
+  same, candidates = set(), []
+  for file in files:
+    if file.path in known:
+      if file == known[file.path][1] and not verify:
+        same.add(file.path)
+      else:
+        candidates.append(file)
+  moved = {}
+  hashes = images_lib.ordered_map(lambda file: _sha256(images / file.path), candidates, 0)
+  for file, sha256 in zip(candidates, hashes, strict=True):
+    row, indexed, indexed_sha256 = known[file.path]
+    if sha256 == indexed_sha256:
+      same.add(file.path)
+      if file != indexed:
+        moved[row] = file
+  return same, moved
+
+
+def _sha256(path: pathlib.Path) -> str | None:
+  """SHA-256 of a file; None if it cannot be read, which embedding it will report."""
+  try:
+    with path.open("rb") as file:
+      return hashlib.file_digest(file, "sha256").hexdigest()
+  except OSError:
+    return None
+
+
+def _update_times(out: pathlib.Path, parts: Sequence[Part], moved: dict[int, ImageFile]) -> None:
+  """Stores the new size and times of files whose content is unchanged."""
+  for part in parts:
+    rows = [row for row in moved if part.first_row <= row < part.stop_row]
+    if rows:
+      entries = index_files.read_files(out, part)
+      for row in rows:
+        entries[row - part.first_row] = (moved[row], entries[row - part.first_row][1])
+      index_files.write_files(out, part.number, entries)
+
+
+def _read(
+  retriever: Retriever, path: pathlib.Path
+) -> tuple[str, np.ndarray] | images_lib.UnreadableImageError:
+  """SHA-256 and pixels of a file, which is read once for both."""
+  try:
+    content = images_lib.read_bytes(path)
+    image = images_lib.decode(content, path)
+  except images_lib.UnreadableImageError as error:
+    return error
+  pixels = images_lib.resized(image, retriever.image_size, retriever.resize)
+  return hashlib.sha256(content).hexdigest(), pixels
+
+
+def _write_part(
+  retriever: Retriever,
+  images: pathlib.Path,
+  files: Sequence[ImageFile],
+  out: pathlib.Path,
+  number: int,
+  first_row: int,
+  known: Known,
+  on_image: Callable[[], Any],
+) -> tuple[Part | None, list[tuple[str, str]]]:
+  """Embeds files and writes those that are readable as one part; returns (path, reason) of others.
+
+  Only the features of one part are in memory at a time.
+  """
+  entries, unreadable = [], []
+
+  def pixels() -> Iterator[np.ndarray]:
+    read = lambda file: _read(retriever, images / file.path)
+    for file, result in zip(files, images_lib.ordered_map(read, files, 0), strict=True):
+      on_image()
+      if isinstance(result, images_lib.UnreadableImageError):
+        unreadable.append((file.path, result.reason))
+      else:
+        sha256, image = result
+        entries.append((file, sha256))
+        yield image
+
+  features = retriever.embed_images(pixels())
+  if not entries:
+    return None, unreadable
+  replaced = [known[file.path][0] for file, _ in entries if file.path in known]
+  crc32 = index_files.append_features(out, first_row, features)
+  index_files.write_files(out, number, entries)
+  part = Part(number, first_row, len(entries), crc32, sorted(replaced))
+  index_files.write_part(out, part)
+  return part, unreadable
+
+
+@contextlib.contextmanager
+def _locked(out: pathlib.Path) -> Iterator[None]:
+  """Keeps a second process from writing the same index."""
+  with (out / ".lock").open("w") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise UserError(f"--out={out}: another process is writing this index; wait for it") from error
+    yield
+
+
+def _claim(out: pathlib.Path, about: dict[str, Any]) -> None:
+  """Writes index.json, or checks that the existing one is of the same model and folder."""
+  if not (out / ABOUT).exists():
+    files_lib.write_json(out / ABOUT, about)
+    return
+  existing = read_about(out, "--out")
+  for key, name in (("model_digest", "model"), ("images", "folder of images")):
+    if existing[key] != about[key]:
+      raise UserError(f"--out={out} is the index of another {name}: choose another folder")
+
+
+def _also(listing: image_files.Listing) -> str:
+  """The reasons why a folder has no readable image, as the end of a sentence."""
+  counts = [f"{suffix} {count}" for suffix, count in sorted(listing.unsupported.items())]
+  text = f"; files of types that cannot be read here: {', '.join(counts)}" if counts else ""
+  return text + "".join(f"; {path}: {reason}" for path, reason in listing.unreadable[:1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+  """A result of a search: an image, its cosine similarity to the query, and its index row."""
+
+  path: pathlib.Path
+  score: float
+  row: int
 
 
 class SearchIndex:
   """An index opened for searching.
 
   Attributes:
-    about: what index.json holds.
+    about: the content of index.json.
     images: the folder of images.
-    paths: of the images, relative to it; row i of a search is `paths[i]`.
+    paths: path of every row, relative to the folder; read from disk when asked for.
   """
 
-  def __init__(self, folder, mesh):
-    """Opens INDEX and puts its features onto the devices of a mesh, by rows.
+  def __init__(self, folder: pathlib.Path | str, mesh: Any):
+    """Opens an index, verifies its features, and makes them searchable on a mesh.
 
     Raises:
       UserError: the folder holds no index, or an empty or damaged one.
     """
     self.about = read_about(folder)
     self.images = pathlib.Path(self.about["images"])
-    parts = _parts(folder)
-    newest = {}  # a file that changed stands in two parts: the later one counts
-    for number, part in enumerate(parts):
-      newest |= {file.path: (number, row) for row, file in enumerate(part.files)}
-    for path in _gone(folder, parts):
-      del newest[path]
-    if not newest:
+    parts = index_files.read_parts(folder)
+    self._features = index_files.open_features(folder, parts, self.about["feature_width"])
+    usable = index_files.usable_rows(parts, index_files.read_gone(folder, parts))
+    self.rows = np.flatnonzero(usable)  # that can be results, ascending
+    if not len(self.rows):
       raise UserError(f"--index={folder}: holds no image; was {self.images} empty?")
-    self.paths, places = zip(*sorted(newest.items(), key=lambda item: item[1]), strict=True)
-    self._rows = _Rows([part.features() for part in parts], np.array(places))
-    self._gallery = Gallery(self._rows, mesh)
+    self.paths = index_files.Paths(folder, parts)
+    self._gallery = Gallery(self._features, mesh, usable)
 
-  def __len__(self):
-    return len(self.paths)
+  def __len__(self) -> int:
+    return len(self.rows)
 
-  def search(self, queries_QxD, top):
-    """(Q, K) float32 cosines, best first, and (Q, K) int32 rows, as `Retriever.rank`."""
+  def search(self, queries_QxD: Any, top: int) -> tuple[np.ndarray, np.ndarray]:
+    """(Q, K) cosines, best first, and (Q, K) rows; see `Retriever.rank`."""
     return self._gallery.search(queries_QxD, top)
 
-  def features(self, rows):
-    """(n, D) float32 features of rows, to search for more like them."""
-    return self._rows.take(np.asarray(rows))
+  def matches(
+    self,
+    query_D: Float[np.ndarray, " D"],
+    top: int,
+    without: str | os.PathLike | None = None,
+  ) -> list[Match]:
+    """The images that fit a query best, best first.
 
+    Args:
+      query_D: features of the query.
+      top: number of images.
+      without: an image file that is left out of the results, the query itself.
+    """
+    (scores,), (rows,) = self.search(query_D[None], top if without is None else top + 1)
+    matches = [
+      Match(self.images / self.paths[row], float(score), int(row))
+      for score, row in zip(scores, rows, strict=True)
+    ]
+    if without is not None:
+      real = os.path.realpath(without)
+      matches = [match for match in matches if os.path.realpath(match.path) != real]
+    return matches[:top]
 
-def read_about(folder):
-  """What index.json of an index holds. Raises UserError when there is none."""
-  path = pathlib.Path(folder) / ABOUT
-  try:
-    about = json.loads(path.read_text(encoding="utf-8"))
-    return {key: about[key] for key in _KEYS}
-  except (OSError, ValueError, KeyError) as error:
-    raise UserError(
-      f"--index={folder}: holds no readable {ABOUT} ({error}); make an index first: "
-      "python -m dgia_jax.search index"
-    ) from error
-
-
-@dataclasses.dataclass(frozen=True)
-class _Part:
-  number: int
-  folder: pathlib.Path
-  files: tuple
-
-  def features(self):
-    return np.load(self.folder / f"{self.number:05d}.npy", mmap_mode="r")
-
-
-class _Rows:
-  """The chosen rows of several files as one array of which parts are read when asked for."""
-
-  def __init__(self, arrays, places_Nx2):
-    self._arrays, self._places_Nx2 = arrays, places_Nx2  # (file, row in it) of every row
-    self.shape = (len(places_Nx2), arrays[0].shape[1])
-
-  def __getitem__(self, rows):
-    return self.take(np.arange(len(self._places_Nx2))[rows])
-
-  def take(self, rows_n):
-    found_nxD = np.empty((len(rows_n), self.shape[1]), np.float32)
-    files_n, row_in_file_n = self._places_Nx2[rows_n].T
-    for number in np.unique(files_n):
-      chosen = files_n == number
-      found_nxD[chosen] = self._arrays[number][row_in_file_n[chosen]]
-    return found_nxD
-
-
-def _gone(folder, parts):
-  """Paths that are in the parts and are gone from the indexed folder."""
-  path = pathlib.Path(folder) / GONE
-  said = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-  return set(said) & {file.path for part in parts for file in part.files}
-
-
-def _parts(folder):
-  """The complete parts of an index, in order."""
-  folder = pathlib.Path(folder) / PARTS
-  parts = []
-  for path in sorted(folder.glob("*.json")):
-    try:
-      files = tuple(ImageFile(*entry) for entry in json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-      raise UserError(f"{path}: is damaged ({error}); delete it and index again") from error
-    parts.append(_Part(int(path.stem), folder, files))
-  return parts
-
-
-def _claim(out, about):
-  """Writes index.json, or makes sure that the one there is of the same model and folder."""
-  if not (out / ABOUT).exists():
-    files_lib.write_json(out / ABOUT, about)
-    return
-  found = read_about(out)
-  for key, said in (("model_digest", "model"), ("images", "folder of images")):
-    if found[key] != about[key]:
-      raise UserError(f"--out={out} is the index of another {said}: choose another folder")
-
-
-def _write_part(retriever, images, files, out, number, on_image):
-  """Embeds some files and writes them as one part; returns what was unreadable."""
-  readable, unreadable = [], []
-
-  def read(file):
-    try:
-      return retriever.read_image(images / file.path)
-    except images_lib.UnreadableImageError as error:
-      return error
-
-  def pixels():
-    for file, image in zip(files, images_lib.ordered_map(read, files, 0), strict=True):
-      on_image()
-      if isinstance(image, np.ndarray):
-        readable.append(file)
-        yield image
-      else:
-        unreadable.append((file.path, image.reason))
-
-  features = retriever.embed_images(pixels())
-  if readable:
-    name = f"{number:05d}"
-    temporary = out / PARTS / f".{name}.partial"
-    with open(temporary, "wb") as opened:
-      np.save(opened, features)
-    os.replace(temporary, out / PARTS / f"{name}.npy")
-    entries = [dataclasses.astuple(file) for file in readable]
-    files_lib.write_json(out / PARTS / f"{name}.json", entries)
-  return unreadable
+  def features(self, rows: Sequence[int] | np.ndarray) -> Float[np.ndarray, "n D"]:
+    """A copy of the features of some rows, for example to search for similar images."""
+    return np.array(self._features[np.asarray(rows)])

@@ -1,251 +1,308 @@
-"""A trained dual encoder put to use: images and words in, features and rankings out.
+"""A trained model in use: images and descriptions in, features and rankings out.
 
 from dgia_jax import Retriever
-retriever = Retriever.from_run("runs/demo")
+retriever = Retriever.from_pretrained("runs/demo")
 gallery = retriever.embed_images(paths)
-scores, rows = retriever.rank(retriever.embed_texts(["a woman in a red coat"]), gallery, top=10)
+scores, rows = retriever.rank(retriever.embed_texts("a woman in a red coat"), gallery, top=10)
 """
 
 import hashlib
+import os
 import pathlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 from flax import nnx
+from jaxtyping import Array, Float, Int, UInt8
 
-from dgia_jax import sharding, user_files
+from dgia_jax import hub, sharding, user_files
 from dgia_jax.data import images as images_lib
 from dgia_jax.data import tokenizer as tokenizer_lib
 from dgia_jax.errors import UserError
-from dgia_jax.method import losses, memory_bank
-from dgia_jax.models import backend, dual_encoder, pretrained
-from dgia_jax.models import pixels as pixels_lib
-from dgia_jax.training import checkpoint
+from dgia_jax.method import losses
+from dgia_jax.models import backend, dual_encoder, embedder, pretrained
+from dgia_jax.search.gallery import Gallery
 from dgia_jax.training import workdir as workdir_lib
+
+# Files of a model on the hub; the config comes first, then weights, then a tokenizer.
+_HUB_FILES = [
+  (workdir_lib.CONFIG, *weights, *tokenizer)
+  for weights in (
+    ("model.safetensors",),
+    ("model.safetensors.index.json", "*.safetensors"),
+    ("pytorch_model.bin",),
+  )
+  for tokenizer in (("vocab.json", "merges.txt"), ("tokenizer.json",))
+]
+
+Image = str | os.PathLike | PIL.Image.Image | UInt8[np.ndarray, "_h _w 3"]
 
 
 class Retriever:
-  """Both towers of a dual encoder with their tokenizer, laid out over the devices of one process.
+  """Both towers of a dual encoder with their tokenizer, on the devices of one process.
 
   Attributes:
     image_size: (height, width) in pixels that every image is squeezed to.
-    resize: the filter that does it, a key of `data.images.RESIZE_FILTERS`.
+    resize: the filter used for it, a key of `data.images.RESIZE_FILTERS`.
     feature_width: D.
-    mesh: the mesh; images and words are embedded data-parallel, galleries are split by rows.
+    batch_size: images or texts embedded at once, unless a call says otherwise.
+    mesh: the mesh; batches and galleries are split over it by rows.
   """
 
-  def __init__(self, graphdef, params, tokenizer, image_size, resize, *, mesh=None, batch_size=64):
-    """Use `from_run`, `from_hugging_face` or `open`.
+  def __init__(
+    self,
+    graphdef: nnx.GraphDef,
+    params: Mapping[str, Any],
+    tokenizer: tokenizer_lib.Tokenizer,
+    image_size: tuple[int, int],
+    resize: str,
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+    batch_size: int = 64,
+  ):
+    """Most callers want `from_pretrained`.
 
     Args:
-      graphdef: of the `dual_encoder.DualEncoder`.
-      params: nested dict of arrays.
-      tokenizer: data.tokenizer.Tokenizer.
+      graphdef: the structure of the `dual_encoder.DualEncoder`.
+      params: its parameters.
+      tokenizer: the one the model was trained with.
       image_size: (height, width) in pixels.
       resize: the filter that images were resized with in training.
-      mesh: None: all devices of this process as data.
-      batch_size: images or texts embedded at once, rounded up to a multiple of the devices.
+      mesh: None uses all devices of this process.
+      batch_size: default number of images or texts embedded at once.
     """
     self.mesh = mesh or sharding.create_mesh(devices=jax.local_devices())
     self.image_size, self.resize = tuple(image_size), resize
     self._tokenizer = tokenizer
-    self._batch_size = -(-batch_size // self.mesh.size) * self.mesh.size
-    self._params = jax.device_put(params, sharding.replicated(self.mesh))
+    self.batch_size = batch_size
+    replicated = sharding.replicated(self.mesh)
+    self._params = jax.device_put(params, replicated)
     self.feature_width = self._params["image"]["projection"].shape[-1]
-
-    def compiled(encode):
-      unit = lambda params, batch: losses.normalize(encode(nnx.merge(graphdef, params), batch))
-      layouts = (sharding.replicated(self.mesh), sharding.batch(self.mesh))
-      return jax.jit(unit, in_shardings=layouts, out_shardings=sharding.replicated(self.mesh))
-
-    self._embed_images = compiled(
-      lambda model, images: model.encode_image(pixels_lib.normalize_pixels(images))
-    )
-    self._embed_texts = compiled(lambda model, tokens: model.encode_text(tokens))
+    self._embedder = embedder.Embedder(graphdef, self.mesh, replicated, losses.normalize)
 
   @classmethod
-  def from_run(cls, folder, choice="best", **options):
-    """The model of a run.
+  def from_pretrained(
+    cls, source: str | os.PathLike, choice: str = "best", *, setting: str = "model", **options: Any
+  ) -> "Retriever":
+    """Opens a trained model.
 
     Args:
-      folder: the run's folder, its --workdir.
-      choice: "best" or "last" checkpoint.
+      source: the folder of a run; a Hugging Face CLIP folder, as `dgia_jax.convert` or transformers
+        write it; or the name of a CLIP model on the Hugging Face hub.
+      choice: checkpoint of a run, "best" or "last".
+      setting: the name of `source` in error messages.
       **options: `mesh` and `batch_size` of the constructor.
 
     Raises:
-      UserError: the folder holds no run, or no complete checkpoint.
+      UserError: no model can be opened from there.
     """
-    config = workdir_lib.read_config(folder)
+    path = pathlib.Path(source)
+    if not path.exists():
+      return cls.from_hugging_face(_hub_folder(str(source), setting), **options)
+    if not path.is_dir():
+      raise UserError(f"{setting}={source} is a file: give the folder of a run or of a CLIP model")
+    try:
+      is_clip = "vision_config" in user_files.read_json(path / workdir_lib.CONFIG, setting)
+    except UserError:
+      is_clip = False  # `from_run` reports the problem
+    if is_clip:
+      return cls.from_hugging_face(path, **options)
+    return cls.from_run(path, choice, setting=setting, **options)
+
+  open = from_pretrained  # its earlier name
+
+  @classmethod
+  def from_run(
+    cls, folder: str | os.PathLike, choice: str = "best", *, setting: str = "model", **options: Any
+  ) -> "Retriever":
+    """Opens a checkpoint of a run, "best" or "last"; see `from_pretrained`."""
+    # Imported here: Orbax is slow to import and only runs need it.
+    from dgia_jax.training import checkpoint
+
+    config = workdir_lib.read_config(folder, setting)
     settings, image_size = config["tokenizer"], tuple(config["dataset"]["image_size"])
     if settings["name"]:
-      words = tokenizer_lib.pretrained_tokenizer(settings["name"], settings["context_length"])
+      tokenizer = tokenizer_lib.pretrained_tokenizer(settings["name"], settings["context_length"])
     else:
-      words = tokenizer_lib.load_tokenizer(pathlib.Path(folder) / workdir_lib.TOKENIZER)
+      tokenizer = tokenizer_lib.load_tokenizer(pathlib.Path(folder) / workdir_lib.TOKENIZER)
     _, params = checkpoint.restore_params(folder, choice)
-    size = dual_encoder.SIZES[config["model"]["name"]]
     graphdef, _ = _abstract_model(
-      size, image_size, words.context_length, words.vocab_size, _dtype(config["model"]["dtype"])
+      dual_encoder.SIZES[config["model"]["name"]],
+      image_size,
+      tokenizer.context_length,
+      tokenizer.vocab_size,
+      _dtype(config["model"]["dtype"]),
     )
     resize = config["dataset"]["resize"]
-    return cls(graphdef, params, words, image_size, resize, **options)
+    return cls(graphdef, params, tokenizer, image_size, resize, **options)
 
   @classmethod
-  def from_hugging_face(cls, folder, **options):
-    """The model of a Hugging Face CLIP folder, as `dgia_jax.convert` or transformers write it.
-
-    Args:
-      folder: holds config.json, model.safetensors and the tokenizer's files.
-      **options: `mesh` and `batch_size` of the constructor.
-
-    Raises:
-      UserError: something is missing, or it is not CLIP's.
-    """
+  def from_hugging_face(cls, folder: str | os.PathLike, **options: Any) -> "Retriever":
+    """Opens a Hugging Face CLIP folder; see `from_pretrained`."""
     folder = pathlib.Path(folder)
     clip = pretrained.read_config(folder)
     graphdef, template = _abstract_model(
       clip.size, clip.image_size, clip.context_length, clip.vocab_size, _dtype("bfloat16")
     )
-    found = pretrained.load_pretrained(str(folder), template, image_size=clip.image_size)
-    words = tokenizer_lib.folder_tokenizer(folder, clip.context_length)
+    loaded = pretrained.load_pretrained(str(folder), template, image_size=clip.image_size)
+    tokenizer = tokenizer_lib.folder_tokenizer(folder, clip.context_length)
     resize = pretrained.read_resize(folder)
-    return cls(graphdef, found.params, words, clip.image_size, resize, **options)
+    return cls(graphdef, loaded.params, tokenizer, clip.image_size, resize, **options)
 
-  @classmethod
-  def open(cls, folder, choice="best", **options):
-    """The model of a run's folder, or of a Hugging Face folder, which has no `choice`."""
-    path = pathlib.Path(folder) / workdir_lib.CONFIG
-    try:
-      is_clip = "vision_config" in user_files.read_json(path, "model")
-    except UserError:
-      is_clip = False  # `from_run` says what is wrong
-    if is_clip:
-      return cls.from_hugging_face(folder, **options)
-    return cls.from_run(folder, choice, **options)
-
-  def digest(self):
-    """SHA-256 over the parameters, sorted by name: which model made an index."""
+  def digest(self) -> str:
+    """SHA-256 over the parameters, sorted by name; ties an index to its model."""
     total = hashlib.sha256()
     for name, value in sorted(pretrained.flatten(self._params).items()):
       total.update(f"{name} {value.shape}".encode())
       total.update(np.ascontiguousarray(jax.device_get(value)).tobytes())
     return total.hexdigest()
 
-  def read_image(self, path):
-    """The pixels of an image file as the model sees them, uint8 (H, W, 3).
+  def read_image(self, path: str | os.PathLike) -> UInt8[np.ndarray, "H W 3"]:
+    """The pixels of an image file as the model sees them.
 
     Raises:
       images.UnreadableImageError: the file cannot be decoded.
     """
-    return images_lib.read_resized(path, self.image_size, self.resize)
+    return images_lib.read_resized(pathlib.Path(path), self.image_size, self.resize)
 
-  def embed_images(self, images):
-    """Features of images.
+  def embed_images(
+    self,
+    images: Any,
+    *,
+    batch_size: int | None = None,
+    progress: bool = False,
+  ) -> Float[np.ndarray, "M D"]:
+    """Features of images, rows of norm 1.
 
     Args:
-      images: sequence of file paths, or of uint8 arrays (H, W, 3) at `image_size`.
-
-    Returns:
-      (M, D) float32, rows of norm 1.
+      images: one image or an iterable of images. An image is a path, a `PIL.Image.Image`, or a
+        uint8 array (height, width, 3); each is resized to `image_size` if it has another size.
+      batch_size: images embedded at once, rounded up to a multiple of the devices.
+      progress: shows a progress bar.
 
     Raises:
-      UserError: a file cannot be decoded, or an array has another shape.
+      UserError: a file cannot be decoded, an array is no image, or a feature is not finite.
     """
+    if isinstance(images, str | os.PathLike | PIL.Image.Image):
+      images = [images]
+    elif isinstance(images, np.ndarray) and images.ndim < 4:
+      images = [images]
+    pixels = images_lib.ordered_map(self._pixels, images, 0)
+    return self._embed(self._embedder.embed_images, pixels, images, batch_size, progress)
 
-    def pixels(image):
-      if not isinstance(image, np.ndarray):
-        try:
-          return self.read_image(image)
-        except images_lib.UnreadableImageError as error:
-          raise UserError(f"cannot read image {error}") from error
-      if image.shape != (*self.image_size, 3) or image.dtype != np.uint8:
-        raise UserError(
-          f"an image array is {image.dtype} {image.shape}: give uint8 {(*self.image_size, 3)}"
-        )
-      return image
+  def embed_texts(
+    self, texts: str | Iterable[str], *, batch_size: int | None = None, progress: bool = False
+  ) -> Float[np.ndarray, "N D"]:
+    """Features of one description or of several, rows of norm 1.
 
-    return self._in_batches(self._embed_images, images_lib.ordered_map(pixels, images, 0))
+    Raises:
+      UserError: a description is empty, or a feature is not finite.
+    """
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    for text in texts:
+      if not isinstance(text, str) or not text.strip():
+        raise UserError(f"a description is {text!r}: give at least one word")
+    # Names of files may hold undecodable bytes, which no tokenizer takes.
+    texts = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+    tokens = iter(self._tokenizer.encode(texts))
+    return self._embed(self._embedder.embed_texts, tokens, texts, batch_size, progress)
 
-  def embed_texts(self, texts):
-    """Features of descriptions: a sequence of N strings -> (N, D) float32, rows of norm 1."""
-    return self._in_batches(self._embed_texts, iter(self._tokenizer.encode(list(texts))))
-
-  def rank(self, queries_QxD, gallery_MxD, top=10):
-    """The best of a gallery for every query: the exact search of the memory bank.
+  def rank(
+    self,
+    queries_QxD: Float[Array | np.ndarray, "Q D"],
+    gallery_MxD: Float[Array | np.ndarray, "M D"] | Gallery,
+    top: int = 10,
+  ) -> tuple[Float[np.ndarray, "Q K"], Int[np.ndarray, "Q K"]]:
+    """The best of a gallery for every query, by the exact search of the memory bank.
 
     Args:
-      queries_QxD: (Q, D) features of texts or images.
-      gallery_MxD: (M, D) features, or a Gallery that already lies on the devices.
-      top: K, at most M are found.
+      queries_QxD: features of texts or images.
+      gallery_MxD: features, or a `Gallery` that is on the devices already.
+      top: K; fewer if the gallery is smaller.
 
     Returns:
-      (Q, K) float32 cosines, best first, and (Q, K) int32 gallery rows; ties to the lowest row.
+      Cosines, best first, and gallery rows; ties go to the lowest row.
+
+    Raises:
+      UserError: a feature is NaN or infinite.
     """
     gallery = gallery_MxD if isinstance(gallery_MxD, Gallery) else Gallery(gallery_MxD, self.mesh)
     return gallery.search(queries_QxD, top)
 
-  def _in_batches(self, embed, rows):
-    """Applies `embed` to batches of one static shape, the last one filled up."""
-    found, batch = [np.zeros((0, self.feature_width), np.float32)], []
+  def _pixels(self, image: Any) -> np.ndarray:
+    """An image of any accepted kind at the size of the model."""
+    if isinstance(image, str | os.PathLike):
+      try:
+        return self.read_image(image)
+      except images_lib.UnreadableImageError as error:
+        raise UserError(f"cannot read image {error}") from error
+    if isinstance(image, np.ndarray):
+      if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise UserError(
+          f"an image array is {image.dtype} {image.shape}: give uint8 (height, width, 3)"
+        )
+      if image.shape[:2] == self.image_size:
+        return image
+      image = PIL.Image.fromarray(image)
+    elif not isinstance(image, PIL.Image.Image):
+      raise UserError(f"an image is a {type(image).__name__}: give a path, PIL image or array")
+    return images_lib.resized(images_lib.upright_rgb(image), self.image_size, self.resize)
 
-    def flush():
-      size = len(batch)
-      filled = np.stack(batch + [batch[-1]] * (self._batch_size - size))
-      found.append(np.asarray(embed(self._params, filled))[:size])
-      batch.clear()
+  def _embed(
+    self,
+    embed: Any,
+    rows: Iterator[np.ndarray],
+    inputs: Any,
+    batch_size: int | None,
+    progress: bool,
+  ) -> Float[np.ndarray, "N D"]:
+    """Applies a method of the embedder to rows; `inputs` is what the progress bar counts."""
+    if batch_size is not None and batch_size < 1:
+      raise UserError(f"batch_size={batch_size}: give 1 or more")
+    if progress:
+      import tqdm
 
-    for row in rows:
-      batch.append(row)
-      if len(batch) == self._batch_size:
-        flush()
-    if batch:
-      flush()
-    return np.concatenate(found)
-
-
-class Gallery:
-  """Features to search in, split by rows over the devices of a mesh.
-
-  Args:
-    features_MxD: (M, D) float32: an array, or anything of that `shape` that gives the array of a
-      slice of its rows, such as the files of an index. A row of zeros is never found.
-    mesh: the mesh.
-  """
-
-  def __init__(self, features_MxD, mesh):
-    self.size, width = features_MxD.shape
-    layout = sharding.bank_rows(mesh)
-    padded = max(-(-self.size // mesh.size), 1) * mesh.size
-
-    def rows_of_device(index):
-      start, stop, _ = index[0].indices(padded)
-      found = np.asarray(features_MxD[min(start, self.size) : min(stop, self.size)], np.float32)
-      return np.pad(found, ((0, stop - start - len(found)), (0, 0)))
-
-    self._features = jax.make_array_from_callback((padded, width), layout, rows_of_device)
-    self._inverse_norm = jax.jit(losses.inverse_norm, out_shardings=layout)(self._features)
-    self._search = jax.jit(
-      lambda queries, rows, count: memory_bank.nearest((queries,), (rows,), count, mesh=mesh),
-      static_argnums=2,
-    )
-
-  def search(self, queries_QxD, top):
-    """As `Retriever.rank`."""
-    queries = jnp.asarray(queries_QxD, jnp.float32)
-    count = min(top, self.size)
-    scores, rows = self._search(queries, (self._features, self._inverse_norm), count)
-    return np.asarray(scores), np.asarray(rows)
+      total = len(inputs) if hasattr(inputs, "__len__") else None
+      rows = iter(tqdm.tqdm(rows, total=total, desc="embedding", leave=False))
+    batch_size = self._embedder.whole_batch(batch_size or self.batch_size)
+    batches = embedder.PaddedBatches(rows, batch_size)
+    features = [np.zeros((0, self.feature_width), np.float32)]
+    features_NxD = np.concatenate(features + list(embed(self._params, batches, batch_size)))
+    features_NxD = features_NxD[: batches.num_rows]
+    if not np.isfinite(features_NxD).all():
+      raise UserError("the model gives features that are NaN or infinite: its weights are damaged")
+    return features_NxD
 
 
-def _dtype(name):
-  """Of the encoders' arithmetic: bfloat16 is slow on a CPU."""
+def _hub_folder(name: str, setting: str) -> pathlib.Path:
+  """The local copy of a CLIP model on the Hugging Face hub."""
+  if name.count("/") > 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
+    raise UserError(f"{setting}={name}: no such folder")
+  mend = "give the folder of a run, or download the model elsewhere and give its folder"
+  preprocessor = "preprocessor_config.json"
+  sets = [(*files, preprocessor) for files in _HUB_FILES] + _HUB_FILES
+  return hub.fetch(name, *sets, setting=setting, mend=mend)
+
+
+def _dtype(name: str) -> Any:
+  """The dtype of the encoders' arithmetic; bfloat16 is slow on a CPU."""
   return jnp.float32 if jax.default_backend() == "cpu" else jnp.dtype(name)
 
 
-def _abstract_model(size, image_size, context_length, vocab_size, dtype):
-  """The graph of a model, and its parameters as shapes."""
+def _abstract_model(
+  size: dual_encoder.Size,
+  image_size: tuple[int, int],
+  context_length: int,
+  vocab_size: int,
+  dtype: Any,
+) -> tuple[nnx.GraphDef, dict[str, Any]]:
+  """The structure of a model, and its parameters as shapes."""
 
-  def make():
+  def create() -> dual_encoder.DualEncoder:
     return dual_encoder.DualEncoder(
       size,
       image_size=image_size,
@@ -256,5 +313,5 @@ def _abstract_model(size, image_size, context_length, vocab_size, dtype):
       rngs=nnx.Rngs(0),
     )
 
-  model = nnx.eval_shape(make)
+  model = nnx.eval_shape(create)
   return nnx.graphdef(model), nnx.to_pure_dict(nnx.state(model, nnx.Param))

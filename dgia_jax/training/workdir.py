@@ -85,13 +85,13 @@ def claim(workdir, config):
   distributed.meet()
 
 
-def read_config(workdir):
-  """The config a run was started with, as a plain dict.
+def read_config(workdir, setting="--workdir"):
+  """The config a run was started with, as a plain dict; errors call the folder `setting`.
 
   Raises:
     UserError: `workdir` holds no run, or its config.json is damaged.
   """
   path = pathlib.Path(workdir) / CONFIG
   if not is_claimed(workdir):
-    raise UserError(f"--workdir={workdir}: holds no run ({CONFIG} is missing); train one first")
-  return older_names.current_config(user_files.read_json(path, "--workdir"))
+    raise UserError(f"{setting}={workdir}: holds no run ({CONFIG} is missing); train one first")
+  return older_names.current_config(user_files.read_json(path, setting))

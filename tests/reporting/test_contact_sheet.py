@@ -1,3 +1,5 @@
+"""Contact sheets frame correct images and keep the order of ranks."""
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -64,7 +66,7 @@ def test_rows_may_be_short_and_have_scores():
   assert (plain != scored).any()
 
 
-def test_lists_that_do_not_fit_are_refused():
+def test_lists_of_other_lengths_are_refused():
   images = gray_images(64, 32)
   with pytest.raises(ValueError, match="correct of a contact sheet"):
     sheets.draw(CAPTIONS, images, CORRECT[:2])
@@ -72,3 +74,19 @@ def test_lists_that_do_not_fit_are_refused():
     sheets.draw(CAPTIONS, images, CORRECT, [[0.1]] * 3)
   with pytest.raises(ValueError, match="at least one caption"):
     sheets.draw([], [], [])
+
+
+def test_more_than_ten_images_continue_on_the_next_line():
+  images = [[np.full((64, 32, 3), 90, np.uint8)] * count for count in (23, 1, 0)]
+  sheet = sheets.draw(CAPTIONS, images, None, [[0.5] * len(row) for row in images])
+  one_line = sheets.draw(CAPTIONS[:1], [images[0][:10]], None)
+  assert sheet.width == one_line.width
+  line = one_line.height - sheets._HEAD_HEIGHT
+  assert sheet.height == sheets._HEAD_HEIGHT + (3 + 1 + 1) * line
+
+
+def test_images_may_be_pil_images():
+  arrays = gray_images(64, 32)
+  pictures = [[Image.fromarray(image) for image in row] for row in arrays]
+  expected = np.asarray(sheets.draw(CAPTIONS, arrays, CORRECT))
+  np.testing.assert_array_equal(np.asarray(sheets.draw(CAPTIONS, pictures, CORRECT)), expected)

@@ -4,12 +4,13 @@ import json
 import logging
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 import dgia_jax
-from dgia_jax import convert, sharding
+from dgia_jax import convert, hub, sharding
 from dgia_jax.errors import UserError
 from dgia_jax.method import losses
 from dgia_jax.models import pixels as pixels_lib
@@ -89,8 +90,6 @@ def test_a_hugging_face_folder_gives_the_same_features(known_run, paths, tmp_pat
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
 def test_ranking_equals_argsort(shape, rng):
-  import jax
-
   mesh = sharding.create_mesh(*shape, devices=jax.devices()[: np.prod(shape)])
   gallery = rng.normal(size=(45, 8)).astype(np.float32)
   gallery[7] = gallery[3]  # a tie
@@ -103,17 +102,92 @@ def test_ranking_equals_argsort(shape, rng):
   assert Gallery(gallery[:2], mesh).search(queries, 6)[1].shape == (3, 2)
 
 
-def test_mistakes(known_run, tmp_path):
+def test_ranking_never_returns_what_cannot_be_ranked(rng):
+  mesh = sharding.create_mesh()
+  features = rng.normal(size=(45, 8)).astype(np.float32)
+  features[3] = 0
+  query = features[:2]
+  scores, rows = Gallery(features, mesh).search(query, 100)
+  assert scores.shape == (2, 44) and np.isfinite(scores).all() and 3 not in rows
+  assert Gallery(np.zeros((4, 8), np.float32), mesh).search(query, 5)[0].shape == (2, 0)
+  features[5, 2] = np.nan
+  with pytest.raises(UserError, match="NaN"):
+    Gallery(features, mesh)
+  with pytest.raises(UserError, match="NaN"):
+    Gallery(query, mesh).search(features[5:6], 1)
+
+
+def test_images_of_any_kind_and_size_are_resized_like_files(known_run, paths):
+  retriever = Retriever.from_pretrained(known_run, batch_size=8)
+  expected = retriever.embed_images(paths)
+  opened = [Image.open(path) for path in paths]
+  arrays = [np.asarray(image) for image in opened]
+  for images in (iter(paths), map(str, paths), opened, arrays):
+    np.testing.assert_array_equal(retriever.embed_images(images), expected)
+  for image in (paths[0], str(paths[0]), opened[0], arrays[0]):
+    np.testing.assert_array_equal(retriever.embed_images(image), expected[:1])
+  gray = opened[0].convert("L")
+  np.testing.assert_array_equal(
+    retriever.embed_images(gray), retriever.embed_images(np.asarray(gray.convert("RGB")))
+  )
+
+
+def test_a_string_is_one_description(known_run):
+  retriever = Retriever.from_pretrained(known_run, batch_size=8)
+  expected = retriever.embed_texts(TEXTS)
+  np.testing.assert_array_equal(retriever.embed_texts(TEXTS[0]), expected[:1])
+  smaller = retriever.embed_texts(iter(TEXTS), batch_size=1, progress=True)
+  np.testing.assert_allclose(smaller, expected, atol=1e-6)
+  assert retriever.embed_texts("caf\udce9").shape == (1, retriever.feature_width)
+  for empty in ("", ["a hat", "  "]):
+    with pytest.raises(UserError, match="at least one word"):
+      retriever.embed_texts(empty)
+
+
+def test_features_that_are_not_finite_are_refused(known_run):
+  retriever = Retriever.from_pretrained(known_run, batch_size=8)
+  retriever._params = jax.tree.map(lambda leaf: leaf * np.nan, retriever._params)
+  with pytest.raises(UserError, match="weights are damaged"):
+    retriever.embed_texts("red")
+
+
+def test_the_public_names_are_listed():
+  assert {"Retriever", "__version__"} <= set(dir(dgia_jax))
+  assert set(dgia_jax.__all__) == {"Retriever", "__version__"}
+  with pytest.raises(AttributeError, match="Retrieve"):
+    _ = dgia_jax.Retrieve
+
+
+def test_mistakes_name_the_source(known_run, tmp_path):
   retriever = Retriever.from_run(known_run, batch_size=8)
   (tmp_path / "broken.jpg").write_text("no image")
   with pytest.raises(UserError, match="broken.jpg"):
     retriever.embed_images([tmp_path / "broken.jpg"])
-  with pytest.raises(UserError, match="uint8"):
-    retriever.embed_images([np.zeros((3, 3, 3), np.uint8)])
+  for wrong in (np.zeros((3, 3), np.uint8), np.zeros((3, 3, 3), np.float32)):
+    with pytest.raises(UserError, match="uint8"):
+      retriever.embed_images([wrong])
+  with pytest.raises(UserError, match="an image is a int"):
+    retriever.embed_images([3])
   with pytest.raises(UserError, match="holds no run"):
     Retriever.open(tmp_path)
+  with pytest.raises(UserError, match="no such folder"):
+    Retriever.from_pretrained(tmp_path / "nowhere")
+  with pytest.raises(UserError, match="is a file"):
+    Retriever.from_pretrained(tmp_path / "broken.jpg")
   (tmp_path / "config.json").write_text('{"model_type": "bert", "vision_config": {}}')
   with pytest.raises(UserError, match="bert"):
     Retriever.open(tmp_path)
-  with pytest.raises(AttributeError, match="Retrieve"):
-    _ = dgia_jax.Retrieve
+
+
+def test_a_name_is_looked_up_on_the_hub(known_run, tmp_path, monkeypatch):
+  out = tmp_path / "hugging_face"
+  convert.convert(known_run, out)
+  asked = []
+
+  def fetch(name, *file_sets, **options):
+    asked.append((name, options["setting"]))
+    return out
+
+  monkeypatch.setattr(hub, "fetch", fetch)
+  retriever = Retriever.from_pretrained("someone/clip", setting="--run", batch_size=8)
+  assert asked == [("someone/clip", "--run")] and retriever.image_size == IMAGE_SIZE

@@ -1,0 +1,80 @@
+"""Features on the devices, searched exactly by cosine similarity."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from dgia_jax import sharding
+from dgia_jax.errors import UserError
+from dgia_jax.method import losses, memory_bank
+
+
+class Gallery:
+  """Features to search in, split by rows over the devices of a mesh."""
+
+  def __init__(
+    self,
+    features_MxD: Float[Array | np.ndarray, "M D"],
+    mesh: jax.sharding.Mesh,
+    usable_M: Bool[np.ndarray, " M"] | None = None,
+  ):
+    """Places the features; on a CPU, those of an aligned file or array are not copied.
+
+    Args:
+      features_MxD: the features; a memory-mapped file is read only where a search needs it.
+      mesh: the mesh.
+      usable_M: promises that every row has norm 1, and tells which rows can be results. If it is
+        None, norms are computed, and rows of zeros are the ones that cannot.
+
+    Raises:
+      UserError: a feature is NaN or infinite.
+    """
+    self.size, width = features_MxD.shape
+    layout = sharding.bank_rows(mesh)
+    padded = max(-(-self.size // mesh.size), 1) * mesh.size
+
+    def place(array: Array | np.ndarray, shape: tuple[int, ...]) -> jax.Array:
+      def part(index: tuple[slice, ...]) -> np.ndarray:
+        start, stop, _ = index[0].indices(padded)
+        rows = np.asarray(array[min(start, self.size) : min(stop, self.size)], np.float32)
+        missing = stop - start - len(rows)
+        return np.pad(rows, [(0, missing)] + [(0, 0)] * (rows.ndim - 1)) if missing else rows
+
+      return jax.make_array_from_callback(shape, layout, part)
+
+    self._features = place(features_MxD, (padded, width))
+    if usable_M is None:
+      inspect = jax.jit(lambda rows: (losses.inverse_norm(rows), jnp.isfinite(rows).all()))
+      self._inverse_norm, finite = inspect(self._features)
+      self._inverse_norm = jax.device_put(self._inverse_norm, layout)
+      if not finite:
+        raise UserError("a feature of the gallery is NaN or infinite: it cannot be ranked")
+      self.num_usable = int((self._inverse_norm > 0).sum())
+    else:
+      self._inverse_norm = place(usable_M, (padded,))
+      self.num_usable = int(usable_M.sum())
+    self._search = jax.jit(
+      lambda queries, rows, count: memory_bank.nearest((queries,), (rows,), count, mesh=mesh),
+      static_argnums=2,
+    )
+
+  def search(
+    self, queries_QxD: Float[Array | np.ndarray, "Q D"], top: int
+  ) -> tuple[Float[np.ndarray, "Q K"], Int[np.ndarray, "Q K"]]:
+    """Cosines, best first, and gallery rows; K = `top`, or all usable rows if there are fewer.
+
+    Ties go to the lowest row.
+
+    Raises:
+      UserError: a query is NaN or infinite.
+    """
+    queries_QxD = np.asarray(queries_QxD, np.float32)
+    if not np.isfinite(queries_QxD).all():
+      raise UserError("a feature of a query is NaN or infinite: nothing can be ranked by it")
+    count = min(top, self.num_usable)
+    if not count or not len(queries_QxD):
+      shape = (len(queries_QxD), count)
+      return np.zeros(shape, np.float32), np.zeros(shape, np.int32)
+    scores, rows = self._search(queries_QxD, (self._features, self._inverse_norm), count)
+    return np.asarray(scores), np.asarray(rows)

@@ -1,0 +1,96 @@
+"""Finding the image files below a folder."""
+
+import collections
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterator
+
+from PIL import Image
+
+from dgia_jax.errors import UserError
+
+# Image types that are counted when this Pillow cannot open them.
+_OTHER_IMAGE_TYPES = {
+  ".arw", ".avif", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".jxl", ".nef", ".orf", ".raf",
+  ".rw2", ".svg",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ImageFile:
+  """An image file below a folder. Its size and times show cheaply that it has not changed."""
+
+  path: str  # relative to the folder, with forward slashes
+  size: int  # bytes
+  modified_ns: int
+  changed_ns: int  # of the inode: restoring a file can reset `modified_ns`, but not this
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+  """The image files below a folder.
+
+  Attributes:
+    files: sorted by path.
+    unsupported: suffix -> number of images of types that Pillow cannot open here.
+    unreadable: (path, reason) of folders that cannot be listed.
+  """
+
+  files: list[ImageFile]
+  unsupported: dict[str, int]
+  unreadable: list[tuple[str, str]]
+
+
+def list_images(folder: pathlib.Path | str) -> Listing:
+  """Lists the images below a folder. Links are followed; each folder is visited once.
+
+  Raises:
+    UserError: there is no such folder.
+  """
+  if not os.path.isdir(folder):
+    raise UserError(f"--images={folder}: no such folder")
+  types = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
+  files, unsupported, unreadable = [], collections.Counter(), []
+  for parent, names in _walk(str(folder), unreadable):
+    for name in names:
+      suffix = os.path.splitext(name)[1].lower()
+      if suffix in types:
+        path = os.path.join(parent, name)
+        relative = os.path.relpath(path, folder).replace(os.sep, "/")
+        try:
+          status = os.stat(path)
+        except OSError as error:
+          unreadable.append((relative, error.strerror or str(error)))
+          continue
+        if os.path.isfile(path):
+          files.append(ImageFile(relative, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+      elif suffix in _OTHER_IMAGE_TYPES:
+        unsupported[suffix] += 1
+  return Listing(sorted(files, key=lambda file: file.path), dict(unsupported), unreadable)
+
+
+def _walk(folder: str, unreadable: list[tuple[str, str]]) -> Iterator[tuple[str, list[str]]]:
+  """Yields each folder with the names of its files; circles of links end."""
+
+  def report(error: OSError) -> None:
+    path = os.path.relpath(error.filename, folder)
+    unreadable.append((path, error.strerror or str(error)))
+
+  def identity(path: str) -> tuple[int, int] | None:
+    try:
+      status = os.stat(path)
+    except OSError:
+      return None  # `os.walk` reports it
+    return status.st_dev, status.st_ino
+
+  seen = {identity(folder)}
+  for parent, folders, names in os.walk(folder, followlinks=True, onerror=report):
+    unseen = []
+    for name in sorted(folders):
+      where = identity(os.path.join(parent, name))
+      if where is None or where not in seen:
+        unseen.append(name)
+        seen.add(where)
+    folders[:] = unseen
+    yield parent, names

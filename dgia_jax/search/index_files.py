@@ -1,0 +1,223 @@
+"""Reading and writing the files of an index; `index` describes them."""
+
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from dgia_jax import files as files_lib
+from dgia_jax import user_files
+from dgia_jax.data import images as images_lib
+from dgia_jax.errors import UserError
+from dgia_jax.search.image_files import ImageFile
+
+ABOUT, GONE, FEATURES, PARTS, FILES = "index.json", "gone.json", "features.npy", "parts", "files"
+FORMAT = 2
+_HEADER_BYTES = 128  # of features.npy; NumPy leaves room for the number of rows to grow
+_MEND = "delete the index's folder and index again"
+_KEYS = ("format", "model", "model_digest", "images", "feature_width")
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """A run of rows that were written together."""
+
+  number: int
+  first_row: int
+  num_rows: int
+  crc32: int  # of the bytes of its rows in features.npy
+  replaced_rows: list[int]  # rows of older parts, whose files these rows show anew
+
+  @property
+  def stop_row(self) -> int:
+    """One after the last row."""
+    return self.first_row + self.num_rows
+
+
+def read_about(folder: pathlib.Path | str, setting: str = "--index") -> dict[str, Any]:
+  """The content of index.json.
+
+  Raises:
+    UserError: it is missing or damaged, or of another version.
+  """
+  path = pathlib.Path(folder) / ABOUT
+  if not path.exists():
+    raise UserError(
+      f"{setting}={folder}: holds no index ({ABOUT} is missing); make an index first:"
+      " python -m dgia_jax.search index"
+    )
+  about = user_files.read_json(path, setting)
+  if "model_digest" in about and about.get("format") != FORMAT:
+    raise UserError(f"{setting}={folder}: written by another version of dgia_jax; {_MEND}")
+  if missing := [key for key in _KEYS if key not in about]:
+    raise UserError(f"{setting}={folder}: {ABOUT} has no {', '.join(missing)}; {_MEND}")
+  return about
+
+
+def read_parts(folder: pathlib.Path | str) -> list[Part]:
+  """The complete parts of an index, in order. Raises UserError if one is damaged."""
+  parts, next_row = [], 0
+  for number, path in enumerate(sorted((pathlib.Path(folder) / PARTS).glob("*.json"))):
+    content = user_files.read_json(path, "--index")
+    try:
+      fields = {field.name: content[field.name] for field in dataclasses.fields(Part)[1:]}
+      part = Part(number, **fields)
+      valid = (
+        int(path.stem) == number
+        and part.first_row == next_row
+        and type(part.num_rows) is int
+        and part.num_rows > 0
+        and type(part.crc32) is int
+        and all(type(row) is int and 0 <= row < next_row for row in part.replaced_rows)
+      )
+    except (KeyError, TypeError, ValueError):
+      valid = False
+    if not valid:
+      raise UserError(f"--index={folder}: {path} is damaged; {_MEND}")
+    parts.append(part)
+    next_row = part.stop_row
+  return parts
+
+
+def write_part(out: pathlib.Path, part: Part) -> None:
+  """Makes a part count; its features and files are written before."""
+  content = dataclasses.asdict(part)
+  del content["number"]
+  files_lib.write_json(out / PARTS / f"{part.number:05d}.json", content)
+
+
+def read_gone(folder: pathlib.Path | str, parts: Sequence[Part]) -> set[int]:
+  """Rows whose file is gone. Raises UserError if the file that lists them is damaged."""
+  path = pathlib.Path(folder) / GONE
+  if not path.exists():
+    return set()
+  rows, num_rows = _read_list(path), parts[-1].stop_row if parts else 0
+  if not all(type(row) is int and 0 <= row < num_rows for row in rows):
+    raise UserError(f"--index={folder}: {path} is damaged; {_MEND}")
+  return set(rows)
+
+
+def usable_rows(parts: Sequence[Part], gone: set[int]) -> Bool[np.ndarray, " N"]:
+  """For every row, whether it shows a file as it is now."""
+  usable = np.ones(parts[-1].stop_row if parts else 0, bool)
+  for part in parts:
+    usable[part.replaced_rows] = False
+  usable[sorted(gone)] = False
+  return usable
+
+
+def read_files(folder: pathlib.Path | str, part: Part) -> list[tuple[ImageFile, str]]:
+  """File and SHA-256 of every row of a part. Raises UserError if their list is damaged."""
+  path = _files_path(folder, part.number)
+  try:
+    entries = [(ImageFile(*entry[:-1]), entry[-1]) for entry in _read_list(path)]
+  except (TypeError, IndexError):
+    entries = []
+  if len(entries) != part.num_rows or not all(isinstance(f.path, str) for f, _ in entries):
+    raise UserError(f"--index={folder}: {path} is damaged; {_MEND}")
+  return entries
+
+
+def write_files(out: pathlib.Path, number: int, entries: Iterable[tuple[ImageFile, str]]) -> None:
+  """Writes the list that `read_files` reads."""
+  rows = [[*dataclasses.astuple(file), sha256] for file, sha256 in entries]
+  files_lib.write_text(_files_path(out, number), json.dumps(rows))
+
+
+class Paths(Sequence[str]):
+  """Path of every row, relative to the folder of images; lists are read when asked for."""
+
+  def __init__(self, folder: pathlib.Path | str, parts: Sequence[Part]):
+    self._folder, self._parts, self._read = folder, parts, {}
+    self._first_rows = [part.first_row for part in parts]
+
+  def __len__(self) -> int:
+    return self._parts[-1].stop_row if self._parts else 0
+
+  def __getitem__(self, row: Any) -> str:
+    row = range(len(self))[row]
+    number = int(np.searchsorted(self._first_rows, row, side="right")) - 1
+    if number not in self._read:
+      entries = read_files(self._folder, self._parts[number])
+      self._read[number] = [file.path for file, _ in entries]
+    return self._read[number][row - self._first_rows[number]]
+
+
+def append_features(out: pathlib.Path, first_row: int, features: Float[np.ndarray, "n D"]) -> int:
+  """Writes features from a row on and returns their CRC-32.
+
+  Rows that are part of the index are never changed, so that searches may have them mapped.
+  """
+  features = np.ascontiguousarray(features, "<f4")
+  path = out / FEATURES
+  with path.open("r+b" if path.exists() else "w+b") as file:
+    file.seek(_HEADER_BYTES + first_row * features.shape[1] * 4)
+    file.write(features)
+    file.flush()
+    os.fsync(file.fileno())  # the rows must be on disk before the header counts them
+    file.seek(0)
+    file.write(_header(first_row + len(features), features.shape[1]))
+    file.flush()
+    os.fsync(file.fileno())
+  return zlib.crc32(features)
+
+
+def open_features(
+  folder: pathlib.Path | str, parts: Sequence[Part], width: int
+) -> Float[np.ndarray, "N D"]:
+  """Maps the features of all parts, after verifying their checksums.
+
+  Raises:
+    UserError: the file is missing or damaged.
+  """
+  path = pathlib.Path(folder) / FEATURES
+  num_rows = parts[-1].stop_row if parts else 0
+  if not num_rows:
+    return np.zeros((0, width), np.float32)
+  try:
+    features = np.load(path, mmap_mode="r")
+  except (OSError, ValueError, EOFError) as error:
+    raise UserError(f"--index={folder}: {path} cannot be read ({error}); {_MEND}") from error
+  if features.dtype != np.float32 or features.shape[1:] != (width,) or len(features) < num_rows:
+    raise UserError(
+      f"--index={folder}: {path} is damaged: {features.dtype} {features.shape}; {_MEND}"
+    )
+  checksum = lambda part: zlib.crc32(features[part.first_row : part.stop_row])
+  for part, crc32 in zip(parts, images_lib.ordered_map(checksum, parts, 0), strict=True):
+    if crc32 != part.crc32:
+      raise UserError(
+        f"--index={folder}: rows {part.first_row:,} to {part.stop_row - 1:,} of {path} are damaged"
+        f" (checksum differs); {_MEND}"
+      )
+  return features[:num_rows]
+
+
+def _header(num_rows: int, width: int) -> bytes:
+  """The header of features.npy."""
+  buffer = io.BytesIO()
+  description = {"descr": "<f4", "fortran_order": False, "shape": (num_rows, width)}
+  np.lib.format.write_array_header_1_0(buffer, description)
+  if len(buffer.getvalue()) != _HEADER_BYTES:
+    raise ValueError(f"NumPy wrote a header of {len(buffer.getvalue())} bytes")
+  return buffer.getvalue()
+
+
+def _files_path(folder: pathlib.Path | str, number: int) -> pathlib.Path:
+  return pathlib.Path(folder) / FILES / f"{number:05d}.json"
+
+
+def _read_list(path: pathlib.Path) -> list:
+  try:
+    content = json.loads(path.read_bytes())
+  except (OSError, ValueError, RecursionError) as error:
+    raise UserError(f"--index: {path} is damaged ({error}); {_MEND}") from error
+  if not isinstance(content, list):
+    raise UserError(f"--index: {path} is damaged: not a list; {_MEND}")
+  return content
