@@ -1,20 +1,26 @@
-"""Checks a dataset, or builds it, before training.
+"""Checks a dataset, builds it, or writes its annotations, before training.
 
   python -m dgia_jax.data check NAME --source FOLDER [--quick]
   python -m dgia_jax.data prepare NAME --source FOLDER [--data_dir DIR]
+  python -m dgia_jax.data make FILE_OR_FOLDER --out FOLDER [--split 0.8,0.1,0.1]
 
-`check` exits with 0 if the dataset can be built as it is and with 1 if not; both commands exit with
+`make` writes annotations for data in another form: CSV, a folder per person, Hugging Face's
+imagefolder, Parquet or webdataset.
+
+`check` exits with 0 if the dataset can be built as it is and with 1 if not; all commands exit with
 2 if the command line is wrong or files cannot be read.
 """
 
 import argparse
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 
 from dgia_jax import cli
 from dgia_jax.data import catalog, datasets
 from dgia_jax.data.dataset_files import DatasetFiles, open_dataset
+from dgia_jax.data.manifest_readers import READERS, Columns
 from dgia_jax.errors import UserError, printable
 
 
@@ -75,6 +81,33 @@ def _prepare(args: argparse.Namespace) -> int:
   return 0
 
 
+def _make(args: argparse.Namespace) -> int:
+  from dgia_jax.data import manifest
+
+  columns = Columns(
+    image=args.image_column,
+    captions=[name for name in args.caption_columns.split(",") if name],
+    person=args.id_column,
+    split=args.split_column,
+  )
+  written = manifest.make(
+    args.source,
+    args.out,
+    form=args.form,
+    columns=columns,
+    images=args.images,
+    fractions=manifest.parse_fractions(args.split) if args.split else (),
+    seed=args.seed,
+  )
+  sizes = ", ".join(f"{split} {number}" for split, number in written.entries.items())
+  print(printable(f"{written.file}: {sizes} images"))
+  if written.without_caption:
+    print(f"{written.without_caption} images without a caption were left out")
+  files = shlex.join(["--annotations", str(written.file), "--images", str(written.images)])
+  print(printable(f"next: {cli.program('data')} check custom {files}"))
+  return 0
+
+
 def _open(args: argparse.Namespace) -> DatasetFiles:
   datasets.check_name(args.name)
   if args.name not in catalog.LAYOUTS:
@@ -107,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  commands = parser.add_subparsers(required=True, metavar="check|prepare")
+  commands = parser.add_subparsers(required=True, metavar="check|prepare|make")
   shared = argparse.ArgumentParser(add_help=False)
   shared.add_argument("name", help=", ".join(datasets.names()))
   shared.add_argument("--source", default="", help="folder with the dataset's files")
@@ -151,6 +184,21 @@ def _parser() -> argparse.ArgumentParser:
     help="leave out images that are missing or cannot be read, and list them",
   )
   prepare.set_defaults(run=_prepare)
+
+  make = commands.add_parser("make", help="write annotations for data in another form")
+  make.add_argument("source", help="file or folder with images and captions")
+  make.add_argument("--out", required=True, help="folder for annotations.json")
+  make.add_argument("--form", default="", choices=("", *READERS), help="if it cannot be detected")
+  make.add_argument("--images", default="", help="folder that image paths are relative to")
+  make.add_argument("--image_column", default="", help="column of image paths or images")
+  make.add_argument("--caption_columns", default="", help="columns of captions: NAME,NAME,...")
+  make.add_argument("--id_column", default="", help="column of the person's id")
+  make.add_argument("--split_column", default="", help="column with train, val or test")
+  make.add_argument(
+    "--split", default="", help="fractions of the people in train, val and test: 0.8,0.1,0.1"
+  )
+  make.add_argument("--seed", type=_whole_number, default=0, help="of --split")
+  make.set_defaults(run=_make)
   return parser
 
 

@@ -1,0 +1,176 @@
+"""Writes the annotations of your own data, from the forms that `manifest_readers` lists."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from dgia_jax import files
+from dgia_jax.data.annotation_formats import split_of
+from dgia_jax.data.annotations import SPLITS
+from dgia_jax.data.manifest_readers import READERS, Columns, Example, form_of
+from dgia_jax.errors import UserError
+
+FILE = "annotations.json"
+IMAGES = "images"
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+  """A written manifest.
+
+  Attributes:
+    file: the JSON file.
+    images: the folder that its paths are relative to.
+    entries: number of images per split.
+    without_caption: number of images that were left out because they have no caption.
+  """
+
+  file: pathlib.Path
+  images: pathlib.Path
+  entries: dict[str, int]
+  without_caption: int
+
+
+def make(
+  source: str,
+  out: pathlib.Path | str,
+  *,
+  form: str = "",
+  columns: Columns | None = None,
+  images: str = "",
+  fractions: Sequence[float] = (),
+  seed: int = 0,
+) -> Manifest:
+  """Writes `out`/annotations.json for a source of images with captions.
+
+  Images that are files stay in their places. Images inside Parquet or tar files are written to
+  `out`/images.
+
+  Args:
+    source: a file or folder in one of the forms of `manifest_readers.READERS`.
+    out: folder for the result.
+    form: of the source; "" = known from its files.
+    columns: of tables, Parquet files and the JSON files of shards.
+    images: folder that image paths are relative to; "" = the source, or the folder it is in.
+    fractions: of the people in train, val and test; () = the source has splits. With fractions all
+      images of a person are in one split; an image without identity counts as a person.
+    seed: of the assignment of people to splits.
+
+  Raises:
+    UserError: the source cannot be read, has no split, or `out` already has annotations.
+  """
+  out = pathlib.Path(out).expanduser().absolute()
+  source = os.path.abspath(os.path.expanduser(source))
+  file = out / FILE
+  if file.exists():
+    raise UserError(f"{file} exists already: choose another --out, or delete it")
+  reader = READERS[form or form_of(source)]
+  folder = source if os.path.isdir(source) else os.path.dirname(source)
+  folder = os.path.abspath(os.path.expanduser(images)) if images else folder
+  entry_of: dict[tuple, dict[str, Any]] = {}
+  without_caption, has_content = 0, False
+  try:
+    for example in reader(source, columns or Columns()):
+      if not any(caption.strip() for caption in example.captions):
+        without_caption += 1
+        continue
+      path = example.image
+      if isinstance(path, bytes):
+        path, has_content = _write_image(path, out / IMAGES, len(entry_of)), True
+      entry = entry_of.setdefault((path, example.person, example.split), _entry(path, example))
+      entry["captions"] += [text for text in map(str.strip, example.captions) if text]
+    entries = list(entry_of.values())
+    if not entries:
+      raise UserError(f"{source} has no image with a caption ({without_caption} without)")
+    _assign_splits(entries, fractions, seed, source)
+    out.mkdir(parents=True, exist_ok=True)
+    files.write_text(file, json.dumps(entries, indent=1) + "\n")
+  except OSError as error:
+    raise UserError(f"{error.filename or out}: {error.strerror or error}") from error
+  return Manifest(
+    file=file,
+    images=out / IMAGES if has_content else pathlib.Path(folder),
+    entries={split: sum(e["split"] == split for e in entries) for split in SPLITS},
+    without_caption=without_caption,
+  )
+
+
+def split_people(people: Sequence[str], fractions: Sequence[float], seed: int) -> dict[str, str]:
+  """Assigns each distinct person to a split; depends only on the set of people and the seed."""
+  # A hash, not a random generator: no library version can change the assignment.
+  order = sorted(set(people), key=lambda p: hashlib.sha256(f"{seed}:{p}".encode()).digest())
+  total, ends = 0.0, []
+  for fraction in fractions:
+    total += fraction
+    ends.append(round(total * len(order)))
+  starts = [0, *ends[:-1]]
+  return {
+    person: split
+    for split, start, end in zip(SPLITS, starts, ends, strict=True)
+    for person in order[start:end]
+  }
+
+
+def parse_fractions(text: str) -> tuple[float, ...]:
+  """(0.8, 0.1, 0.1) for "0.8,0.1,0.1": the fractions of train, val and test.
+
+  Raises:
+    UserError: they are not three numbers of 0 or more that add up to 1.
+  """
+  try:
+    fractions = tuple(float(part) for part in text.split(","))
+  except ValueError:
+    fractions = ()
+  if len(fractions) != 3 or not all(f >= 0 for f in fractions) or abs(sum(fractions) - 1) > 1e-6:
+    raise UserError(
+      f"--split {text}: give the fractions of train, val and test, such as 0.8,0.1,0.1"
+    )
+  return fractions
+
+
+def _entry(path: str, example: Example) -> dict[str, Any]:
+  """The entry of an image, still without captions: tables may have a row per caption."""
+  entry: dict[str, Any] = {"img_path": path, "captions": [], "split": example.split}
+  return entry if example.person is None else {"id": example.person, **entry}
+
+
+def _write_image(content: bytes, folder: pathlib.Path, number: int) -> str:
+  """Writes the content of an image file and returns its name."""
+  try:
+    with Image.open(io.BytesIO(content)) as image:
+      ending = image.format.lower().replace("jpeg", "jpg")
+  except Exception:  # decoders raise almost anything; `data check` will name the file
+    ending = "jpg"
+  name = f"{number:08d}.{ending}"
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / name).write_bytes(content)
+  return name
+
+
+def _assign_splits(
+  entries: Sequence[dict[str, Any]], fractions: Sequence[float], seed: int, source: str
+) -> None:
+  """Gives every entry one of the three splits."""
+  if fractions:
+    people = [
+      str(entry["id"]) if "id" in entry else f"image {entry['img_path']}" for entry in entries
+    ]
+    split_of_person = split_people(people, fractions, seed)
+    for entry, person in zip(entries, people, strict=True):
+      entry["split"] = split_of_person[person]
+    return
+  for entry in entries:
+    split = split_of(entry["split"])
+    if split is None:
+      value = "no split" if entry["split"] is None else f"the split {entry['split']!r}"
+      raise UserError(
+        f"{source}: {entry['img_path']} has {value}; divide the people with --split 0.8,0.1,0.1"
+      )
+    entry["split"] = split

@@ -1,0 +1,215 @@
+"""Data in every form that other tools write becomes a dataset that can be checked and built."""
+
+import csv
+import io
+import json
+import pathlib
+import tarfile
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from dgia_jax.data import __main__ as command
+from dgia_jax.data import annotations, manifest
+from dgia_jax.data.manifest_readers import Columns
+from dgia_jax.errors import UserError
+from tests.helpers import fake_datasets
+
+PEOPLE = ("anna", "ben", "carl", "dora")
+
+
+def _rows(folder):
+  """Writes two images of each person; (path, two captions, person, split) of each image."""
+  rows = []
+  for n, person in enumerate(PEOPLE):
+    for shot in range(2):
+      path = f"{person}/{shot}.png"
+      fake_datasets.write_image(folder / path, seed=2 * n + shot)
+      captions = [fake_datasets.caption(n, shot), f"{person} walks"]
+      rows.append((path, captions, person, "train" if n < 2 else "test"))
+  return rows
+
+
+def _write_csv(path, header, rows, delimiter=","):
+  with path.open("w", newline="", encoding="utf-8") as file:
+    csv.writer(file, delimiter=delimiter).writerows([header, *rows])
+
+
+def _csv(folder):
+  rows = [(path, *captions, person, split) for path, captions, person, split in _rows(folder)]
+  _write_csv(folder / "t.csv", ("image", "caption1", "caption2", "id", "split"), rows)
+  return folder / "t.csv"
+
+
+def _tsv_with_a_row_per_caption(folder):
+  rows = [(path, text, person, split) for path, captions, person, split in _rows(folder)
+          for text in captions]  # fmt: skip
+  _write_csv(folder / "t.tsv", ("file_name", "text", "pid", "split"), rows, delimiter="\t")
+  return folder / "t.tsv"
+
+
+def _folders(folder):
+  for path, captions, _, split in _rows(folder / "all"):
+    image = folder / "people" / split / path
+    image.parent.mkdir(parents=True, exist_ok=True)
+    (folder / "all" / path).rename(image)
+    image.with_suffix(".txt").write_text("\n".join(captions) + "\n")
+  return folder / "people"
+
+
+def _imagefolder(folder):
+  lines = {"train": [], "test": []}
+  for path, captions, person, split in _rows(folder):
+    target = folder / "data" / split / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    (folder / path).rename(target)
+    lines[split].append(json.dumps({"file_name": path, "text": captions, "id": person}))
+  for split, texts in lines.items():
+    (folder / "data" / split / "metadata.jsonl").write_text("\n".join(texts))
+  return folder / "data"
+
+
+def _parquet(folder):
+  rows = _rows(folder / "png")
+  (folder / "data").mkdir()
+  for split in ("train", "test"):
+    part = [
+      {"image": {"bytes": (folder / "png" / path).read_bytes(), "path": None},
+       "captions": captions, "person_id": person}
+      for path, captions, person, row_split in rows if row_split == split
+    ]  # fmt: skip
+    file = folder / "data" / f"{split}-00000-of-00001.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(part), file)
+  return folder / "data"
+
+
+def _webdataset(folder):
+  rows = _rows(folder / "png")
+  (folder / "shards").mkdir()
+  for split in ("train", "test"):
+    with tarfile.open(folder / "shards" / f"{split}-000.tar", "w") as shard:
+      for n, (path, captions, person, row_split) in enumerate(rows):
+        if row_split == split:
+          for ending, content in (
+            ("png", (folder / "png" / path).read_bytes()),
+            ("txt", "\n".join(captions).encode()),
+            ("json", json.dumps({"id": person}).encode()),
+          ):
+            member = tarfile.TarInfo(f"../{n:04d}.{ending}")
+            member.size = len(content)
+            shard.addfile(member, io.BytesIO(content))
+  return folder / "shards"
+
+
+FORMS = (_csv, _tsv_with_a_row_per_caption, _folders, _imagefolder, _parquet, _webdataset)
+
+
+@pytest.mark.parametrize("write", FORMS)
+def test_every_form_becomes_a_dataset(tmp_path, capsys, write):
+  folder = tmp_path / "source"
+  folder.mkdir()
+  out = tmp_path / "out"
+  assert command.main(["make", str(write(folder)), "--out", str(out)]) == 0
+  page = capsys.readouterr().out
+  assert f"{out / 'annotations.json'}: train 4, val 0, test 4 images" in page
+  # The printed command works as it is.
+  line = page.splitlines()[-1].removeprefix("next: python -m dgia_jax.data ").split()
+  assert line[:2] == ["check", "custom"] and command.main(line) == 0
+  records = annotations.read_annotations([out / "annotations.json"]).records
+  wanted = {
+    (n, split): [fake_datasets.caption(n, shot), f"{person} walks"]
+    for n, (person, split) in enumerate(
+      zip(PEOPLE, ("train", "train", "test", "test"), strict=True)
+    )
+    for shot in range(2)
+  }
+  assert {(record.person, record.split) for record in records} == wanted.keys()
+  assert sorted(record.captions[1] for record in records) == sorted(
+    f"{person} walks" for person in PEOPLE for _ in range(2)
+  )
+  assert sorted(record.captions[0] for record in records) == sorted(
+    fake_datasets.caption(n, shot) for n in range(4) for shot in range(2)
+  )
+  # Content inside archives is written unchanged, and nothing is written elsewhere.
+  assert {path.name for path in tmp_path.iterdir()} == {"source", "out"}
+
+
+def test_people_are_divided_by_seed(tmp_path):
+  people = [f"p{n}" for n in range(100)]
+  first = manifest.split_people(people, (0.8, 0.1, 0.1), 0)
+  assert first == manifest.split_people(people[::-1] * 2, (0.8, 0.1, 0.1), 0)
+  assert first != manifest.split_people(people, (0.8, 0.1, 0.1), 1)
+  splits = list(first.values())
+  assert [splits.count(split) for split in ("train", "val", "test")] == [80, 10, 10]
+
+
+def test_all_images_of_a_person_get_one_split(tmp_path):
+  rows = [(path, captions[0], person) for path, captions, person, _ in _rows(tmp_path)]
+  _write_csv(tmp_path / "t.csv", ("image", "caption", "id"), rows)
+  out = tmp_path / "out"
+  line = ["make", str(tmp_path / "t.csv"), "--out", str(out), "--split", "0.5,0.25,0.25"]
+  assert command.main(line) == 0
+  records = annotations.read_annotations([out / "annotations.json"]).records
+  assert len({(record.person, record.split) for record in records}) == len(PEOPLE)
+  assert sorted({record.split for record in records}) == ["test", "train", "val"]
+
+
+def test_columns_can_be_named(tmp_path):
+  rows = [(path, captions[0], person) for path, captions, person, _ in _rows(tmp_path)]
+  _write_csv(tmp_path / "t.csv", ("picture", "beschreibung", "wer"), rows)
+  columns = Columns(image="picture", captions=("beschreibung",), person="wer")
+  written = manifest.make(
+    str(tmp_path / "t.csv"), tmp_path / "out", columns=columns, fractions=(0.5, 0.0, 0.5)
+  )
+  assert written.entries == {"train": 4, "val": 0, "test": 4}
+  assert json.loads(written.file.read_text())[0]["id"] == "anna"
+
+
+def test_images_without_captions_are_counted(tmp_path):
+  folder = _folders(tmp_path)
+  next(folder.rglob("*.txt")).unlink()
+  written = manifest.make(str(folder), tmp_path / "out")
+  assert written.without_caption == 1 and sum(written.entries.values()) == 7
+
+
+def _truncated(path, size=100):
+  path.write_bytes(path.read_bytes()[:size])
+  return path
+
+
+@pytest.mark.parametrize(
+  ("prepare", "options", "message"),
+  [
+    (lambda f: f / "nowhere", {}, "no file or folder .*nowhere"),
+    (lambda f: (f / "x.doc").write_text("") or f / "x.doc", {}, "choose one with --form"),
+    (lambda f: _write_csv(f / "a.csv", "ab", ["cd"]) or f / "a.csv", {}, "'a', 'b': choose with"),
+    (_csv, dict(columns=Columns(image="photo")), "no column 'photo', only 'image'"),
+    (lambda f: (f / "a.csv").write_bytes(b"\xe9\xff") and f / "a.csv", {}, "save it as UTF-8"),
+    (lambda f: (f / "a.csv").write_text('image,text\n"x') and f / "a.csv", {}, "1: unexpected end"),
+    (lambda f: _rows(f) and f, {}, "no image with a caption \\(8 without\\)"),
+    (lambda f: _truncated(next(_parquet(f).iterdir())), {}, "cannot be read as Parquet"),
+    (lambda f: _truncated(next(_webdataset(f).iterdir())), {}, "cannot be read as a tar"),
+    (lambda f: _write_csv(f / "a.csv", ("image", "text"), [("x", "y")]) or f / "a.csv", {},
+     "x has no split; divide the people with --split"),
+  ],
+)  # fmt: skip
+def test_mistakes_are_named(tmp_path, prepare, options, message):
+  with pytest.raises(UserError, match=message) as caught:
+    manifest.make(str(prepare(tmp_path)), tmp_path / "out", **options)
+  assert "\n" not in str(caught.value)
+  assert not (tmp_path / "out" / "annotations.json").exists()
+
+
+@pytest.mark.parametrize("text", ["0.8", "0.8,0.1,0.2", "1,1,-1", "a,b,c", "nan,0.5,0.5"])
+def test_fractions_must_add_up(text):
+  with pytest.raises(UserError, match="such as 0.8,0.1,0.1"):
+    manifest.parse_fractions(text)
+
+
+def test_existing_annotations_are_kept(tmp_path):
+  table = _csv(tmp_path)
+  fake_datasets.write_json(tmp_path / "out" / "annotations.json", [])
+  with pytest.raises(UserError, match="exists already"):
+    manifest.make(str(table), tmp_path / "out")
+  assert pathlib.Path(tmp_path, "out", "annotations.json").read_text() == "[]"
