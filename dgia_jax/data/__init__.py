@@ -2,13 +2,14 @@
 
 | module | job |
 |---|---|
-| `__main__` | `python -m dgia_jax.data`: `check` and `prepare` |
+| `__main__` | `python -m dgia_jax.data`: `check`, `prepare` and `make` |
 | `catalog` | the public datasets: file names, first id, published sizes |
 | `datasets` | a dataset by name: `load_builder` finds its build, or builds it |
 | `annotation_formats` | the accepted forms of annotation files |
 | `annotations` | annotation files to checked records |
 | `dataset_files` | where annotations and images are; which are missing or refused |
 | `check`, `check_captions`, `data_report` | the report on a dataset |
+| `manifest`, `manifest_readers` | `make`: annotations for data in other forms, such as CSV or Parquet |
 | `images`, `image_hashes` | decoding and resizing; which image files have changed |
 | `tfds_builder` | the builder of every dataset that consists of files |
 | `locked_build` | lets one process build while the others wait |
