@@ -17,6 +17,8 @@ from dgia_jax.training import checkpoint
 from tests.helpers.command_line import STEPS, TINY, command
 from tests.helpers.paths import ROOT
 
+pytestmark = pytest.mark.integration
+
 LIMIT = 300  # seconds until a run counts as hanging
 
 

@@ -11,6 +11,8 @@ import pytest
 from tests.helpers.command_line import TINY
 from tests.helpers.paths import ROOT
 
+pytestmark = pytest.mark.integration
+
 SCRIPTS = sorted((ROOT / "launch").iterdir())
 
 

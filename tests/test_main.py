@@ -13,6 +13,8 @@ from dgia_jax.training import checkpoint
 from tests.helpers.command_line import STEPS, TINY, command
 from tests.helpers.paths import ROOT
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):

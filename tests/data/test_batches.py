@@ -142,6 +142,7 @@ def test_inconsistent_numbers_are_refused():
     batches_lib.train_batches(pairs, np.zeros((3, 5)), batch_size=8, seed=0, num_epochs=1)
 
 
+@pytest.mark.integration
 def test_workers_yield_the_same_batches_and_end():
   pairs = _pairs(shape=(64, 32))  # large enough for shared memory
   before = set(multiprocessing.active_children())
@@ -182,6 +183,7 @@ class _Broken:
     return np.zeros((2, 2, 3), np.uint8)
 
 
+@pytest.mark.integration
 def test_workers_stay_off_accelerators(monkeypatch):
   monkeypatch.setenv("JAX_PLATFORMS", "cuda")
   pairs = PairTable(_Platforms(), np.arange(2, dtype=np.int32), ["a", "b"], np.arange(2))
@@ -211,6 +213,7 @@ def _runs(pid):
   return state.stdout.strip()[:1] not in ("", "Z")
 
 
+@pytest.mark.integration
 def test_workers_do_not_outlive_a_killed_process(tmp_path):
   script = tmp_path / "killed.py"
   script.write_text(_KILLED, encoding="utf-8")
@@ -241,6 +244,7 @@ def _kill_the_worker(iterator):
   return str(error.value)
 
 
+@pytest.mark.integration
 def test_a_killed_worker_ends_in_one_line(monkeypatch):
   monkeypatch.setattr(batches_lib, "_PATIENCE_SECONDS", 2)
   pairs = _pairs(shape=(64, 32))
@@ -253,6 +257,7 @@ def test_a_killed_worker_ends_in_one_line(monkeypatch):
   assert "\n" not in message
 
 
+@pytest.mark.integration
 def test_a_worker_killed_in_the_middle_of_a_batch_is_noticed(monkeypatch):
   """Large batches through a pipe: the worker blocks in the middle of one until the pipe is read."""
   monkeypatch.setattr(batches_lib, "_PATIENCE_SECONDS", 2)
@@ -267,6 +272,7 @@ def test_a_worker_killed_in_the_middle_of_a_batch_is_noticed(monkeypatch):
   assert batches_lib._ABANDONED  # kept forever, because its finalizer would block
 
 
+@pytest.mark.integration
 def test_other_errors_of_a_worker_stay_as_they_are():
   pairs = PairTable(_Broken(), np.arange(2, dtype=np.int32), ["a", "b"], np.arange(2))
   with pytest.raises(RuntimeError, match="a bug"):

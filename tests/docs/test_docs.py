@@ -72,6 +72,7 @@ def test_messages_of_troubleshooting_are_the_programs():
       assert len(part) < 7 or any(part in string for string in strings), f"{part!r} in {message!r}"
 
 
+@pytest.mark.integration
 def test_examples_of_contributing_run(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   # What the examples add must not outlive them.
@@ -85,6 +86,7 @@ def test_examples_of_contributing_run(tmp_path, monkeypatch):
     exec(compile(example, "CONTRIBUTING.md", "exec"), names)
 
 
+@pytest.mark.integration
 def test_the_patch_that_adds_a_loss_applies_and_trains(tmp_path):
   (patch,) = blocks(CONTRIBUTING, "diff")
   ignore = shutil.ignore_patterns("__pycache__")

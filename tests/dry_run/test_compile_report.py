@@ -20,6 +20,8 @@ from dgia_jax.training import setup
 from tests.helpers import tiny_run
 from tests.helpers.paths import ROOT
 
+pytestmark = pytest.mark.integration
+
 PAIRS = 10_000
 
 

@@ -17,6 +17,8 @@ from dgia_jax.search import index as index_lib
 from dgia_jax.search import web_page
 from dgia_jax.search.retriever import Retriever
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture
 def index(known_run, image_folder, tmp_path):

@@ -70,6 +70,7 @@ def losses(lines):
   return np.array([line["loss"] for line in lines if line["split"] == "train"])
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 4, 1), (2, 2, 2)], ids=str)
 def test_any_mesh_gives_the_same_run(one_device, tmp_path, mesh):
   workdir, _, lines = one_device
@@ -110,6 +111,7 @@ def no_tokenizer_folder(monkeypatch):
   monkeypatch.setattr(setup.tokenizer.Tokenizer, "save", lambda self, folder: None)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2)], ids=str)
 def test_relations_are_the_same_row_by_row(no_tokenizer_folder, mesh):
   # Untrained features are similar, so a threshold inside their range relates some pairs.
@@ -128,6 +130,7 @@ def test_relations_are_the_same_row_by_row(no_tokenizer_folder, mesh):
   np.testing.assert_allclose(mesh_state.bank.image, state.bank.image, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.integration
 def test_identities_never_reach_training(one_device, tmp_path):
   _, results, lines = one_device
   splits = tiny_run.splits()
@@ -148,6 +151,7 @@ def test_a_training_batch_has_no_identity(no_tokenizer_folder):
   batches.close()
 
 
+@pytest.mark.integration
 def test_batches_are_prepared_in_a_thread_and_the_wait_for_them_is_logged(one_device, tmp_path):
   threads = set()
 
@@ -168,6 +172,7 @@ class Stopped(Exception):
   """Stands for anything that ends a process between two steps."""
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("steps", [7, 10], ids=["within an epoch", "between epochs"])
 def test_a_resumed_run_equals_an_uninterrupted_one(one_device, tmp_path, steps):
   def stop(batch, step):
@@ -190,6 +195,7 @@ CONFIRMED = {
 }  # fmt: skip
 
 
+@pytest.mark.integration
 def test_what_goes_beyond_the_paper_is_the_same_on_any_mesh(tmp_path):
   _, lines = run(tmp_path / "one", **CONFIRMED)
   _, mesh_lines = run(tmp_path / "mesh", **CONFIRMED, mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
@@ -198,6 +204,7 @@ def test_what_goes_beyond_the_paper_is_the_same_on_any_mesh(tmp_path):
   assert max(mined) > 0
 
 
+@pytest.mark.integration
 def test_the_step_compiles_once(tmp_path, caplog):
   with jax.log_compiles(), caplog.at_level(logging.WARNING):
     run(tmp_path, num_epochs=2)
@@ -206,6 +213,7 @@ def test_the_step_compiles_once(tmp_path, caplog):
   assert len(steps) == 1, compiled
 
 
+@pytest.mark.integration
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
   config = tiny_run.config(optimizer__learning_rate=1e30, optimizer__warmup_epochs=0)
   with pytest.raises(UserError, match=r"loss is (nan|inf|-inf) at step \d+"):
@@ -260,6 +268,7 @@ def test_a_finished_run_without_results_is_evaluated(one_device):
     assert again[name] == results[name]
 
 
+@pytest.mark.integration
 def test_messages_come_before_what_they_announce(tmp_path):
   out = io.StringIO()
   fields = {"local_association__start_epoch": 3, "loss__weights__consistency": 0.5}
@@ -280,6 +289,7 @@ def test_results_state_the_chance_level(one_device):
   assert results["chance_R1"]["i2t"] == pytest.approx(100 * 3 / 18)
 
 
+@pytest.mark.integration
 def test_the_contact_sheet_is_also_in_tensorboard(tmp_path):
   run(tmp_path, num_epochs=1, eval__contact_sheet=True)
   assert (tmp_path / "contact_sheet.png").exists()
@@ -287,6 +297,7 @@ def test_the_contact_sheet_is_also_in_tensorboard(tmp_path):
   assert b"test/contact_sheet" in events.read_bytes()
 
 
+@pytest.mark.integration
 def test_a_profile_covers_the_chosen_steps(tmp_path, monkeypatch):
   calls = []
   monkeypatch.setattr(step_profiler.profiler, "start", calls.append)
@@ -304,6 +315,7 @@ def test_global_loss_starts_with_the_second_epoch(one_device):
       assert (line["loss_global"] > 0) == (line["epoch"] >= 2), line
 
 
+@pytest.mark.integration
 def test_padded_rows_change_nothing(no_tokenizer_folder):
   """A batch of 8 with 4 padded rows of any content gives the results of the batch of 4."""
   fields = {"loss__weights__consistency": 0.0, "local_association__threshold": 0.9}
@@ -332,6 +344,7 @@ def test_padded_rows_change_nothing(no_tokenizer_folder):
   np.testing.assert_array_equal(written, np.sort(batch["index"][:4]))
 
 
+@pytest.mark.integration
 def test_a_view_that_is_not_needed_yet_is_not_missed(no_tokenizer_folder, monkeypatch):
   """Skipping the distorted view before its losses start gives the steps that encoding it gives."""
   fields = {"local_association__start_epoch": 2}
