@@ -157,6 +157,7 @@ def base() -> ConfigDict:
   config.checkpoint = ConfigDict()
   config.checkpoint.keep = 2  # newest checkpoints kept, besides the best
   config.checkpoint.every_steps = 0  # steps between extra saves; 0 = save only after epochs
+  config.checkpoint.verify = True  # compare restored arrays with the checksums of the saved ones
 
   config.profile = ConfigDict()
   config.profile.steps = 0  # steps to profile, written to WORKDIR/profile; 0 = none

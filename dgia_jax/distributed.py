@@ -1,9 +1,9 @@
-"""Several processes as one run: how they find each other, stop together and fail together.
+"""Several processes as one run: they find each other, stop together and fail together.
 
 Every process runs the same command. On a Cloud TPU slice and in a SLURM step they find each other
-by themselves; elsewhere three flags say who is where. A process that dies takes the others with it:
-they end with an error within about `HEARTBEAT_SECONDS` instead of waiting for ever, and the same
-commands, started again, go on from the last checkpoint.
+without further flags; elsewhere three flags identify them. If a process dies, the others end with
+an error within about `HEARTBEAT_SECONDS` instead of waiting for it. The same commands, started
+again, continue from the last checkpoint.
 """
 
 import contextlib
@@ -14,32 +14,42 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import jax
 from jax.experimental import multihost_utils
 
+from dgia_jax import cli, full_disk, stop_signals
 from dgia_jax.errors import UserError
 
-HEARTBEAT_SECONDS = 30  # a process that was not heard of for so long is taken to be dead
-SHUTDOWN_SECONDS = 60  # how long a process that is done waits for the others
-MEETING_SECONDS = 24 * 3600  # how long processes wait for one that builds the dataset, say
+HEARTBEAT_SECONDS = 30  # a process that is silent for this long counts as dead
+SHUTDOWN_SECONDS = 60  # how long a process that has finished waits for the others
+BARRIER_SECONDS = 24 * 3600  # how long processes wait for one that, for example, builds the dataset
 
-_meetings = itertools.count()
+_barriers = itertools.count()
 
 
-def start(coordinator=None, num_processes=None, process_id=None, detect=True):
-  """Joins the processes of a run; to be called before anything asks for devices.
+def start(
+  coordinator: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+  detect: bool = True,
+) -> None:
+  """Joins the processes of a run; must be called before anything uses a device.
 
   Args:
-    coordinator: HOST:PORT at which process 0 can be reached, or None.
-    num_processes, process_id: how many there are, and which this is, or None.
-    detect: look for a Cloud TPU slice or a SLURM step when no coordinator is given.
+    coordinator: HOST:PORT at which process 0 can be reached.
+    num_processes: number of processes.
+    process_id: number of this process, from 0.
+    detect: look for a Cloud TPU slice or a SLURM step if no coordinator is given.
 
   Raises:
-    UserError: some of the three are missing or do not fit, or the processes cannot find each other.
+    UserError: some of the three are missing or out of range, or the processes cannot find each
+      other.
   """
-  given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
-  missing = [f"--{name}" for name, value in given.items() if value is None]
+  flags = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
+  missing = [f"--{name}" for name, value in flags.items() if value is None]
   if len(missing) == 3 and not (detect and (_in_slurm_step() or _on_tpu_vm())):
     return
   if 0 < len(missing) < 3:
@@ -57,63 +67,77 @@ def start(coordinator=None, num_processes=None, process_id=None, detect=True):
     )
   except (RuntimeError, ValueError, OSError) as error:
     if isinstance(error, ValueError) and len(missing) == 3 and not _in_slurm_step():
-      return  # chips that belong to no slice
+      return  # TPU chips that belong to no slice
     reason = " ".join(str(error).split())[:300]
     raise UserError(
       f"the processes cannot find each other ({reason}); start all of them with the same"
-      " --coordinator and --num_processes, or alone with --nodetect_processes"
+      " --coordinator and --num_processes, or one alone with --nodetect_processes"
     ) from error
 
 
-def several():
+def several() -> bool:
   """Whether this process is one of several."""
   return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-def meet():
-  """Returns once every process has come here, however late; fails when one of them died.
+def wait_for_all() -> None:
+  """Returns once every process has called this, however late; fails if one of them died.
 
-  Needs no devices, whose own patience with each other may end after seconds.
+  Uses no devices, because collectives between devices can time out after seconds.
   """
   if several():
-    from orbax.checkpoint import multihost  # here, as decoding processes import this module, too
+    from orbax.checkpoint import multihost  # late: decoding processes import this module, too
 
     wait = multihost.get_barrier_sync_fn()
-    wait(key=f"dgia_jax_{next(_meetings)}", timeout_ms=1000 * MEETING_SECONDS)
+    wait(key=f"dgia_jax_{next(_barriers)}", timeout_ms=1000 * BARRIER_SECONDS)
+
+
+def _print_to_stderr(message: str) -> None:
+  print(message, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
-def termination():
-  """Turns SIGTERM into a question that the training loop asks after every step.
+def termination(
+  notify: Callable[[str], None] = _print_to_stderr,
+) -> Iterator[Callable[[int], bool]]:
+  """Lets SIGTERM and Ctrl-C stop training after the current step; see `stop_signals`.
+
+  Args:
+    notify: receives one line when the first signal arrives.
 
   Yields:
-    A function from the number of steps done to whether to save and stop. A SIGTERM that reaches
-    one of several processes makes all of them stop, after the same step.
+    A function of the number of steps done: whether to save and stop. A signal to one of several
+    processes makes all of them stop after the same step.
   """
-  if several():
-    # JAX listens for the signal itself and lets the processes agree on a step, without a
-    # collective in the steps before it.
-    yield multihost_utils.reached_preemption_sync_point
+  if not several():
+    with stop_signals.watched(notify) as signals:
+      yield signals.stop_requested
     return
-  asked = []
-  previous = signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
-  try:
-    yield lambda _: bool(asked)
-  finally:
-    signal.signal(signal.SIGTERM, previous)
+  # JAX listens for SIGTERM and lets the processes agree on a step, without a collective in the
+  # steps before it. Ctrl-C therefore becomes a SIGTERM.
+  terminate = lambda: os.kill(os.getpid(), signal.SIGTERM)
+  with stop_signals.watched(notify, (signal.SIGINT,), terminate) as signals:
+
+    def stop_requested(step: int) -> bool:
+      signals.stop_requested(step)
+      return multihost_utils.reached_preemption_sync_point(step)
+
+    yield stop_requested
 
 
 @contextlib.contextmanager
-def failing_together():
-  """Ends the process on an error: a `UserError` in one line with exit code 2.
+def failing_together() -> Iterator[None]:
+  """Ends the process on an error, with one line and an exit code where the user can act on it.
 
-  One of several processes leaves at once, without the farewell that would wait for the others,
-  who cannot answer: they are inside a step that needs this process.
+  A process that fails as one of several ends at once. The normal shutdown would block: it waits for
+  the other processes, which wait for this one inside a step.
   """
   try:
     yield
   except UserError as error:
-    _leave(2, f"error: {' '.join(str(error).split())}")
+    _leave(2, cli.error_line(error))
+  except KeyboardInterrupt:
+    stop_signals.leave(130, "stopped")
   except jax.errors.JaxRuntimeError as error:
     if not several():
       raise
@@ -121,30 +145,32 @@ def failing_together():
     _leave(
       3,
       f"error: process {jax.process_index()} of {jax.process_count()} stopped: another process"
-      f" ended or could not be reached ({reason}); start all of them again with the same commands,"
-      " training goes on from the last checkpoint",
+      f" ended or could not be reached ({reason}); start all of them again with the same commands:"
+      " training continues from the last checkpoint",
     )
-  except (Exception, KeyboardInterrupt):
+  except Exception as error:
+    if full_disk.is_cause(error):
+      reason = " ".join(str(error).split())[:300]
+      _leave(2, f"error: the disk is full ({reason}); free some space and run the command again")
     if not several():
       raise
     _leave(1, traceback.format_exc())
 
 
-def _leave(code, message):
-  print(message, file=sys.stderr, flush=True)
+def _leave(code: int, message: str) -> NoReturn:
   if several():
-    sys.stdout.flush()
-    os._exit(code)
+    stop_signals.leave(code, message)
+  print(message, file=sys.stderr, flush=True)
   sys.exit(code)
 
 
-def _in_slurm_step():
-  """Started by srun as one of several tasks; not so in an interactive allocation."""
+def _in_slurm_step() -> bool:
+  """Whether srun started this process as one of several tasks; not so in an `salloc` shell."""
   return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
 
 
-def _on_tpu_vm():
-  """TPU chips are here, may be used, and can be: then JAX knows the slice they belong to."""
+def _on_tpu_vm() -> bool:
+  """Whether TPU chips are attached and usable; JAX then knows the slice they belong to."""
   allowed = os.environ.get("JAX_PLATFORMS", "tpu")
   chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
   return "tpu" in allowed and bool(chips) and importlib.util.find_spec("libtpu") is not None

@@ -1,216 +1,355 @@
-"""What is saved, and how it comes back on any mesh. No other module saves or restores.
+"""Saves and restores checkpoints, on any mesh. No other module does.
 
-A checkpoint holds the TrainState (parameters, optimiser, both banks, step) and a small record: the
-run's data position and its best score so far. The order of pairs is a pure function of seed and
-step, so the data position is the number of batches consumed, which any number of processes can
-resume. Checkpoints are written in the background into a temporary folder that is renamed when it
-is complete: whatever kills the process, the newest complete one is found again.
+A checkpoint holds the TrainState (parameters, optimizer state, both banks, step) and a record: the
+run's data position and its best score so far, and the checksum of every array. The order of pairs
+is a pure function of seed and step, so the data position is the number of batches consumed, from
+which any number of processes can resume. Checkpoints are written in the background into a temporary
+folder that is renamed when it is complete, so the newest complete one survives a kill at any time.
 """
 
-import hashlib
+import contextlib
 import logging
+import os
 import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
-import jax.experimental.multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
+from jax.experimental import multihost_utils
 
-from dgia_jax import sharding
+from dgia_jax import distributed, full_disk
 from dgia_jax.errors import UserError
 from dgia_jax.method import train_state
+from dgia_jax.training import array_digests, checkpoint_arrays, checkpoint_record
+from dgia_jax.training.checkpoint_arrays import STATE
+from dgia_jax.training.checkpoint_record import CheckpointRecord, DamagedCheckpointError
 
 FOLDER = "checkpoints"
-# Of Orbax's warnings: most checkpoints are saved unevaluated, some are opened to read alone, and a
-# file of its own that it looks for is not among those it writes here.
-_EXPECTED = ("tracked_metric", "read_only=True", "directory is read only", "_CHECKPOINT_METADATA")
+DAMAGED_FOLDER = "damaged"
+
+Notify = Callable[[str], None]
+
+
+def _print_to_stderr(message: str) -> None:
+  print(message, file=sys.stderr, flush=True)
 
 
 class Checkpoints:
   """The checkpoints of one run: the `keep` newest, and the best by its selection score."""
 
-  def __init__(self, workdir, keep=2, read_only=False):
+  def __init__(
+    self,
+    workdir: pathlib.Path | str,
+    keep: int = 2,
+    read_only: bool = False,
+    verify: bool = True,
+    notify: Notify = _print_to_stderr,
+  ):
     """Opens `workdir`/checkpoints.
 
     Args:
-      workdir: folder of the run.
-      keep: newest checkpoints to keep, besides the best.
-      read_only: nothing is written or deleted, so the run may be training at the moment. Otherwise
-        the folder is made when absent, and leftovers of an interrupted save are removed.
+      workdir: working directory of the run.
+      keep: number of newest checkpoints to keep, besides the best.
+      read_only: nothing is written or moved, so the run may be training at the same time.
+      verify: compare every restored array with its checksum.
+      notify: receives one line about every damaged checkpoint that is moved away.
+    """
+    self._workdir = pathlib.Path(workdir).expanduser().absolute()
+    self._folder = self._workdir / FOLDER
+    self._keep, self._read_only, self._verify, self._notify = keep, read_only, verify, notify
+    self._manager = None  # of Orbax; created by the first save
+    self._scores: dict[int, float] = {}  # of the kept checkpoints, once there is a manager
+    self._state_bytes = 0
+    # A checkpoint that was verified and is about to be restored: step, record, arrays.
+    self._intact: tuple[int, CheckpointRecord, dict[str, np.ndarray]] | None = None
+
+  def latest(self) -> int | None:
+    """Step of the newest complete checkpoint."""
+    return max(steps_saved(self._workdir), default=None)
+
+  def best(self) -> int | None:
+    """Step of the checkpoint with the highest score; of equal scores, the later.
 
     Raises:
-      UserError: a checkpoint's score cannot be read.
+      UserError: the score of a checkpoint cannot be read.
     """
-    policy = checkpoint_managers.AnyPreservationPolicy(
-      [
-        checkpoint_managers.LatestN(keep),
-        checkpoint_managers.BestN(
-          get_metric_fn=lambda metrics: metrics["score"],
-          n=1,
-          keep_checkpoints_without_metrics=False,
-        ),
-      ]
-    )
-    self._folder = pathlib.Path(workdir).absolute() / FOLDER
-    try:
-      self._manager = _open(
-        self._folder,
-        item_names=("state", "record"),
-        preservation_policy=None if read_only else policy,
-        cleanup_tmp_directories=not read_only,
-        create=not read_only,
-        enable_async_checkpointing=True,
-        read_only=read_only,
-      )
-    except (ValueError, KeyError, OSError) as error:
-      reason = " ".join(str(error).split())[:300]
-      raise UserError(
-        f"{self._folder}: a checkpoint in it is damaged ({reason}); delete that one"
-      ) from error
+    return _best(self._folder, steps_saved(self._workdir))
 
-  def latest(self):
-    """Step of the newest complete checkpoint, or None."""
-    return self._manager.latest_step()
-
-  def best(self):
-    """Step of the checkpoint with the highest score, or None."""
-    return self._manager.best_step()
-
-  def save(self, state, record, score=None):
-    """Starts writing a checkpoint in the background; the state may be donated right after.
+  def save(
+    self, state: train_state.TrainState, record: dict[str, Any], score: float | None = None
+  ) -> None:
+    """Starts writing a checkpoint in the background; the state may be donated afterwards.
 
     Args:
-      state: TrainState of global arrays.
-      record: JSON-serialisable dict; holds `data_position`, the batches consumed.
-      score: what the best checkpoint is chosen by (higher is better), or None when this
-        checkpoint was not evaluated.
+      state: global arrays.
+      record: JSON-serializable; holds `data_position`, the number of batches consumed.
+      score: selects the best checkpoint (higher is better); None if this one was not evaluated.
+
+    Raises:
+      UserError: the disk is full, or an earlier checkpoint could not be written.
     """
     step = int(jax.device_get(state.step))
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)),
-      metrics=None if score is None else {"score": float(score)},
+    arrays = checkpoint_arrays.named(state)
+    self._state_bytes = sum(array.nbytes for array in arrays.values())
+    sealed = checkpoint_record.to_json(
+      CheckpointRecord(step, record, score, array_digests.checksums(arrays))
     )
+    with self._writing():
+      if self._manager is None:
+        self._manager = self._create_manager()
+      if score is not None:
+        self._scores[step] = score
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          **{
+            STATE: ocp.args.StandardSave(state),
+            checkpoint_record.RECORD: ocp.args.JsonSave(sealed),
+          }
+        ),
+      )
 
-  def restore(self, step, mesh, abstract_state):
-    """Reads a checkpoint onto a mesh, which may differ from the one it was saved on.
+  def restore_newest(
+    self, mesh: jax.sharding.Mesh, abstract_state: train_state.TrainState
+  ) -> tuple[int, train_state.TrainState, dict[str, Any]] | None:
+    """Restores the newest intact checkpoint; moves damaged newer ones to `workdir`/damaged.
+
+    Returns:
+      Its step, state and record, or None if there is no checkpoint.
+
+    Raises:
+      UserError: the checkpoint does not fit the config's model or dataset, or none is intact.
+    """
+    step = _decided_by_first_process(self._choose_intact)
+    if step < 0:
+      return None
+    return step, *self.restore(step, mesh, abstract_state)
+
+  def restore(
+    self, step: int, mesh: jax.sharding.Mesh, abstract_state: train_state.TrainState
+  ) -> tuple[train_state.TrainState, dict[str, Any]]:
+    """Restores a checkpoint onto a mesh, which may differ from the one it was saved on.
 
     Args:
-      step: which checkpoint.
-      mesh: the mesh to lay the state out on.
+      step: of the checkpoint.
+      mesh: the mesh of the restored arrays.
       abstract_state: TrainState of `jax.ShapeDtypeStruct`s.
 
     Returns:
-      The TrainState and its record.
+      The state and its record.
 
     Raises:
-      UserError: when the checkpoint does not fit the config's model or dataset, or is damaged.
+      UserError: the checkpoint is damaged, or does not fit the config's model or dataset.
     """
-    target = jax.tree.map(
-      lambda leaf, layout: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout),
-      abstract_state,
-      train_state.layout(mesh, abstract_state),
+    folder = self._folder / str(step)
+    if self._intact is None or self._intact[0] != step:
+      self._intact = (step, *self._read(step))
+    (_, record, arrays), self._intact = self._intact, None
+    return checkpoint_arrays.place(folder, arrays, mesh, abstract_state), record.run
+
+  def wait(self) -> None:
+    """Returns when every checkpoint saved so far is complete on disk.
+
+    Raises:
+      UserError: the disk is full.
+    """
+    if self._manager is not None:
+      with self._writing():
+        self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Finishes the checkpoint being written and stops the background threads."""
+    if self._manager is not None:
+      manager, self._manager = self._manager, None
+      with self._writing():
+        try:
+          manager.wait_until_finished()
+        finally:
+          manager.close()  # also after a failed save, whose threads would otherwise remain
+
+  def _writing(self) -> contextlib.AbstractContextManager[None]:
+    return full_disk.explained(self._folder, self._state_bytes)
+
+  def _create_manager(self) -> ocp.CheckpointManager:
+    """Orbax's manager, which removes the leftovers of an interrupted save."""
+    self._scores = _scores(self._folder, steps_saved(self._workdir))
+    logging.getLogger("absl").addFilter(checkpoint_arrays.is_unexpected)
+    return ocp.CheckpointManager(
+      self._folder,
+      item_names=(STATE, checkpoint_record.RECORD),
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=_KeepNewestAndBest(self._keep, self._scores),
+        cleanup_tmp_directories=True,
+        enable_async_checkpointing=True,
+      ),
     )
-    try:
-      restored = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(target), record=ocp.args.JsonRestore()
-        ),
-      )
-    except (ValueError, KeyError, OSError) as error:
-      reason = " ".join(str(error).split())[:300]
+
+  def _choose_intact(self) -> int:
+    """The newest intact step, or -1 without any checkpoint; moves damaged ones away."""
+    damaged: dict[int, DamagedCheckpointError] = {}
+    chosen = -1
+    for step in reversed(steps_saved(self._workdir)):
+      try:
+        if chosen < 0:
+          self._intact = (step, *self._read(step))
+          chosen = step
+        else:
+          checkpoint_record.read(self._folder / str(step))  # its score is needed
+      except DamagedCheckpointError as error:
+        damaged[step] = error
+    if damaged and chosen < 0:
+      error = damaged[max(damaged)]
       raise UserError(
-        f"{self._folder / str(step)}: cannot be restored into this config's model: {reason}; "
-        "delete this folder to go on from the one before"
-      ) from error
-    return restored["state"], restored["record"]
+        f"{error}, and no other checkpoint in {self._folder} is intact; move {self._folder} away to"
+        " train from the start"
+      )
+    for step, error in damaged.items():
+      if self._read_only:
+        self._notify(f"{error}; using step {chosen:,}")
+      else:
+        target = _move_away(self._folder / str(step), self._workdir / DAMAGED_FOLDER)
+        use = f"; continuing from step {chosen:,}" if step > chosen else ""
+        self._notify(f"{error}; moved to {target}{use}")
+    return chosen
 
-  def wait(self):
-    """Returns when everything saved so far lies complete on disk; raises what went wrong."""
-    self._manager.wait_until_finished()
-
-  def close(self):
-    """Finishes what is being written and stops the background threads."""
-    self._manager.close()
-
-
-def _open(folder, item_names=None, **options):
-  """Orbax's manager of a folder, without its warnings of what is meant to be so."""
-  logging.getLogger("absl").addFilter(_is_news)
-  options = ocp.CheckpointManagerOptions(best_fn=lambda metrics: metrics["score"], **options)
-  return ocp.CheckpointManager(folder, item_names=item_names, options=options)
-
-
-def _is_news(log_record):
-  """False for Orbax's warnings of what is meant to be so."""
-  return not any(words in log_record.getMessage() for words in _EXPECTED)
+  def _read(self, step: int) -> tuple[CheckpointRecord, dict[str, np.ndarray]]:
+    folder = self._folder / str(step)
+    record = checkpoint_record.read(folder)
+    if self._verify and record.checksums is None:
+      self._notify(f"{folder} has no checksums to verify: an earlier release saved it")
+    return record, checkpoint_arrays.read(folder, record, verify=self._verify)
 
 
-def steps_saved(workdir):
-  """Steps of the complete checkpoints under `workdir`, ascending; [] when there are none."""
-  folder = pathlib.Path(workdir) / FOLDER
+class _KeepNewestAndBest:
+  """Orbax's preservation policy: the `keep` newest checkpoints and the best one.
+
+  The scores are read from the checkpoints' own records, which notice damage.
+  """
+
+  def __init__(self, keep: int, scores: dict[int, float]):
+    self._keep, self._scores = keep, scores
+
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+    """For each checkpoint, oldest first, whether to keep it."""
+    del context
+    steps = [checkpoint.step for checkpoint in checkpoints]
+    kept = {*sorted(steps)[-self._keep :], _highest(self._scores, steps)}
+    return [step in kept for step in steps]
+
+
+def steps_saved(workdir: pathlib.Path | str) -> list[int]:
+  """Steps of the complete checkpoints in a run's working directory, ascending."""
+  folder = pathlib.Path(workdir).expanduser() / FOLDER
   if not folder.is_dir():
     return []
-  return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())
+  names = [entry.name for entry in folder.iterdir() if entry.name.isdecimal() and entry.is_dir()]
+  return sorted(int(name) for name in names if name == str(int(name)))
 
 
-def restore_params(workdir, choice="best"):
-  """The parameters of a checkpoint alone, on the host; needs no mesh, config or dataset.
+def restore_params(
+  workdir: pathlib.Path | str, choice: str = "best", notify: Notify = _print_to_stderr
+) -> tuple[int, dict[str, Any]]:
+  """Restores the parameters alone, on the host; needs no mesh, config or dataset.
 
   Args:
-    workdir: folder of a run, which may be training at the moment; nothing is written.
-    choice: "best", which falls back to the last when none was scored, or "last".
+    workdir: working directory of a run, which may be training; nothing is written.
+    choice: "best", which is the last if none was scored, or "last", which is the newest intact one.
+    notify: receives one line about each damaged checkpoint that is passed over.
 
   Returns:
-    Step of the checkpoint, and a nested dict of numpy arrays.
+    Step of the checkpoint, and a nested dict of NumPy arrays.
 
   Raises:
     UserError: there is no complete checkpoint, or it is damaged.
   """
-  folder = pathlib.Path(workdir).absolute() / FOLDER
-  if not steps_saved(workdir):
+  folder = pathlib.Path(workdir).expanduser().absolute() / FOLDER
+  steps = steps_saved(workdir)
+  if not steps:
     raise UserError(f"{folder}: holds no complete checkpoint; train first")
-  try:
-    with _open(folder, read_only=True) as manager:
-      last, best = manager.latest_step(), manager.best_step()
-    step = best if choice == "best" and best is not None else last
-    with ocp.PyTreeCheckpointer() as reader:
-      path = folder / str(step) / "state"
-      item = {"params": reader.metadata(path).item_metadata.tree["params"]}
-      how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
-      restored = reader.restore(
-        path, args=ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
-      )
-  except (ValueError, KeyError, OSError) as error:
-    reason = " ".join(str(error).split())[:300]
-    raise UserError(f"{folder}: cannot be read: {reason}") from error
-  return step, restored["params"]
+  best = _best(folder, steps) if choice == "best" else None
+  passed_over: list[DamagedCheckpointError] = []
+  for step in [best] if best is not None else steps[::-1]:
+    try:
+      record = checkpoint_record.read(folder / str(step))
+      arrays = checkpoint_arrays.read(folder / str(step), record, only="params")
+    except DamagedCheckpointError as error:
+      if choice == "best":
+        raise DamagedCheckpointError(
+          f"{error}; choose the last checkpoint, or move this folder away for the next best"
+        ) from error
+      passed_over.append(error)
+      continue
+    for error in passed_over:
+      notify(f"{error}; using step {step:,} instead")
+    return step, checkpoint_arrays.nested(arrays)["params"]
+  raise passed_over[0]
 
 
-def digest(state, num_pairs):
-  """SHA-256 over parameters and banks, sorted by name: equal digests mean bit-identical runs.
+def digest(state: train_state.TrainState, num_pairs: int) -> str:
+  """SHA-256 over parameters and banks: equal digests mean bit-identical runs.
 
   Args:
-    state: TrainState.
+    state: global arrays.
     num_pairs: bank rows that belong to training pairs; padding rows are left out.
 
   Returns:
     64 hexadecimal digits.
   """
-  parts = {"params": state.params, "bank": state.bank}
-  leaves = {
-    sharding.path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(parts)
-  }
-  total = hashlib.sha256()
-  for name in sorted(leaves):
-    value = leaves[name]
-    if not value.is_fully_addressable:
-      value = jax.experimental.multihost_utils.process_allgather(value, tiled=True)
-    value = np.ascontiguousarray(jax.device_get(value))
-    if name.startswith("bank"):
-      value = value[:num_pairs]
-    total.update(f"{name} {value.dtype} {value.shape}".encode())
-    total.update(value.tobytes())
-  return total.hexdigest()
+  bank = jax.tree.map(lambda rows: array_digests.on_host(rows)[:num_pairs], state.bank)
+  return array_digests.digest_of_arrays(
+    checkpoint_arrays.named({"params": state.params, "bank": bank})
+  )
+
+
+def _scores(folder: pathlib.Path, steps: Sequence[int]) -> dict[int, float]:
+  """Scores of the checkpoints that were evaluated."""
+  records = [checkpoint_record.read(folder / str(step)) for step in steps]
+  return {record.step: record.score for record in records if record.score is not None}
+
+
+def _highest(scores: dict[int, float], steps: Sequence[int]) -> int | None:
+  """Of these steps, the one with the highest score, or the later of two."""
+  return max((s for s in steps if s in scores), key=lambda s: (scores[s], s), default=None)
+
+
+def _best(folder: pathlib.Path, steps: Sequence[int]) -> int | None:
+  return _highest(_scores(folder, steps), steps)
+
+
+def _move_away(checkpoint: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+  """Moves a damaged checkpoint into a folder, under a name that is free there."""
+  try:
+    folder.mkdir(exist_ok=True)
+    names = [checkpoint.name] + [f"{checkpoint.name}-{number}" for number in range(2, 1000)]
+    target = next(folder / name for name in names if not os.path.lexists(folder / name))
+    checkpoint.rename(target)
+  except OSError as error:
+    raise UserError(f"{checkpoint} is damaged and cannot be moved away ({error})") from error
+  return target
+
+
+def _decided_by_first_process(decide: Callable[[], int]) -> int:
+  """The number that process 0 decides on, on every process.
+
+  Process 0 may take long to decide: the others wait at a barrier that does not lose patience.
+  """
+  if not distributed.several():
+    return decide()
+  decision, error = 0, None
+  if jax.process_index() == 0:
+    try:
+      decision = decide()
+    except UserError as raised:
+      error = raised
+  distributed.wait_for_all()
+  failed, decision = multihost_utils.broadcast_one_to_all(
+    np.array([error is not None, decision], np.int32)
+  ).tolist()
+  if error is not None:
+    raise error
+  if failed:
+    raise UserError("process 0 cannot restore a checkpoint; its message says why")
+  return decision

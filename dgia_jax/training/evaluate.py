@@ -120,7 +120,7 @@ def evaluate(
   if not checkpoint.steps_saved(workdir):
     raise UserError(f"--workdir={workdir}: no complete checkpoint to evaluate; train first")
   setup = setup_lib.create(config, workdir, splits)
-  distributed.meet()
+  distributed.wait_for_all()
   with contextlib.closing(checkpoint.Checkpoints(workdir, read_only=True)) as checkpoints:
     return report(setup, checkpoints, console)
 

@@ -12,7 +12,7 @@ import jax
 from clu import platform
 from ml_collections import ConfigDict
 
-from dgia_jax import distributed, sharding
+from dgia_jax import distributed, full_disk, sharding
 from dgia_jax.data import batches as batches_lib
 from dgia_jax.data.pairs import PairTable
 from dgia_jax.data.prefetch import Prefetcher
@@ -57,7 +57,20 @@ def train(
   Raises:
     UserError: anything that the user can correct, including a loss that is not finite.
   """
+  workdir = workdir_lib.resolve(workdir)
   workdir_lib.check(workdir, config)
+  with workdir_lib.locked(workdir, console.print), full_disk.explained(workdir):
+    return _train(config, workdir, console, splits, transform_batch, mining)
+
+
+def _train(
+  config: ConfigDict,
+  workdir: pathlib.Path,
+  console: Console,
+  splits: Mapping[str, PairTable] | None,
+  transform_batch: TransformBatch | None,
+  mining: dict[str, Any],
+) -> dict | None:
   setup = setup_lib.create(config, workdir, splits)
   size_check.check(setup)
   workdir_lib.claim(workdir, config)
@@ -69,9 +82,12 @@ def train(
     console.print(notice, style="yellow")
 
   with contextlib.ExitStack() as run:
-    checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint.keep)
+    checkpoints = checkpoint.Checkpoints(
+      workdir, notify=console.print, keep=config.checkpoint.keep, verify=config.checkpoint.verify
+    )
     run.enter_context(contextlib.closing(checkpoints))
-    stop_requested = run.enter_context(distributed.termination())
+    watching = run.enter_context(contextlib.ExitStack())
+    stop_requested = watching.enter_context(distributed.termination(console.print))
     if checkpoints.latest() == setup.total_steps:
       console.print(f"finished already: all {setup.total_steps:,} steps are done")
       if (results := _stored_results(setup)) is not None:
@@ -116,6 +132,7 @@ def train(
         )
         return None
 
+    watching.close()  # everything is saved: from here on, a signal may end the process
     results = evaluate.report(setup, checkpoints, console)
     if config.eval.contact_sheet and is_writing:
       sheet = setup.workdir / workdir_lib.CONTACT_SHEET
@@ -130,9 +147,10 @@ def _stored_results(setup: TrainingSetup) -> dict | None:
   if distributed.several():
     return None
   try:
-    return json.loads((setup.workdir / workdir_lib.RESULTS).read_text(encoding="utf-8"))
-  except (FileNotFoundError, json.JSONDecodeError):
+    results = json.loads((setup.workdir / workdir_lib.RESULTS).read_text(encoding="utf-8"))
+  except (OSError, ValueError):
     return None
+  return results if isinstance(results, dict) and "last" in results else None
 
 
 def _restore_or_initialize(
@@ -143,10 +161,10 @@ def _restore_or_initialize(
   Returns:
     The training state and the record that checkpoints store with it.
   """
-  step = checkpoints.latest()
-  if step is not None:
-    abstract = jax.eval_shape(setup_lib.init_state(setup))
-    state, record = checkpoints.restore(step, setup.mesh, abstract)
+  abstract = jax.eval_shape(setup_lib.init_state(setup))
+  restored = checkpoints.restore_newest(setup.mesh, abstract)
+  if restored is not None:
+    step, state, record = restored
     console.print(f"resuming after step {step:,} of {setup.total_steps:,}")
     return state, record
   state = train_state.create(setup.mesh, setup_lib.init_state(setup))

@@ -1,34 +1,63 @@
-"""The folder of a run: whose it is, and the config it was started with."""
+"""A run's working directory: creates it, records its config and refuses a run that does not fit."""
 
+import contextlib
+import datetime
+import errno
+import fcntl
+import json
 import os
 import pathlib
+import socket
 import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from dgia_jax import config as config_lib
 from dgia_jax import distributed, files, older_names, user_files
 from dgia_jax.errors import UserError
+from dgia_jax.training import checkpoint
 
 CONFIG = "config.json"
 RESULTS = "results.json"
 METRICS = "metrics.jsonl"
 CONTACT_SHEET = "contact_sheet.png"
 TOKENIZER = "tokenizer"
-VISIBLE_SECONDS = 90  # in which a network disk shows what another machine has written
+LOCK = ".lock"
+VISIBLE_SECONDS = 90  # within which a network disk shows files that another machine has written
+_PATTERN_CHARACTERS = "*?["  # Orbax reads a path with one of them as a pattern
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 
 
-def check(workdir, config):
-  """Makes sure that `workdir` is, or can become, the folder of this config's run.
-
-  Args:
-    workdir: folder; made when absent.
-    config: the resolved config.
+def resolve(workdir: pathlib.Path | str) -> pathlib.Path:
+  """The path as given, with `~` replaced by the home directory.
 
   Raises:
-    UserError: the folder cannot be written, or it holds a run of another config.
+    UserError: checkpoints in a folder of this name could not be restored.
   """
   workdir = pathlib.Path(workdir)
+  try:
+    workdir = workdir.expanduser()
+  except RuntimeError as error:  # ~unknown
+    raise UserError(f"--workdir={workdir}: {error}") from error
+  unusable = [c for c in _PATTERN_CHARACTERS if c in str(workdir.absolute())]
+  if unusable:
+    raise UserError(
+      f"--workdir={workdir}: checkpoints cannot be restored from a path with {' '.join(unusable)};"
+      " choose another name"
+    )
+  return workdir
+
+
+def check(workdir: pathlib.Path | str, config: ConfigDict) -> None:
+  """Creates `workdir` if needed and makes sure that this config's run may use it.
+
+  Raises:
+    UserError: the folder cannot be written, or holds a run of another config.
+  """
+  workdir = resolve(workdir)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     if not os.access(workdir, os.W_OK | os.X_OK):
@@ -44,54 +73,124 @@ def check(workdir, config):
     )
 
 
-def is_claimed(workdir):
-  """Whether the folder belongs to a run; from then on its config and vocabulary are fixed."""
-  return (pathlib.Path(workdir) / CONFIG).exists()
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path | str, notify: Callable[[str], None]) -> Iterator[None]:
+  """Keeps other processes from training in `workdir` until the block ends or this process dies.
+
+  Of several processes of one run, the first locks for all.
+
+  Args:
+    workdir: an existing folder.
+    notify: receives one line if the file system has no locks.
+
+  Raises:
+    UserError: another process trains there.
+  """
+  if jax.process_index() != 0:
+    yield
+    return
+  path = resolve(workdir) / LOCK
+  try:
+    file = path.open("a+", encoding="utf-8")
+  except OSError as error:
+    raise UserError(f"--workdir={workdir}: {path} cannot be written ({error})") from error
+  with file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise UserError(
+        f"--workdir={workdir}: {_holder(path)} is training there; wait until it ends, or choose"
+        " another folder"
+      ) from error
+    except OSError as error:
+      if error.errno not in _NO_LOCKS:
+        raise UserError(f"--workdir={workdir}: {path} cannot be locked ({error})") from error
+      notify(f"{path} cannot be locked here ({error.strerror}): make sure that no other process"
+             " trains in this folder")  # fmt: skip
+      yield
+      return
+    holder = {
+      "pid": os.getpid(),
+      "host": socket.gethostname(),
+      "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+    file.truncate(0)
+    file.write(json.dumps(holder) + "\n")
+    file.flush()
+    yield
 
 
-def is_run(path):
-  """Whether a path is the folder of one of our runs, not of weights in another format."""
+def _holder(lock: pathlib.Path) -> str:
+  """The process that holds the lock, as text."""
+  try:
+    holder = json.loads(lock.read_text(encoding="utf-8"))
+    return f"process {holder['pid']} on {holder['host']}, started {holder['started']},"
+  except (OSError, ValueError, KeyError, TypeError):
+    return "another process"  # which has not written the file yet
+
+
+def is_claimed(workdir: pathlib.Path | str) -> bool:
+  """Whether the folder belongs to a run, so that its config and vocabulary are fixed."""
+  return (pathlib.Path(workdir).expanduser() / CONFIG).exists()
+
+
+def is_run(path: pathlib.Path | str) -> bool:
+  """Whether a path is the working directory of a run, rather than weights in another format."""
   try:
     return "model" in read_config(path) and "dataset" in read_config(path)
   except (UserError, OSError):
     return False
 
 
-def claim(workdir, config):
-  """Writes down whose folder this is. Called once everything of the run could be built.
+def claim(workdir: pathlib.Path | str, config: ConfigDict) -> None:
+  """Records the config in `workdir`, once every part of the run could be created.
 
-  Of several processes the first writes; the others make sure that they see it.
-
-  Args:
-    workdir: folder that `check` accepted.
-    config: the resolved config.
+  Process 0 writes; the others make sure that they see the file.
 
   Raises:
-    UserError: this process looks at another folder, or was started with another config, than the
-      first.
+    UserError: this process looks at another folder, or was started with another config, than
+      process 0.
   """
+  workdir = resolve(workdir)
   if not is_claimed(workdir) and jax.process_index() == 0:
-    files.write_json(pathlib.Path(workdir) / CONFIG, config.to_dict())
-  distributed.meet()
-  end = time.time() + VISIBLE_SECONDS
+    files.write_json(workdir / CONFIG, config.to_dict())
+  distributed.wait_for_all()
+  deadline = time.time() + VISIBLE_SECONDS
   while not is_claimed(workdir):
-    if time.time() > end:
+    if time.time() > deadline:
       raise UserError(
-        f"--workdir={workdir}: process {jax.process_index()} does not find there what process 0 has"
-        " written: give a folder that all processes share"
+        f"--workdir={workdir}: process {jax.process_index()} does not see the files that process 0"
+        " has written: give a folder that all processes share"
       )
     time.sleep(0.1)
   check(workdir, config)
-  distributed.meet()
+  distributed.wait_for_all()
 
 
-def read_config(workdir, setting="--workdir"):
-  """The config a run was started with, as a plain dict; errors call the folder `setting`.
+def read_config(workdir: pathlib.Path | str, setting: str = "--workdir") -> dict[str, Any]:
+  """The config that a run was started with; errors call the folder `setting`.
 
   Raises:
     UserError: `workdir` holds no run, or its config.json is damaged.
   """
-  path = pathlib.Path(workdir) / CONFIG
+  path = pathlib.Path(workdir).expanduser() / CONFIG
   if not is_claimed(workdir):
     raise UserError(f"{setting}={workdir}: holds no run ({CONFIG} is missing); train one first")
-  return older_names.current_config(user_files.read_json(path, setting))
+  try:
+    content = user_files.read_json(path, setting)
+  except UserError as error:
+    raise UserError(f"{error}{_recovery(workdir)}") from error
+  try:
+    return older_names.current_config(content)
+  except (AttributeError, TypeError, KeyError) as error:  # JSON, but not of a config
+    raise UserError(f"{setting}: {path} is damaged ({error}){_recovery(workdir)}") from error
+
+
+def _recovery(workdir: pathlib.Path | str) -> str:
+  """How to continue a run whose config.json is damaged."""
+  if not checkpoint.steps_saved(workdir):
+    return ""
+  return (
+    f"; its checkpoints are still usable: move {CONFIG} away and run the command that started this"
+    " run, which writes the file again and continues"
+  )
