@@ -4,7 +4,6 @@ python -m dgia_jax.main --config synth_pedes --workdir runs/demo
 """
 
 import logging
-import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -12,7 +11,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dgia_jax import distributed, run_flags
+from dgia_jax import distributed, run_flags, user_files
 from dgia_jax.errors import UserError
 
 MODES = ("train", "evaluate", "compile")
@@ -59,7 +58,7 @@ def main(arguments: Sequence[str]) -> None:
   )
   _check_backend()
   console = Console(active=jax.process_index() == 0)
-  workdir = str(pathlib.Path(FLAGS.workdir).expanduser())
+  workdir = str(user_files.local_path(FLAGS.workdir, "--workdir"))
   if FLAGS.mode == "train":
     train.train(FLAGS.config, workdir, console)
   else:

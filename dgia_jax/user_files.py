@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import pathlib
 import stat
 from typing import Any
@@ -12,6 +13,21 @@ from dgia_jax.errors import UserError
 
 _MAX_JSON_BYTES = 64 * 2**20
 _GIT_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def local_path(path: str | os.PathLike, setting: str) -> pathlib.Path:
+  """A path on this machine, with `~` expanded.
+
+  Raises:
+    UserError: it names a bucket or another remote place, where a local folder would be created.
+  """
+  text = os.fspath(path)
+  if "://" in text:
+    raise UserError(
+      f"{setting}={text}: remote paths are not supported; mount the bucket as a folder (gcsfuse for"
+      " Google Cloud) and give that folder"
+    )
+  return pathlib.Path(text).expanduser()
 
 
 def check_regular(path: pathlib.Path, setting: str) -> None:
