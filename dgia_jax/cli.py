@@ -5,6 +5,7 @@ exit code 2.
 """
 
 import argparse
+import os
 import pathlib
 import sys
 from collections.abc import Callable
@@ -16,17 +17,27 @@ from dgia_jax.errors import UserError, printable
 def run(function: Callable[..., int | None], *args: object, interrupted: str = "stopped") -> int:
   """Calls a program's function and returns the exit code of the process.
 
-  A `UserError` is printed as one line and gives 2, Ctrl-C prints `interrupted` and gives 130, and
-  None counts as 0. Any other exception is a bug and passes with its traceback.
+  A `UserError` is printed as one line and gives 2, Ctrl-C prints `interrupted` and gives 130, a
+  reader that closes the output early (`| head`) gives 141, and None counts as 0. Any other
+  exception is a bug and passes with its traceback. What the output's encoding lacks is escaped.
   """
+  for stream in (sys.stdout, sys.stderr):
+    if hasattr(stream, "reconfigure"):
+      stream.reconfigure(errors="backslashreplace")
   try:
-    return function(*args) or 0
+    exit_code = function(*args) or 0
+    sys.stdout.flush()
+    return exit_code
   except UserError as error:
     print(error_line(error), file=sys.stderr)
     return 2
   except KeyboardInterrupt:
     print(interrupted, file=sys.stderr)
     return 130
+  except BrokenPipeError:
+    # Python would complain again when it flushes the output at its exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
 
 
 def error_line(error: UserError) -> str:

@@ -1,9 +1,14 @@
 """Programs end with one line on stderr and the right exit code."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from dgia_jax import cli
 from dgia_jax.errors import UserError
+from tests.helpers.paths import ROOT
 
 
 def fail(error):
@@ -25,6 +30,20 @@ def test_run_prints_a_user_error_as_one_line(capsys):
 def test_run_reports_an_interruption(capsys):
   assert cli.run(fail, KeyboardInterrupt(), interrupted="start it again to resume") == 130
   assert capsys.readouterr().err == "start it again to resume\n"
+
+
+def test_run_survives_a_reader_that_closes_and_an_encoding_without_the_characters():
+  program = "import sys; from dgia_jax import cli; sys.exit(cli.run(print, {!r}))"
+  environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+  command = lambda text: [sys.executable, "-c", program.format(text)]
+  options = dict(cwd=ROOT, env=environment, stderr=subprocess.PIPE)
+  done = subprocess.run(command("红"), stdout=subprocess.PIPE, check=True, **options)
+  assert done.stdout == b"\\u7ea2\n" and done.stderr == b""
+  read_end, write_end = os.pipe()
+  os.close(read_end)
+  done = subprocess.run(command("text"), stdout=write_end, check=False, **options)
+  os.close(write_end)
+  assert done.returncode == 141 and done.stderr == b""
 
 
 def test_run_lets_bugs_pass():

@@ -76,9 +76,18 @@ def check_name(name: str) -> None:
 
 
 def resolved_data_dir(data_dir: str) -> str:
-  """The absolute path of the root of built datasets."""
+  """The absolute path of the root of built datasets.
+
+  Raises:
+    UserError: the path is not UTF-8, which the record writer needs.
+  """
   data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-  return os.path.abspath(os.path.expanduser(data_dir))
+  path = os.path.abspath(os.path.expanduser(data_dir))
+  try:
+    path.encode()
+  except UnicodeEncodeError as error:
+    raise UserError(f"data_dir {path} is not UTF-8: choose another data_dir") from error
+  return path
 
 
 def prepare_command(

@@ -263,6 +263,10 @@ def _grouped(shard: tarfile.TarFile) -> Iterator[tuple[str, dict[str, bytes]]]:
     parts[f".{ending.lower()}"] = shard.extractfile(member).read()
   if parts:
     yield key, parts
+  # tarfile takes a damaged header for the end of the archive, which is a block of zeros.
+  shard.fileobj.seek(shard.offset)
+  if shard.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+    raise tarfile.ReadError("damaged header")
 
 
 def _webdataset_example(parts: Mapping[str, bytes], columns: Columns, place: str) -> Example | None:

@@ -1,5 +1,6 @@
 """Datasets by name, from a config or the command line; every mistake ends in one line."""
 
+import os
 import sys
 
 import pytest
@@ -95,6 +96,18 @@ def test_data_dir_that_cannot_be_written(tmp_path):
   fake_datasets.custom(tmp_path / "in")
   (tmp_path / "out").write_text("a file")
   assert "choose another data_dir" in _error(_load, "custom", tmp_path, source=str(tmp_path / "in"))
+
+
+def test_folders_whose_names_are_not_utf_8(tmp_path, capsys):
+  folder = tmp_path / os.fsdecode(b"\xff")
+  fake_datasets.custom(folder)
+  builder = _load("custom", tmp_path, source=str(folder))
+  assert builder.info.splits["train"].num_examples == 2
+  message = _error(datasets.load_builder, "custom", data_dir=str(folder), source=str(folder))
+  assert "choose another data_dir" in message
+  line = ["prepare", "custom", "--source", str(folder), "--data_dir", str(folder)]
+  assert command.main(line) == 2
+  assert r"\udcff is not UTF-8" in capsys.readouterr().err
 
 
 def test_default_data_dir(monkeypatch, tmp_path):

@@ -173,6 +173,14 @@ def test_images_without_captions_are_counted(tmp_path):
   assert written.without_caption == 1 and sum(written.entries.values()) == 7
 
 
+def _damaged(path):
+  """A tar archive whose second header is moved by one byte."""
+  content = path.read_bytes()
+  start = content.index(b"../0000.txt")
+  path.write_bytes(content[:start] + b"?" + content[start:])
+  return path
+
+
 def _truncated(path, size=100):
   path.write_bytes(path.read_bytes()[:size])
   return path
@@ -190,6 +198,7 @@ def _truncated(path, size=100):
     (lambda f: _rows(f) and f, {}, "no image with a caption \\(8 without\\)"),
     (lambda f: _truncated(next(_parquet(f).iterdir())), {}, "cannot be read as Parquet"),
     (lambda f: _truncated(next(_webdataset(f).iterdir())), {}, "cannot be read as a tar"),
+    (lambda f: _damaged(_webdataset(f) / "train-000.tar"), {}, "cannot be read as a tar"),
     (lambda f: _write_csv(f / "a.csv", ("image", "text"), [("x", "y")]) or f / "a.csv", {},
      "x has no split; divide the people with --split"),
   ],

@@ -1,4 +1,4 @@
-"""Mutated annotation files: each ends in a report or one line, and no image outside is read."""
+"""Mutated files of users: each ends in a report or one line, and no image outside is read."""
 
 import copy
 import json
@@ -10,6 +10,7 @@ import pytest
 from dgia_jax.data import __main__ as command
 from dgia_jax.data import dataset_files
 from dgia_jax.errors import UserError
+from tests.data import test_manifest
 from tests.helpers import fake_datasets
 
 pytestmark = pytest.mark.fuzz
@@ -61,7 +62,12 @@ def mutated(entries, generator):
       del entry[field]
   raw = written(entries, generator.choice(("list", "lines", "splits", "captions", "wrapped")))
   raw = raw.encode(generator.choice(("utf-8", "utf-8", "utf-8", "utf-16", "utf-32")))
-  for _ in range(generator.choice((0, 0, 1, 2))):
+  return with_damaged_bytes(raw, generator, generator.choice((0, 0, 1, 2)))
+
+
+def with_damaged_bytes(raw, generator, faults):
+  """A file's content with bytes replaced, repeated or inserted in several places."""
+  for _ in range(faults):
     start = generator.randrange(len(raw))
     end = start + generator.choice((0, 0, 1, 20))
     raw = raw[:start] + generator.choice((*TOKENS, raw[start:end] * 2)) + raw[end:]
@@ -103,3 +109,25 @@ def test_what_the_check_accepts_can_be_built(folder, tmp_path, capsys):
       assert command.main(line) == 0, raw[:2000]
       built += 1
     capsys.readouterr()
+
+
+@pytest.mark.parametrize("write", test_manifest.FORMS)
+def test_damaged_data_in_other_forms_is_refused_or_read(tmp_path, capsys, write):
+  generator = random.Random(0)
+  (tmp_path / "in").mkdir()
+  source = write(tmp_path / "in")
+  inside = sorted(source.rglob("*.*")) if source.is_dir() else [source]
+  contents = {path: path.read_bytes() for path in inside if path.suffix not in ("", ".png")}
+  for n in range(60):
+    path, content = generator.choice(list(contents.items()))
+    path.write_bytes(with_damaged_bytes(content, generator, generator.choice((1, 1, 3))))
+    out = str(tmp_path / f"out{n}")
+    exit_code = command.main(["make", str(source), "--out", out])
+    error = capsys.readouterr().err
+    assert exit_code in (0, 2) and error.count("\n") == (exit_code == 2), path.read_bytes()[:2000]
+    if exit_code == 0:
+      images = str(source if source.is_dir() else source.parent)
+      line = ["check", "custom", "--source", out, "--images", images, "--quick"]
+      assert command.main(line) in (0, 1)
+      capsys.readouterr()
+    path.write_bytes(content)
