@@ -188,17 +188,17 @@ def test_a_resumed_run_equals_an_uninterrupted_one(one_device, tmp_path, steps):
   assert resumed["digest"] == one_device[1]["digest"]
 
 
-CONFIRMED = {
-  "global_association__mutual": True, "global_association__agreement": True,
-  "global_association__deviations": 0.5, "local_association__deviations": 0.5,
-  "global_association__exclude_same_image": True, "loss__itc_spares_relations": True,
+STRICT = {
+  "strict_mining__reciprocal": True, "strict_mining__require_text_match": True,
+  "strict_mining__global_threshold_num_stds": 0.5, "strict_mining__local_threshold_num_stds": 0.5,
+  "global_association__exclude_same_image": True,
 }  # fmt: skip
 
 
 @pytest.mark.integration
-def test_what_goes_beyond_the_paper_is_the_same_on_any_mesh(tmp_path):
-  _, lines = run(tmp_path / "one", **CONFIRMED)
-  _, mesh_lines = run(tmp_path / "mesh", **CONFIRMED, mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
+def test_strict_mining_is_the_same_on_any_mesh(tmp_path):
+  _, lines = run(tmp_path / "one", **STRICT)
+  _, mesh_lines = run(tmp_path / "mesh", **STRICT, mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
   np.testing.assert_allclose(losses(mesh_lines), losses(lines), rtol=1e-3)
   mined = [line["global_relations"] for line in lines if line["split"] == "train"]
   assert max(mined) > 0
