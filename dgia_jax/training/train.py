@@ -59,29 +59,19 @@ def train(
   """
   workdir = workdir_lib.resolve(workdir)
   workdir_lib.check(workdir, config)
-  with workdir_lib.locked(workdir, console.print), full_disk.explained(workdir):
-    return _train(config, workdir, console, splits, transform_batch, mining)
-
-
-def _train(
-  config: ConfigDict,
-  workdir: pathlib.Path,
-  console: Console,
-  splits: Mapping[str, PairTable] | None,
-  transform_batch: TransformBatch | None,
-  mining: dict[str, Any],
-) -> dict | None:
-  setup = setup_lib.create(config, workdir, splits)
-  size_check.check(setup)
-  workdir_lib.claim(workdir, config)
-  platform.work_unit().create_artifact(
-    platform.ArtifactType.DIRECTORY, str(setup.workdir), "working directory"
-  )
-  console.dataset_summary(config.dataset.name, setup.splits, config.dataset.image_size)
-  for notice in size_check.notices(setup):
-    console.print(notice, style="yellow")
-
   with contextlib.ExitStack() as run:
+    run.enter_context(workdir_lib.locked(workdir, console.print))
+    run.enter_context(full_disk.explained(workdir))
+    setup = setup_lib.create(config, workdir, splits)
+    size_check.check(setup)
+    workdir_lib.claim(workdir, config)
+    platform.work_unit().create_artifact(
+      platform.ArtifactType.DIRECTORY, str(setup.workdir), "working directory"
+    )
+    console.dataset_summary(config.dataset.name, setup.splits, config.dataset.image_size)
+    for notice in size_check.notices(setup):
+      console.print(notice, style="yellow")
+
     checkpoints = checkpoint.Checkpoints(
       workdir, notify=console.print, keep=config.checkpoint.keep, verify=config.checkpoint.verify
     )
