@@ -177,6 +177,7 @@ def benchmark(name: str) -> ConfigDict:
   """The released recipe on a benchmark of the paper, from CLIP ViT-B/16."""
   config = base()
   config.dataset.name = name
+  config.dataset.options = dict(allow_outside=False)
   config.pretrained = "openai/clip-vit-base-patch16"
   config.eval.select_on = "test"  # as the paper; results.json also gives the choice by val
   return config
