@@ -22,7 +22,7 @@ def _pixels(path):
 @pytest.mark.parametrize(
   ("mode", "ending"),
   [("RGB", "png"), ("L", "png"), ("RGBA", "png"), ("LA", "png"), ("P", "png"), ("CMYK", "jpg"),
-   ("L", "jpg"), ("YCbCr", "tif"), ("RGB", "webp"), ("RGB", "bmp"), ("P", "gif")],
+   ("L", "jpg"), ("YCbCr", "jpg"), ("RGB", "tif"), ("RGB", "webp"), ("RGB", "bmp"), ("P", "gif")],
 )  # fmt: skip
 def test_modes(tmp_path, mode, ending):
   path = tmp_path / f"ü {mode}.{ending}"
