@@ -57,7 +57,7 @@ class StepLog:
     config = self._setup.config
     if self._interval is None:
       self._interval = step_metrics.IntervalMetrics(self._setup.mesh, output.metrics)
-    self._interval.add(output.metrics, output.index)
+    self._interval.add(output.metrics, output.num_pairs)
     self.flush()
     is_logged = step % config.log_every_steps == 0 or step % self._setup.steps_per_epoch == 0
     self._unread = (step, output, self._interval.take() if is_logged else None)

@@ -20,26 +20,15 @@ class IntervalMetrics:
 
   def __init__(self, mesh: jax.sharding.Mesh, names: Iterable[str]) -> None:
     """`names`: the metrics that every step returns."""
-    collection = metrics.Collection.create(**{name: _average(name) for name in names})
     layout = sharding.replicated(mesh)
-    empty = jax.device_get(collection.empty())
+    empty = jax.device_get(_collection({name: metrics.Average.empty() for name in names}))
     self._empty = sharding.place(empty, jax.tree.map(lambda _: layout, empty))
-
-    def merge(interval, step_metrics, index_B):
-      step = collection.single_from_model_output(**step_metrics, is_real_pair=index_B >= 0)
-      return interval.merge(step)
-
-    self._merge = jax.jit(merge, out_shardings=layout)
+    self._merge = jax.jit(_merge, out_shardings=layout)
     self._interval = self._empty
 
-  def add(self, step_metrics: Mapping[str, jax.Array], index_B: jax.Array) -> None:
-    """Adds one step's metrics without waiting for them.
-
-    Args:
-      step_metrics: scalars by name.
-      index_B: bank rows of the batch; padded rows have -1.
-    """
-    self._interval = self._merge(self._interval, dict(step_metrics), index_B)
+  def add(self, step_metrics: Mapping[str, jax.Array], num_pairs: jax.Array) -> None:
+    """Adds one step's metrics, which come from a batch of `num_pairs`, without waiting for them."""
+    self._interval = self._merge(self._interval, dict(step_metrics), num_pairs)
 
   def take(self) -> metrics.Collection:
     """Returns the interval's metrics, still on the device, and starts a new interval."""
@@ -52,14 +41,15 @@ def read(interval: metrics.Collection) -> dict[str, float]:
   return {name: float(value) for name, value in jax.device_get(interval).compute().items()}
 
 
-def _average(name: str) -> type[metrics.Metric]:
-  if name not in PER_PAIR:
-    return metrics.Average.from_output(name)
+def _merge(
+  interval: metrics.Collection, step_metrics: dict[str, jax.Array], num_pairs: jax.Array
+) -> metrics.Collection:
+  averages = {}
+  for name, value in step_metrics.items():
+    weight = num_pairs if name in PER_PAIR else jnp.int32(1)
+    averages[name] = metrics.Average(total=value * weight, count=weight)
+  return interval.merge(_collection(averages))
 
-  def over_pairs(is_real_pair, **values):
-    return {
-      "values": jnp.broadcast_to(values[name], is_real_pair.shape),
-      "mask": is_real_pair,
-    }
 
-  return metrics.Average.from_fun(over_pairs)
+def _collection(averages: dict[str, metrics.Average]) -> metrics.Collection:
+  return metrics.Collection.create_collection(**averages)
