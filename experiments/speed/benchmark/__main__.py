@@ -1,8 +1,8 @@
-"""Times training, association, ranking and input, ours beside plain PyTorch.
+"""Times training, association, ranking and input, compared with plain PyTorch.
 
   python -m experiments.speed.benchmark --config configs/cuhk_pedes.py --num_pairs 68108 --out PATH
 
-Writes PATH.json and PATH.md. Without PyTorch installed ours is measured alone.
+Writes PATH.json and PATH.md. Without PyTorch only our own code is measured.
 """
 
 import sys
@@ -15,38 +15,42 @@ from dgia_jax.errors import UserError
 PARTS = ("step", "association", "ranking", "input")
 
 FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file("config", None, "Experiment: FILE.py[:variant].", lock_config=True)
+config_flags.DEFINE_config_file(
+  "config", None, "Config by name or file, with [:variant].", lock_config=True
+)
 flags.DEFINE_multi_enum("part", list(PARTS), PARTS, "What to measure; may be repeated.")
 flags.DEFINE_string("out", None, "Write PATH.json and PATH.md.")
 flags.DEFINE_integer("num_pairs", 68_108, "Training pairs, rows of the banks.", lower_bound=8)
-flags.DEFINE_integer("association_batch", 64, "Pairs of the association by itself.", lower_bound=2)
+flags.DEFINE_integer("association_batch", 64, "Batch size of the association alone.", lower_bound=2)
 flags.DEFINE_integer("repeats", 5, "Measurements of each contender.", lower_bound=1)
-flags.DEFINE_integer("calls", 0, "Calls a measurement is the mean of; 0: by device.", lower_bound=0)
+flags.DEFINE_integer("calls", 0, "Calls per measurement; 0: by device.", lower_bound=0)
 flags.DEFINE_integer("threads", 0, "Cores of each contender; 0: all.", lower_bound=0)
-flags.DEFINE_list("contenders", ["ours", "torch loops", "torch vectorised"], "Who takes part.")
-flags.DEFINE_list("ranking_sizes", None, "Of QUERIESxGALLERY; default: all known.")
+flags.DEFINE_list("contenders", ["ours", "torch loops", "torch vectorised"], "What is compared.")
+flags.DEFINE_list("ranking_sizes", None, "QUERIESxGALLERY, several; default: all.")
 flags.DEFINE_list("workers", ["0", "2"], "Decoding processes of the input part.")
-flags.DEFINE_float("input_seconds", 10, "Time of each measurement of the input.", lower_bound=0.1)
+flags.DEFINE_float("input_seconds", 10, "Seconds per measurement of the input.", lower_bound=0.1)
 
 
-def run():
-  """Entry point; mistakes of the user end in one line and exit code 2."""
+def run() -> int:
+  """Entry point; returns the exit code."""
   # Imported here: contenders' processes import this module again, and need none of it.
-  from dgia_jax.cli import parse
+  from dgia_jax import cli
 
-  try:
-    rest = parse(sys.argv)
-    if len(rest) > 1:
-      raise UserError(f"unexpected argument {rest[1]!r}")
-    if not FLAGS.config:
-      raise UserError("--config is missing")
-    from experiments.speed.benchmark import program
+  return cli.run(_run)
 
-    program.main(FLAGS)
-  except UserError as error:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(2)
+
+def _run() -> None:
+  from dgia_jax import run_flags
+
+  rest = run_flags.parse(sys.argv)
+  if len(rest) > 1:
+    raise UserError(f"unexpected argument {rest[1]!r}")
+  if not FLAGS.config:
+    raise UserError("--config is missing")
+  from experiments.speed.benchmark import program
+
+  program.main(FLAGS)
 
 
 if __name__ == "__main__":
-  run()
+  sys.exit(run())

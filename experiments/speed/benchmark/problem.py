@@ -21,7 +21,6 @@ _RELEASED = {
   "global_association.loss_over": "all",
   "global_association.exclude": "top1",
   "global_association.exclude_same_image": False,
-  "global_association.consult_batch": False,
   "bank.gated": False,
   "optimizer.second_moment": "float32",
 }
