@@ -104,8 +104,13 @@ def make(
 
 def split_people(people: Sequence[str], fractions: Sequence[float], seed: int) -> dict[str, str]:
   """Assigns each distinct person to a split; depends only on the set of people and the seed."""
+
   # A hash, not a random generator: no library version can change the assignment.
-  order = sorted(set(people), key=lambda p: hashlib.sha256(f"{seed}:{p}".encode()).digest())
+  def rank(person: str) -> bytes:
+    # Names of folders that are not UTF-8 hold lone surrogates.
+    return hashlib.sha256(f"{seed}:{person}".encode("utf-8", "surrogatepass")).digest()
+
+  order = sorted(set(people), key=rank)
   total, ends = 0.0, []
   for fraction in fractions:
     total += fraction

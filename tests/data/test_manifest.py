@@ -136,7 +136,7 @@ def test_every_form_becomes_a_dataset(tmp_path, capsys, write):
 
 
 def test_people_are_divided_by_seed(tmp_path):
-  people = [f"p{n}" for n in range(100)]
+  people = [*(f"p{n}" for n in range(99)), "\udcff"]
   first = manifest.split_people(people, (0.8, 0.1, 0.1), 0)
   assert first == manifest.split_people(people[::-1] * 2, (0.8, 0.1, 0.1), 0)
   assert first != manifest.split_people(people, (0.8, 0.1, 0.1), 1)
