@@ -8,11 +8,13 @@ folder that is renamed when it is complete, so the newest complete one survives 
 """
 
 import contextlib
+import functools
 import logging
 import os
 import pathlib
+import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -29,6 +31,9 @@ from dgia_jax.training.checkpoint_record import CheckpointRecord, DamagedCheckpo
 
 FOLDER = "checkpoints"
 DAMAGED_FOLDER = "damaged"
+_UNFINISHED = ".orbax-checkpoint-tmp"
+# Orbax warns about a file that it does not write.
+_EXPECTED_WARNING = "_CHECKPOINT_METADATA"
 
 Notify = Callable[[str], None]
 
@@ -170,13 +175,21 @@ class Checkpoints:
         finally:
           manager.close()  # also after a failed save, whose threads would otherwise remain
 
-  def _writing(self) -> contextlib.AbstractContextManager[None]:
-    return full_disk.explained(self._folder, self._state_bytes)
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    """Explains a full disk, and frees what the unfinished checkpoint takes."""
+    with full_disk.explained(self._folder, self._state_bytes):
+      try:
+        yield
+      except Exception:
+        for leftover in self._folder.glob(f"*{_UNFINISHED}*"):
+          shutil.rmtree(leftover, ignore_errors=True)  # else the next start removes it
+        raise
 
   def _create_manager(self) -> ocp.CheckpointManager:
     """Orbax's manager, which removes the leftovers of an interrupted save."""
     self._scores = _scores(self._folder, steps_saved(self._workdir))
-    logging.getLogger("absl").addFilter(checkpoint_arrays.is_unexpected)
+    _silence_orbax()
     return ocp.CheckpointManager(
       self._folder,
       item_names=(STATE, checkpoint_record.RECORD),
@@ -353,3 +366,25 @@ def _decided_by_first_process(decide: Callable[[], int]) -> int:
   if failed:
     raise UserError("process 0 cannot restore a checkpoint; its message says why")
   return decision
+
+
+@functools.cache
+def _silence_orbax() -> None:
+  """Keeps away what Orbax prints besides the exceptions that `save`, `wait` and `close` raise."""
+  logging.getLogger("absl").addFilter(_is_news)
+  hook = sys.unraisablehook
+
+  def hook_with_filter(unraisable: Any) -> None:
+    # When one array cannot be written, Orbax closes its event loop. The arrays that are written
+    # afterwards report to the closed loop, and TensorStore prints a traceback for each one.
+    error = unraisable.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+      hook(unraisable)
+
+  sys.unraisablehook = hook_with_filter
+
+
+def _is_news(log_record: logging.LogRecord) -> bool:
+  """False for an expected warning, and for errors in threads that `save` or `wait` raise again."""
+  error = log_record.exc_info[1] if log_record.exc_info else None
+  return _EXPECTED_WARNING not in log_record.getMessage() and not full_disk.is_cause(error)

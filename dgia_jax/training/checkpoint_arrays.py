@@ -6,7 +6,6 @@ are being read, and each of these then prints a traceback. Hence TensorStore, on
 
 import contextlib
 import functools
-import logging
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -23,8 +22,6 @@ from dgia_jax.training import array_digests, checkpoint_record
 from dgia_jax.training.checkpoint_record import CheckpointRecord
 
 STATE = "state"  # name of the item inside a checkpoint
-# Orbax warns about checkpoints opened for reading only, and about a file that it does not write.
-_EXPECTED_WARNINGS = ("read_only=True", "directory is read only", "_CHECKPOINT_METADATA")
 
 
 def named(tree: Any) -> dict[str, Any]:
@@ -134,8 +131,3 @@ def _readable(folder: pathlib.Path) -> Iterator[None]:
     if isinstance(error, PermissionError) or "PERMISSION_DENIED" in str(error):
       raise UserError(f"{folder}: cannot be read ({error})") from error
     raise checkpoint_record.damaged(folder, f"{STATE}: {error}") from error
-
-
-def is_unexpected(log_record: logging.LogRecord) -> bool:
-  """False for Orbax's warnings about intended behavior."""
-  return not any(words in log_record.getMessage() for words in _EXPECTED_WARNINGS)
