@@ -68,6 +68,7 @@ class Checkpoints:
     self._manager = None  # of Orbax; created by the first save
     self._scores: dict[int, float] = {}  # of the kept checkpoints, once there is a manager
     self._state_bytes = 0
+    self._has_failed = False
     # A checkpoint that was verified and is about to be restored: step, record, arrays.
     self._intact: tuple[int, CheckpointRecord, dict[str, np.ndarray]] | None = None
 
@@ -174,16 +175,18 @@ class Checkpoints:
           manager.wait_until_finished()
         finally:
           manager.close()  # also after a failed save, whose threads would otherwise remain
+          if self._has_failed:
+            for unfinished in self._folder.glob(f"*{_UNFINISHED}*"):
+              shutil.rmtree(unfinished, ignore_errors=True)  # else the next start removes it
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
-    """Explains a full disk, and frees what the unfinished checkpoint takes."""
+    """Explains a full disk, and remembers that a checkpoint was not finished."""
     with full_disk.explained(self._folder, self._state_bytes):
       try:
         yield
       except Exception:
-        for leftover in self._folder.glob(f"*{_UNFINISHED}*"):
-          shutil.rmtree(leftover, ignore_errors=True)  # else the next start removes it
+        self._has_failed = True
         raise
 
   def _create_manager(self) -> ocp.CheckpointManager:

@@ -1,13 +1,19 @@
+import errno
+import fcntl
+import os
+import shutil
+
 import pytest
 
 from dgia_jax.errors import UserError
+from dgia_jax.training import checkpoint
 from dgia_jax.training import workdir as workdir_lib
 from tests.helpers import tiny_run
 
 
 def test_a_folder_belongs_to_its_config(tmp_path):
   workdir_lib.check(tmp_path / "run", tiny_run.config(seed=4))
-  assert not workdir_lib.is_claimed(tmp_path / "run")  # looking claims nothing
+  assert not workdir_lib.is_claimed(tmp_path / "run")  # a check alone claims nothing
   workdir_lib.claim(tmp_path / "run", tiny_run.config())
   workdir_lib.check(tmp_path / "run", tiny_run.config())
   workdir_lib.check(tmp_path / "run", tiny_run.config(mesh__fsdp=2, log_every_steps=9))
@@ -15,18 +21,84 @@ def test_a_folder_belongs_to_its_config(tmp_path):
     workdir_lib.check(tmp_path / "run", tiny_run.config(loss__temperature=0.5))
 
 
-def test_a_folder_that_cannot_be_written(tmp_path):
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
   (tmp_path / "file").write_text("in the way")
   with pytest.raises(UserError, match="--workdir=.*cannot be written"):
     workdir_lib.check(tmp_path / "file" / "run", tiny_run.config())
 
 
-def test_a_folder_without_a_run_and_a_damaged_one(tmp_path):
+@pytest.mark.parametrize("name", ["exp[seed=0]", "a*", "really?"])
+def test_a_name_from_which_nothing_could_be_restored_is_refused(tmp_path, name):
+  with pytest.raises(UserError, match="--workdir=.*cannot be restored from a path with"):
+    workdir_lib.check(tmp_path / name / "run", tiny_run.config())
+  assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("name", ["two words", 'it\'s "quoted"', "50%#1", "a]", "größe", "-x"])
+def test_checkpoints_in_a_folder_of_any_other_name_are_restored(known_run, tmp_path, name):
+  workdir_lib.resolve(tmp_path / name)
+  shutil.copytree(known_run, tmp_path / name)
+  assert checkpoint.restore_params(tmp_path / name)[0] == 1
+
+
+def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  monkeypatch.chdir(tmp_path)
+  workdir_lib.check("~/run", tiny_run.config())
+  workdir_lib.claim("~/run", tiny_run.config())
+  assert (tmp_path / "run" / "config.json").exists() and not (tmp_path / "~").exists()
+  assert workdir_lib.is_run("~/run")
+  with pytest.raises(UserError, match="--workdir=~nobody-of-this-name"):
+    workdir_lib.resolve("~nobody-of-this-name/run")
+
+
+@pytest.mark.parametrize("content", [b"", b'{"seed": ', b"[1, 2]", b"\xff\x00\x80", b'{"loss": 3}'])
+def test_a_damaged_config_is_named(tmp_path, content):
+  (tmp_path / "config.json").write_bytes(content)
+  with pytest.raises(UserError, match="config.json|another config") as caught:
+    workdir_lib.check(tmp_path, tiny_run.config())
+  assert "\n" not in str(caught.value)
+
+
+def test_a_run_with_a_damaged_config_and_good_checkpoints_can_be_recovered(known_run, tmp_path):
+  run = tmp_path / "run"
+  shutil.copytree(known_run, run)
+  (run / "config.json").write_text("")
+  with pytest.raises(UserError, match="damaged.*still usable: move config.json away") as caught:
+    workdir_lib.read_config(run)
+  assert "delete" not in str(caught.value)
+
+
+def test_a_folder_without_a_run_is_named(tmp_path):
   with pytest.raises(UserError, match="holds no run"):
     workdir_lib.read_config(tmp_path)
-  (tmp_path / "config.json").write_text('{"seed": ')
-  with pytest.raises(UserError, match="config.json is damaged"):
-    workdir_lib.check(tmp_path, tiny_run.config())
+
+
+def test_one_process_trains_in_a_folder_at_a_time(tmp_path):
+  with workdir_lib.locked(tmp_path, pytest.fail):
+    with pytest.raises(UserError) as caught:
+      with workdir_lib.locked(tmp_path, pytest.fail):
+        pytest.fail("both hold the lock")
+  message = str(caught.value)
+  assert f"process {os.getpid()} on " in message and ", started 20" in message
+  with workdir_lib.locked(tmp_path, pytest.fail):
+    pass  # the lock is free again
+
+
+def test_the_other_processes_of_a_run_do_not_lock(tmp_path, monkeypatch):
+  monkeypatch.setattr(workdir_lib.jax, "process_index", lambda: 1)
+  with workdir_lib.locked(tmp_path, pytest.fail), workdir_lib.locked(tmp_path, pytest.fail):
+    assert not (tmp_path / workdir_lib.LOCK).exists()
+
+
+def test_a_file_system_without_locks_gets_a_warning(tmp_path, monkeypatch):
+  def refuse(*arguments):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+  monkeypatch.setattr(fcntl, "flock", refuse)
+  messages = []
+  with workdir_lib.locked(tmp_path, messages.append):
+    assert len(messages) == 1 and "No locks available" in messages[0]
 
 
 def test_a_process_that_sees_another_folder_stops(tmp_path, monkeypatch):
