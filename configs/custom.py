@@ -19,7 +19,7 @@ def get_config(variant: str = "") -> ConfigDict:
   """The config of a variant: "" (CLIP), "tiny", "plus" or "tiny_plus"."""
   config = config_lib.base()
   config.dataset.name = "custom"
-  config.dataset.options = dict(allow_outside=False, holdout=0, skip_unreadable=False)
+  config.dataset.options = dict(holdout=0, skip_unreadable=False)
   config.pretrained = "openai/clip-vit-base-patch16"
   if variant not in ("", "tiny", "plus", "tiny_plus"):
     raise UserError(

@@ -20,7 +20,7 @@ from dgia_jax.errors import UserError
 def get_config(variant: str = "") -> ConfigDict:
   """The config of a variant: "" (released code), "paper", "plus" or "holdout"."""
   config = config_lib.benchmark("icfg_pedes")
-  config.dataset.options = dict(allow_outside=False, holdout=0)
+  config.dataset.options = dict(holdout=0)
   if variant == "paper":
     config_lib.paper_equations(config)
   elif variant == "plus":

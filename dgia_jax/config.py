@@ -42,12 +42,8 @@ CHOICES = {
   "eval.select_on": ("val", "test"),
 }
 PATHS = (
-  "dataset.data_dir",
-  "dataset.source",
-  "dataset.annotations",
-  "dataset.images",
-  "pretrained",
-)
+  "dataset.data_dir", "dataset.source", "dataset.annotations", "dataset.images", "pretrained",
+)  # fmt: skip
 MAX_SEED = 2**32 - 1  # JAX's random keys drop higher bits
 
 
@@ -131,9 +127,7 @@ def base() -> ConfigDict:
   config.strict_mining.global_threshold_num_stds = 0.0
 
   config.bank = ConfigDict()
-  config.bank.update_rate = (
-    0.9  # alpha, weight of the NEW feature in a row, from the second epoch on
-  )
+  config.bank.update_rate = 0.9  # alpha: weight of a row's new feature, from the second epoch on
   config.bank.gated = False  # confidence gate: scale alpha by the cosine of the pair's features
   config.bank.block_rows = 0  # rows of a shard scored at a time, bounds memory; 0 = by platform
 
@@ -177,7 +171,6 @@ def benchmark(name: str) -> ConfigDict:
   """The released recipe on a benchmark of the paper, from CLIP ViT-B/16."""
   config = base()
   config.dataset.name = name
-  config.dataset.options = dict(allow_outside=False)
   config.pretrained = "openai/clip-vit-base-patch16"
   config.eval.select_on = "test"  # as the paper; results.json also gives the choice by val
   return config
