@@ -63,7 +63,7 @@ setup(
     "test": ["beartype>=0.20", "matplotlib>=3.8", "pytest>=8", "pytest-timeout>=2.3", "ruff>=0.9"],
     "gpu": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
-    "serve": ["gradio>=5,<7"],  # the web page of `dgia search serve`
+    "serve": ["gradio>=6,<7"],  # the web page of `dgia search serve`
     "parquet": ["pyarrow>=15"],  # `dgia search export --format parquet`
     "faiss": ["faiss-cpu>=1.8"],  # `dgia search export --format faiss`
     "tensorboard": ["tensorboard>=2.16"],  # to look at a run's events

@@ -1,21 +1,30 @@
-"""The web page: what its buttons find, and the page itself in a browser where there is one."""
+"""The web page: its searches, and the page in a browser if there is one."""
 
+import base64
+import csv
+import io
+import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 
 import pytest
+from PIL import Image
 
 from dgia_jax.errors import UserError
 from dgia_jax.search import __main__ as search_cli
 from dgia_jax.search import index as index_lib
 from dgia_jax.search import web_page
 from dgia_jax.search.retriever import Retriever
+from dgia_jax.search.web_page import Query
+from tests.helpers.known_run import draw_image
 
 pytestmark = pytest.mark.integration
 
@@ -26,40 +35,91 @@ def index(known_run, image_folder, tmp_path):
   return tmp_path / "i"
 
 
-def test_what_the_buttons_find(index, image_folder):
+def open_searcher(index):
   retriever, opened = search_cli.open_index(index)
-  searcher = web_page.Searcher(retriever, opened)
-  shown, rows = searcher.by_text("a red coat", 4)
-  (scores,), (expected,) = opened.search(retriever.embed_texts(["a red coat"]), 4)
-  assert rows == expected.tolist()
-  assert [label for _, label in shown] == [
-    f"{score:.3f}  {opened.paths[row]}" for score, row in zip(scores, expected, strict=True)
-  ]
-  assert all(max(image.size) <= 4 * web_page.HEIGHT for image, _ in shown)
-  similar, similar_rows = searcher.like(rows, 2, 3)
-  assert similar_rows[0] == rows[2] and similar[0][1].startswith("1.000")
-  assert searcher.by_text("  ", 4) == ([], [])
-  (image_folder / opened.paths[rows[0]]).unlink()
-  assert searcher.by_text("a red coat", 4)[1] == rows[1:]
+  return web_page.Searcher(retriever, opened), retriever, opened
+
+
+def test_searches_by_text_image_and_both(index, image_folder):
+  searcher, retriever, opened = open_searcher(index)
+  text_D = retriever.embed_texts("a red coat")[0]
+  matches = searcher.search(Query("a red coat", top=4))
+  assert matches == opened.matches(text_D, 4)
+  row = matches[2].row
+  similar = searcher.search(Query(like=row, top=3))
+  assert similar == opened.matches(opened.features([row])[0], 3, without=matches[2].path)
+  assert row not in [match.row for match in similar]
+  upload = Image.open(image_folder / "b" / "c" / "2.png")
+  image_D = retriever.embed_images(upload)[0]
+  assert searcher.search(Query(top=4), upload) == opened.matches(image_D, 4)
+  both = searcher.search(Query("a red coat", top=4), upload)
+  assert both == opened.matches((text_D + image_D) / 2, 4)
+  assert searcher.search(Query("  ", top=4)) == [] == searcher.search(Query(like=10**8))
+
+
+def test_the_shown_results(index, image_folder):
+  searcher, _, opened = open_searcher(index)
+  matches = searcher.search(Query("a red coat", top=4))
+  page = searcher.show(Query("a red coat", top=4))
+  assert page.count("<img ") == 4 and "?like=" in page
+  csv_text, json_text = (
+    base64.b64decode(content).decode() for content in re.findall(r'href="data:[^"]*,([^"]*)"', page)
+  )
+  paths = [opened.paths[match.row] for match in matches]
+  assert [row["path"] for row in csv.DictReader(io.StringIO(csv_text))] == paths
+  assert [row["path"] for row in json.loads(json_text)] == paths
+  matches[0].path.unlink()
+  page = searcher.show(Query("a red coat", top=4))
+  assert page.count("<img ") == 3 and "removed since it was indexed" in page
+
+
+def test_names_of_files_are_text_on_the_page(known_run, tmp_path, rng):
+  images = tmp_path / "images"
+  draw_image(images / "<b>&.png", rng)
+  draw_image(images / os.fsdecode(b"caf\xe9.png"), rng)
+  index_lib.build(Retriever.from_run(known_run), known_run, images, tmp_path / "i")
+  page = open_searcher(tmp_path / "i")[0].show(Query("red"))
+  assert "<b>" not in page and "&lt;b&gt;&amp;.png" in page
+  page.encode("utf-8")
+
+
+def test_addresses_carry_the_query():
+  for query in (Query(), Query("a red coat & hat", 3, 7), Query(like=0), Query("ü", top=1)):
+    params = dict(urllib.parse.parse_qsl(query.to_address().removeprefix("?")))
+    assert Query.from_address(params, 20) == query
+  wrong = {"like": "../x", "top": "9" * 5000, "q": "red"}
+  assert Query.from_address(wrong, 20) == Query("red")
+
+
+def test_the_own_address_is_not_asked_through_a_proxy(monkeypatch):
+  for name in ("no_proxy", "NO_PROXY"):
+    monkeypatch.setenv(name, "example.org")
+  web_page.bypass_proxy("192.0.2.1")
+  expected = {"example.org", "localhost", "127.0.0.1", "::1", "192.0.2.1"}
+  assert (
+    set(os.environ["no_proxy"].split(",")) == set(os.environ["NO_PROXY"].split(",")) == expected
+  )
 
 
 def test_without_gradio_one_line(index, monkeypatch, capsys):
   monkeypatch.setitem(sys.modules, "gradio", None)
-  with pytest.raises(UserError, match=r"-e '\.\[serve\]'"):
-    web_page.make_page(None, 1)
+  for name in ("no_proxy", "NO_PROXY", "GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):
+    monkeypatch.setenv(name, "")
+  with pytest.raises(UserError, match=r"dgia_jax\[serve\]"):
+    web_page.make_page(open_searcher(index)[0], 1)
   assert search_cli.main(["serve", "--index", str(index)]) == 2
   assert capsys.readouterr().err.startswith("error: ")
 
 
-def test_the_page_tells_nobody_elsewhere():
+def test_the_page_reports_nothing(index):
   pytest.importorskip("gradio")
-  page = web_page.make_page(web_page.Searcher(None, None), 1)
+  page = web_page.make_page(open_searcher(index)[0], 1)
   assert not page.analytics_enabled and page.delete_cache == (3600, 3600)
 
 
-def test_the_page_in_a_browser(index, tmp_path):
-  """Type a description, see images, click one, see more like it; other files cannot be had, and
-  nothing stays behind."""
+@pytest.mark.parametrize("width, height", [(1280, 800), (390, 844)])
+def test_the_page_in_a_browser(index, tmp_path, width, height):
+  """Behind a proxy: search, click a result, see similar images, on a desktop and on a phone."""
   pytest.importorskip("gradio")
   playwright = pytest.importorskip("playwright.sync_api")
   chromium = shutil.which("chromium") or shutil.which("google-chrome")
@@ -71,27 +131,45 @@ def test_the_page_in_a_browser(index, tmp_path):
   command = [sys.executable, "-m", "dgia_jax.search", "serve", "--index", str(index)]
   kept = tmp_path / "kept"
   kept.mkdir()
+  proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy"), "http://127.0.0.1:9")
   server = subprocess.Popen(
-    [*command, "--port", str(port), "--top", "4"], env=os.environ | {"TMPDIR": str(kept)}
+    [*command, "--port", str(port), "--top", "4"],
+    env=os.environ | proxies | {"TMPDIR": str(kept)},
   )
+  address = f"http://127.0.0.1:{port}"
   try:
-    address = f"http://127.0.0.1:{port}"
     _wait_for(address, server)
     with playwright.sync_playwright() as browsers:
       flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-      page = browsers.chromium.launch(executable_path=chromium, args=flags).new_page()
+      browser = browsers.chromium.launch(executable_path=chromium, args=flags)
+      page = browser.new_page(viewport={"width": width, "height": height})
+      requests = []
+      page.on("request", lambda request: requests.append(request.url))
       page.goto(address, timeout=60_000)
       page.locator("#description textarea, #description input").first.fill("a red coat")
       page.locator("#search").click()
-      pictures = page.locator("#found .thumbnail-item, #found .thumbnail-lg")
-      pictures.nth(3).wait_for(timeout=60_000)
-      (private,) = kept.glob("dgia_jax_page_*")
-      assert list(private.rglob("*.jpeg")) and private.stat().st_mode & 0o77 == 0
-      label = pictures.nth(2).inner_text().split()[-1]
-      pictures.nth(2).click()
-      page.get_by_text("1.000").first.wait_for(timeout=60_000)
-      assert label in pictures.first.inner_text()
-      page.screenshot(path=tmp_path / "page.png")
+      tiles = page.locator("#results figure")
+      tiles.nth(3).wait_for(timeout=60_000)
+      page.wait_for_url("**/?q=a+red+coat&top=4", timeout=60_000)
+      assert page.evaluate("document.documentElement.scrollWidth") == width
+      for number in range(4):  # each rank is shown, and the whole image
+        assert tiles.nth(number).inner_text().startswith(str(number + 1))
+        box = tiles.nth(number).bounding_box()
+        assert 0 <= box["x"] and box["x"] + box["width"] <= width
+      assert page.locator("#results img").first.evaluate("e => getComputedStyle(e).objectFit") == (
+        "contain"
+      )
+      name = tiles.nth(2).inner_text().split()[-1]
+      tiles.nth(2).locator("a").click()
+      page.get_by_text(f"Images similar to {name}").wait_for(timeout=60_000)
+      assert "like=" in page.url
+      page.reload()
+      page.get_by_text(f"Images similar to {name}").wait_for(timeout=60_000)
+      hosts = {urllib.parse.urlsplit(url).hostname for url in requests}
+      assert hosts <= {"127.0.0.1", None}
+      browser.close()
+    (private,) = kept.glob("dgia_jax_page_*")
+    assert private.stat().st_mode & 0o77 == 0
     for path in (index / "index.json", index.parent / "images" / "notes.txt", "/etc/hostname"):
       with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"{address}/gradio_api/file={path}", timeout=20)
@@ -99,7 +177,7 @@ def test_the_page_in_a_browser(index, tmp_path):
   finally:
     server.terminate()
     server.wait(timeout=30)
-  assert not list(kept.rglob("*.jpeg"))
+  assert not list(kept.glob("dgia_jax_page_*"))
 
 
 def _wait_for(address, server):
