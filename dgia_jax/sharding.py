@@ -1,13 +1,15 @@
-"""The mesh, its axis names, and which array lies where. Nothing else writes an axis name.
+"""The mesh, its axis names, and the sharding of every array. No other module uses an axis name.
 
-Three axes: `data` splits the batch, `fsdp` splits the batch and the parameters, `tensor` splits
-the parameters inside a layer. The batch is split over data x fsdp, the memory bank's rows over all
-devices, parameters and optimiser state over fsdp and tensor by the rules below. A dimension that
-an axis does not divide stays whole, so every rule holds for every mesh and every model size.
+There are three axes: `data` splits the batch, `fsdp` splits the batch and the parameters, `tensor`
+splits the parameters inside a layer. The batch is split over data x fsdp, the rows of the memory
+bank over all devices, parameters and optimizer state over fsdp and tensor by the rules below. A
+dimension that an axis does not divide is not split, so the rules fit every mesh and model size.
 """
 
 import math
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,8 +23,8 @@ AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 BANK_AXES = AXES
 
-# (pattern on the parameter's path, axes of its LAST dimensions); leading dimensions, such as the
-# stack of layers, stay whole. First match wins; what matches nothing is copied to every device.
+# (pattern on the parameter's path, axes of its LAST dimensions). Leading dimensions, such as the
+# stack of layers, are not split. The first match wins; a parameter without a match is replicated.
 PARAMETER_RULES = (
   (r"qkv/kernel$", ("fsdp", None, "tensor", None)),  # (W, 3, heads, head_dim)
   (r"qkv/bias$", (None, "tensor", None)),
@@ -36,73 +38,76 @@ PARAMETER_RULES = (
 )
 
 
-def create_mesh(data=-1, fsdp=1, tensor=1, devices=None):
-  """Arranges the devices of all processes as (data, fsdp, tensor).
+def create_mesh(
+  data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
+  """Arranges devices as (data, fsdp, tensor), with compiler-driven (Auto) axes.
 
   Args:
-    data, fsdp, tensor: sizes; at most one may be -1, "all that are left".
-    devices: defaults to all devices.
-
-  Returns:
-    A `jax.sharding.Mesh` with compiler-driven (Auto) axes.
+    data: size of this axis; at most one size may be -1, which means all remaining devices.
+    fsdp: size of this axis.
+    tensor: size of this axis.
+    devices: by default, all devices of all processes.
 
   Raises:
-    UserError: when the sizes do not multiply to the number of devices, or these are of several TPU
-      slices.
+    UserError: the product of the sizes is not the number of devices, or the devices belong to
+      several TPU slices.
   """
   devices = jax.devices() if devices is None else devices
   count = len(devices)
   sizes = [data, fsdp, tensor]
-  said = f"mesh.data={data} mesh.fsdp={fsdp} mesh.tensor={tensor}"
+  settings = f"mesh.data={data} mesh.fsdp={fsdp} mesh.tensor={tensor}"
   if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
-    raise UserError(f"{said}: sizes are positive, and one of them may be -1 (all that are left)")
+    raise UserError(
+      f"{settings}: sizes are positive, and one of them may be -1 (all remaining devices)"
+    )
   known = math.prod(s for s in sizes if s != -1)
   if -1 in sizes:
     sizes[sizes.index(-1)] = count // known
   if math.prod(sizes) != count:
     raise UserError(
-      f"{said} does not fit {count} device(s): the product must be {count}; "
-      "set mesh.data=-1 to use what is left"
+      f"{settings} does not fit {count} device(s): the product must be {count}; "
+      "set mesh.data=-1 to use all remaining devices"
     )
   slices = {getattr(device, "slice_index", 0) for device in devices}
   if devices[0].platform == "tpu" and len(slices) > 1:
-    raise UserError(f"{said}: these are devices of several TPU slices; a run uses one slice")
+    raise UserError(f"{settings}: these are devices of several TPU slices; a run uses one slice")
   # `jax.make_mesh` splits a physical axis (an fsdp of 8 on a torus of 16 x 16) on v5e only.
-  placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-  return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
+  arranged = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+  return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def batch_shards(mesh):
-  """Into how many parts the batch is split."""
+def batch_shards(mesh: Mesh) -> int:
+  """The number of parts that the batch is split into."""
   return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def replicated(mesh):
-  """Layout of what every device holds whole."""
+def replicated(mesh: Mesh) -> NamedSharding:
+  """The sharding of arrays that every device holds whole."""
   return NamedSharding(mesh, P())
 
 
-def batch(mesh):
-  """Layout of arrays whose first dimension is the batch."""
+def batch(mesh: Mesh) -> NamedSharding:
+  """The sharding of arrays whose first dimension is the batch."""
   return NamedSharding(mesh, P(BATCH_AXES))
 
 
-def batch_parts(mesh):
-  """Layout of a batch cut into parts, (parts, rows, ...): each part lies as the batch does."""
+def batch_parts(mesh: Mesh) -> NamedSharding:
+  """The sharding of a batch cut into parts, (parts, rows, ...): each part is split as the batch."""
   return NamedSharding(mesh, P(None, BATCH_AXES))
 
 
-def bank_rows(mesh):
-  """Layout of the memory bank: rows over every device of the mesh."""
+def bank_rows(mesh: Mesh) -> NamedSharding:
+  """The sharding of the memory bank: rows over all devices of the mesh."""
   return NamedSharding(mesh, P(BANK_AXES))
 
 
-def path_name(path):
+def path_name(path: Sequence[Any]) -> str:
   """A tree path as text: "image/blocks/mlp/up/kernel"."""
   return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _parameter_spec(name, shape, mesh):
+def _parameter_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
   for pattern, axes in PARAMETER_RULES:
     if re.search(pattern, name) and len(shape) >= len(axes):
       axes = (None,) * (len(shape) - len(axes)) + axes
@@ -111,15 +116,15 @@ def _parameter_spec(name, shape, mesh):
   return P()
 
 
-def parameters(mesh, tree):
-  """Layouts of a tree of parameters, or of optimiser state that repeats the parameters' paths.
+def parameters(mesh: Mesh, tree: Any) -> Any:
+  """The shardings of parameters, or of optimizer state whose paths end in those of parameters.
 
   Args:
     mesh: the mesh.
     tree: arrays or `jax.ShapeDtypeStruct`s.
 
   Returns:
-    The same tree of `NamedSharding`.
+    A tree of `NamedSharding`.
   """
   return jax.tree_util.tree_map_with_path(
     lambda path, leaf: NamedSharding(mesh, _parameter_spec(path_name(path), leaf.shape, mesh)),
@@ -127,69 +132,53 @@ def parameters(mesh, tree):
   )
 
 
-def gathered(mesh, params):
-  """Brings parameters together over fsdp for computing; over tensor they stay apart. To be traced.
+def gathered(mesh: Mesh, params: Any) -> Any:
+  """Gathers parameters over fsdp before they are used; call it while tracing.
 
-  The gradient goes back the other way, summed and split over fsdp. Without this the compiler may
-  split products over fsdp instead of the batch, and sum activations between devices.
-
-  Args:
-    mesh: the mesh.
-    params: tree of arrays.
-
-  Returns:
-    The same tree.
+  They stay split over tensor. The gradient takes the reverse way: summed and split over fsdp.
+  Without this constraint the compiler may split matrix products over fsdp instead of the batch, and
+  sum activations between devices.
   """
   if mesh.shape["fsdp"] == 1:
     return params
 
-  def together(layout):
+  def without_fsdp(layout: NamedSharding) -> NamedSharding:
     return NamedSharding(mesh, P(*(None if axis == "fsdp" else axis for axis in layout.spec)))
 
-  layouts = jax.tree.map(together, parameters(mesh, params))
+  layouts = jax.tree.map(without_fsdp, parameters(mesh, params))
   return jax.lax.with_sharding_constraint(params, layouts)
 
 
-def batch_rows(mesh, size):
-  """Rows of a global batch that the devices of this process hold.
+def batch_rows(mesh: Mesh, size: int) -> np.ndarray:
+  """The rows of a global batch of `size` rows that this process's devices hold, ascending.
 
   Processes whose devices differ only along `tensor` hold the same rows.
-
-  Args:
-    mesh: the mesh.
-    size: rows of the global batch.
-
-  Returns:
-    (n,) int, ascending.
   """
   parts = batch(mesh).addressable_devices_indices_map((size,)).values()
   return np.unique(np.concatenate([np.arange(size)[part] for part in parts]))
 
 
-def place(tree, layouts):
-  """Puts host arrays that every process holds whole onto the devices, each its own part."""
+def place(tree: Any, layouts: Any) -> Any:
+  """Copies host arrays, which every process holds whole, to the devices: to each its own part."""
   put = lambda x, layout: jax.make_array_from_callback(np.shape(x), layout, lambda part: x[part])
   return jax.tree.map(put, tree, layouts)
 
 
-def global_batch(mesh, local_batch, size):
-  """Joins every process's rows into global arrays laid out over the batch axes.
+def global_batch(mesh: Mesh, local_batch: Any, size: int) -> Any:
+  """Joins the rows of all processes into global arrays that are split as the batch.
 
   Args:
     mesh: the mesh.
-    local_batch: dict of numpy arrays, the rows `batch_rows` of the global batch.
+    local_batch: NumPy array or tree of arrays, with the rows `batch_rows` of the global batch.
     size: rows of the global batch.
-
-  Returns:
-    The same dict of global `jax.Array`s.
   """
   layout = batch(mesh)
   if jax.process_count() == 1:
     return jax.device_put(local_batch, layout)
   rows = batch_rows(mesh, size)
 
-  def join(local):
-    def part(index):
+  def join(local: np.ndarray) -> jax.Array:
+    def part(index: tuple[slice, ...]) -> np.ndarray:
       start, stop, _ = index[0].indices(size)
       first = np.searchsorted(rows, start)
       return local[first : first + stop - start]

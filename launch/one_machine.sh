@@ -4,9 +4,10 @@
 #   launch/one_machine.sh --config configs/cuhk_pedes.py --workdir runs/cuhk          one process
 #   PROCESSES=8 launch/one_machine.sh --config configs/cuhk_pedes.py --workdir runs/cuhk
 #
-# One process that drives all GPUs is the simplest and gives the same numbers. With PROCESSES=N every
-# process has its own GPU (process i sees GPU i) and its own input pipeline, which helps when decoding
-# in one process cannot keep up. If one of them dies the others end, too; run it again to go on.
+# One process that drives all GPUs is the simplest choice and gives the same numbers. With PROCESSES=N
+# each process has its own GPU (process i uses GPU i) and its own input pipeline, which helps if
+# decoding in one process is too slow. If one of them dies, the others end too; run the same command
+# again to continue. Ctrl-C stops after the current step; a second Ctrl-C ends all processes at once.
 set -euo pipefail
 
 processes=${PROCESSES:-1}
@@ -16,7 +17,11 @@ fi
 
 port=${PORT:-$((20000 + RANDOM % 20000))}
 children=()
-stop() { kill -TERM "${children[@]}" 2>/dev/null || true; }
+signal=TERM
+stop() {
+  kill "-$signal" "${children[@]}" 2>/dev/null || true
+  signal=KILL # complete checkpoints survive this
+}
 trap stop TERM INT
 for ((i = 0; i < processes; i++)); do
   CUDA_VISIBLE_DEVICES=$i python3 -m dgia_jax.main "$@" \
@@ -26,7 +31,7 @@ done
 
 code=0
 for child in "${children[@]}"; do
-  # A signal interrupts `wait` before its child has ended: ask again until it has.
+  # A signal interrupts `wait` before its child has ended, so wait again.
   while kill -0 "$child" 2>/dev/null; do wait "$child" && true; done
   wait "$child" || code=$?
 done

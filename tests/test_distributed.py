@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -160,15 +161,27 @@ def test_a_killed_process_takes_the_other_along_and_all_resume(datasets, pair, t
   assert_same_run(workdir, pair)
 
 
-def test_sigterm_to_one_stops_both_after_the_same_step(datasets, pair, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+def test_a_signal_to_one_stops_both_after_the_same_step(datasets, tmp_path, number):
   workdir = tmp_path / "run"
   started = start(datasets, workdir, 2, 1, "--config.num_epochs=200")
   wait_for_step(started, workdir, 3)
-  started[1].send_signal(signal.SIGTERM)
+  started[1].send_signal(number)
   assert end(started, workdir) == [0, 0], output(workdir, 0)[-3000:]
   assert "stopped after step" in output(workdir, 0)
   stopped = max(checkpoint.steps_saved(workdir))
   assert f"stopped after step {stopped:,} of" in output(workdir, 0)
+
+
+def test_both_continue_from_the_checkpoint_before_a_damaged_one(datasets, pair, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(pair, workdir)
+  shutil.rmtree(workdir / checkpoint.FOLDER / str(STEPS) / "state" / "d")
+  run(datasets, workdir, 2, 1)
+  text = output(workdir, 0)
+  assert f"checkpoints/{STEPS} is damaged" in text and f"resuming after step {STEPS - 1}" in text
+  assert "is damaged" not in output(workdir, 1)
+  assert_same_run(workdir, pair)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The launch recipes are valid bash, and the one for this machine starts a run."""
+"""The launch recipes are valid bash, and the recipe for one machine starts a run."""
 
 import json
 import os
@@ -22,8 +22,8 @@ def test_scripts_are_bash(script):
   subprocess.run(["bash", "-n", script], check=True)
 
 
-def test_a_slice_is_told_the_whole_command(tmp_path):
-  """gcloud gets flags quoted for the shell at the other end."""
+def test_every_host_of_a_slice_gets_the_whole_command(tmp_path):
+  """The flags are quoted for the remote shell."""
   (tmp_path / "gcloud").write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
   (tmp_path / "gcloud").chmod(0o755)
   done = subprocess.run(

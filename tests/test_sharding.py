@@ -16,7 +16,7 @@ from tests.helpers import recipe
 
 @pytest.fixture(scope="module")
 def vit_b_16():
-  """Shapes of the real model's parameters, by name; nothing is allocated."""
+  """Shapes of the real model's parameters by name, without allocating them."""
   model = nnx.eval_shape(
     lambda: dual_encoder.create(
       "vit_b_16", image_size=(384, 128), context_length=77, vocab_size=49408, rngs=nnx.Rngs(0)
@@ -60,7 +60,7 @@ def test_create_mesh_of_chosen_devices():
 
 
 @pytest.mark.parametrize(
-  "sizes, says",
+  "sizes, message",
   [
     ((3, 1, 1), "mesh.data=3 mesh.fsdp=1 mesh.tensor=1 does not fit 8 device"),
     ((-1, 3, 1), "mesh.fsdp=3.*does not fit 8 device"),
@@ -71,14 +71,14 @@ def test_create_mesh_of_chosen_devices():
     ((-2, 1, 1), "mesh.data=-2.*positive"),
   ],
 )
-def test_create_mesh_says_what_does_not_fit(sizes, says):
-  with pytest.raises(UserError, match=says) as caught:
+def test_create_mesh_names_sizes_that_do_not_fit(sizes, message):
+  with pytest.raises(UserError, match=message) as caught:
     sharding.create_mesh(*sizes)
   assert "\n" not in str(caught.value)
 
 
 def test_rules_on_the_real_model(vit_b_16):
-  found = specs(sharding.create_mesh(2, 2, 2), vit_b_16)
+  actual = specs(sharding.create_mesh(2, 2, 2), vit_b_16)
   expected = {
     "blocks/attention/qkv/kernel": P(None, "fsdp", None, "tensor", None),
     "blocks/attention/qkv/bias": P(None, None, "tensor", None),
@@ -105,13 +105,13 @@ def test_rules_on_the_real_model(vit_b_16):
     expected |= {f"{tower}/{name}/scale": P(), f"{tower}/{name}/bias": P()}
   full = lambda spec, leaf: tuple(spec) + (None,) * (len(leaf.shape) - len(spec))
   shapes = by_name(vit_b_16)
-  assert found.keys() == expected.keys()
-  for name, spec in found.items():
+  assert actual.keys() == expected.keys()
+  for name, spec in actual.items():
     assert full(spec, shapes[name]) == full(expected[name], shapes[name]), name
 
 
 def test_every_large_parameter_is_split(vit_b_16):
-  """No device of eight holds more than a sixth of the model: what stays whole is small."""
+  """Each of eight devices holds less than a sixth of the model: little of it is not split."""
   mesh = sharding.create_mesh(1, 4, 2)
   layouts, total, held = by_name(sharding.parameters(mesh, vit_b_16)), 0, 0
   for name, leaf in by_name(vit_b_16).items():
@@ -121,17 +121,17 @@ def test_every_large_parameter_is_split(vit_b_16):
   assert held < total / 6
 
 
-def test_no_rule_is_dead(vit_b_16):
-  """Taking any rule away changes the layout of the real model."""
+def test_every_rule_is_needed(vit_b_16):
+  """Without any one of the rules, the shardings of the real model change."""
   mesh, rules = sharding.create_mesh(2, 2, 2), sharding.PARAMETER_RULES
   complete = specs(mesh, vit_b_16)
   for rule in rules:
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(sharding, "PARAMETER_RULES", tuple(r for r in rules if r is not rule))
-      assert specs(mesh, vit_b_16) != complete, f"{rule} decides nothing"
+      assert specs(mesh, vit_b_16) != complete, f"{rule} changes nothing"
 
 
-def test_a_dimension_that_an_axis_does_not_divide_stays_whole():
+def test_a_dimension_that_an_axis_does_not_divide_is_not_split():
   mesh = sharding.create_mesh(1, 2, 4)
   shapes = {
     "blocks/attention/qkv/kernel": (2, 5, 3, 8, 16),
@@ -149,7 +149,7 @@ def test_a_dimension_that_an_axis_does_not_divide_stays_whole():
 
 
 @pytest.mark.parametrize("second_moment", ["float32", "float16"])
-def test_optimizer_state_follows_the_parameters(vit_b_16, second_moment):
+def test_optimizer_state_is_split_as_the_parameters(vit_b_16, second_moment):
   mesh = sharding.create_mesh(2, 2, 2)
   tx = recipe.create_optimizer(num_epochs=2, steps_per_epoch=2, second_moment=second_moment)
   zeros = lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), vit_b_16)
