@@ -78,11 +78,15 @@ class Tokenizer:
 
 
 def load_tokenizer(folder: pathlib.Path | str) -> Tokenizer:
-  """Reads the file that `Tokenizer.save` wrote; raises UserError if it is missing."""
+  """Reads the file that `Tokenizer.save` wrote; raises UserError if it is missing or damaged."""
   path = pathlib.Path(folder) / _FILE
   if not path.is_file():
     raise UserError(f"{path} is missing: the folder holds no saved tokenizer")
-  backend = tokenizers.Tokenizer.from_file(str(path))
+  try:
+    backend = tokenizers.Tokenizer.from_file(str(path))
+  except Exception as error:  # the library raises plain exceptions
+    reason = " ".join(str(error).split())[:200]
+    raise UserError(f"{path} is damaged ({reason}); restore it from a copy of the run") from error
   if backend.truncation is None or backend.post_processor is None:
     raise UserError(f"{path} was not saved by dgia_jax: it does not fix a context length")
   return Tokenizer(backend)

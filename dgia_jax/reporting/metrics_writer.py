@@ -151,12 +151,17 @@ class SpeedMeter:
 
 def _kept_lines(path: pathlib.Path, resume_step: int | None) -> list[str]:
   """The lines of `path`, with line ends, that a run resuming after `resume_step` keeps."""
-  lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+  try:
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+  except OSError as error:
+    raise UserError(f"{path} cannot be read ({error}); move it away to start a new one") from error
   kept = []
   for number, line in enumerate(lines, start=1):
     try:
       step = json.loads(line)["step"]
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
+      if not isinstance(step, int):
+        raise TypeError("the step is not a number")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
       if number == len(lines):
         break
       raise UserError(

@@ -115,13 +115,17 @@ def evaluate(
   Raises:
     UserError: the folder holds no complete checkpoint, or the run of another config.
   """
+  workdir = workdir_lib.resolve(workdir)
   workdir_lib.read_config(workdir)
   workdir_lib.check(workdir, config)
   if not checkpoint.steps_saved(workdir):
     raise UserError(f"--workdir={workdir}: no complete checkpoint to evaluate; train first")
   setup = setup_lib.create(config, workdir, splits)
   distributed.wait_for_all()
-  with contextlib.closing(checkpoint.Checkpoints(workdir, read_only=True)) as checkpoints:
+  checkpoints = checkpoint.Checkpoints(
+    workdir, read_only=True, verify=config.checkpoint.verify, notify=console.print
+  )
+  with contextlib.closing(checkpoints):
     return report(setup, checkpoints, console)
 
 

@@ -323,3 +323,11 @@ def test_golden_ids_with_the_real_clip_vocabulary():
     words = _words(tokenizer, entry["caption"])
     assert max(words) < tokenizer.mask_id
     assert words == entry.get("ids", words)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\x00", b'{"model": 3}'])
+def test_a_damaged_tokenizer_of_a_run_is_named(tmp_path, content):
+  (tmp_path / "tokenizer.json").write_bytes(content)
+  with pytest.raises(UserError, match="tokenizer.json is damaged") as caught:
+    tokenizer_lib.load_tokenizer(tmp_path)
+  assert "\n" not in str(caught.value)

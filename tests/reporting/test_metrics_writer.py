@@ -169,3 +169,16 @@ def test_input_wait_is_a_share_of_the_interval():
   meter.wait(3.0)
   meter.start(7, now=30.0)  # an evaluation: earlier waiting is forgotten
   assert meter.read(8, now=31.0).input_wait == 0.0
+
+
+@pytest.mark.parametrize("line", ['{"step": "two"}', '{"step": null}', "[1]", "3", '{"epoch": 1}'])
+def test_a_line_without_a_step_is_named(tmp_path, line):
+  (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
+  with pytest.raises(UserError, match="metrics.jsonl line 2 is not a line of metrics"):
+    metrics_writer.MetricsWriter(tmp_path, resume_step=3)
+
+
+def test_a_folder_in_place_of_the_metrics_is_named(tmp_path):
+  (tmp_path / "metrics.jsonl").mkdir()
+  with pytest.raises(UserError, match="metrics.jsonl cannot be read"):
+    metrics_writer.MetricsWriter(tmp_path, resume_step=3)
