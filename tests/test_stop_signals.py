@@ -103,3 +103,21 @@ def test_other_threads_can_train_without_signals():
   thread.start()
   thread.join()
   assert answers == [False]
+
+
+@pytest.mark.parametrize(
+  "error, code, line",
+  [
+    ("KeyboardInterrupt()", 130, "stopped"),
+    ("OSError(28, 'No space left on device')", 2, "error: the disk is full"),
+  ],
+)
+def test_an_interrupt_and_a_full_disk_end_in_one_line(error, code, line):
+  program = (
+    f"from dgia_jax import distributed\nwith distributed.failing_together():\n  raise {error}"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+  )
+  assert done.returncode == code
+  assert done.stderr.startswith(line) and done.stderr.count("\n") == 1

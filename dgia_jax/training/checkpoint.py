@@ -322,8 +322,17 @@ def digest(state: train_state.TrainState, num_pairs: int) -> str:
 
 def _scores(folder: pathlib.Path, steps: Sequence[int]) -> dict[int, float]:
   """Scores of the checkpoints that were evaluated."""
-  records = [checkpoint_record.read(folder / str(step)) for step in steps]
-  return {record.step: record.score for record in records if record.score is not None}
+  scores = {}
+  for step in steps:
+    try:
+      score = checkpoint_record.read(folder / str(step)).score
+    except DamagedCheckpointError:
+      if (folder / str(step)).exists():
+        raise
+      continue  # a run that is training has just deleted it
+    if score is not None:
+      scores[step] = score
+  return scores
 
 
 def _highest(scores: dict[int, float], steps: Sequence[int]) -> int | None:

@@ -54,6 +54,8 @@ def read(checkpoint: pathlib.Path) -> CheckpointRecord:
     if digest != _digest(content):
       raise ValueError("its digest differs")
     record = CheckpointRecord(**content)
+  except PermissionError as error:
+    raise UserError(f"{checkpoint}: cannot be read ({error})") from error
   except Exception as error:  # a damaged file can fail in any way
     raise damaged(checkpoint, f"{RECORD}: {error}") from error
   if str(record.step) != checkpoint.name:
