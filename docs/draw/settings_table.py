@@ -1,61 +1,75 @@
-"""Writes the table of all settings from the comments beside them in `dgia_jax.config`:
+"""Writes the page of all settings from the comments beside them in `dgia_jax.config`:
 
 python -m docs.draw.settings_table > docs/configuration.md
 """
 
 import inspect
 import re
+import textwrap
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from dgia_jax import config as config_lib
 
 HEAD = """# Settings
 
-Every setting of a run, as `python -m docs.draw.settings_table` reads them from
-[`dgia_jax/config.py`](../dgia_jax/config.py). A file in [`configs/`](../configs) changes some of
-them; on the command line `--config.NAME=VALUE` changes one. An unknown name, a value out of range
-and a combination that cannot work stop the run in one line.
+Every setting of a run, with its default and its meaning. `python -m docs.draw.settings_table` generates this
+page from [`dgia_jax/config.py`](../dgia_jax/config.py). The files in [`configs/`](../configs) change some of
+the defaults. On the command line, `--config.NAME=VALUE` changes one setting. An unknown name, a value out of
+range or a combination that cannot work stops the run with a one-line message.
 """
+WIDTH = 110
 _FIELD = re.compile(r'^  (?:config\.([\w.]+) = (.+?)|    "(\w+)": (.+?),)(?:  # (.*))?$')
 _COMMENT = re.compile(r"^ +# (.*)$")
 
 
-def settings():
-  """Every field of the default config in the order of the source.
+class SettingLine(NamedTuple):
+  """One field of the default config: dotted name, default as Python source, comment."""
 
-  Returns:
-    [(dotted name, default as Python source, comment)].
-  """
-  found, above, inside = [], [], ""
+  name: str
+  default: str
+  meaning: str
+
+
+def settings() -> list[SettingLine]:
+  """Every field of the default config, in the order of the source."""
+  fields, comments_above, dict_name = [], [], ""
   for line in inspect.getsource(config_lib.base).splitlines():
     if comment := _COMMENT.match(line):
-      above.append(comment.group(1))
+      comments_above.append(comment.group(1))
       continue
     match = _FIELD.match(line)
     if not match:
-      above = above if line.strip() else []
+      comments_above = comments_above if line.strip() else []
       continue
-    name, value, entry, entry_value, beside = match.groups()
+    name, value, entry, entry_value, comment_beside = match.groups()
     if entry:
-      found.append((f"{inside}.{entry}", entry_value, beside or ""))
-    elif value.startswith("ConfigDict(") and not beside:
-      inside = name
+      fields.append(SettingLine(f"{dict_name}.{entry}", entry_value, comment_beside or ""))
+    elif value.startswith("ConfigDict(") and not comment_beside:
+      dict_name = name
     elif "." in name or not value.startswith("ConfigDict("):
-      found.append((name, value.replace("ConfigDict()", "{}"), beside or " ".join(above)))
-    above = []
-  return found
+      meaning = comment_beside or " ".join(comments_above)
+      fields.append(SettingLine(name, value.replace("ConfigDict()", "{}"), meaning))
+    comments_above = []
+  return fields
 
 
-def lines():
-  """The reference as lines of Markdown, one table for each group of settings."""
+def lines() -> Iterator[str]:
+  """The page as lines of Markdown: one heading per group, one list item per setting."""
   yield from HEAD.splitlines()
   group = None
-  for name, value, comment in settings():
+  for name, default, meaning in settings():
     first = name.split(".")[0] if "." in name else ""
     if first != group:
       group = first
-      yield from ("", f"## {group or 'the run'}", "")
-      yield from ("| setting | default | meaning |", "|---|---|---|")
-    yield f"| `{name}` | `{value}` | {comment.replace('|', chr(92) + '|')} |"
+      yield from ("", f"## {group or 'The run'}", "")
+    yield from textwrap.wrap(
+      f"- `{name}` (`{default}`): {meaning}",
+      WIDTH,
+      subsequent_indent="  ",
+      break_long_words=False,
+      break_on_hyphens=False,
+    )
 
 
 if __name__ == "__main__":

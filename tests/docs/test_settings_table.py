@@ -1,11 +1,13 @@
-"""The table of settings is complete and up to date."""
+"""The page of settings is complete and up to date."""
+
+from collections.abc import Iterator, Mapping
 
 from dgia_jax import config as config_lib
 from docs.draw import settings_table
 from tests.helpers.paths import ROOT
 
 
-def leaves(tree, prefix=""):
+def leaves(tree: Mapping, prefix: str = "") -> Iterator[str]:
   for name, value in tree.items():
     if isinstance(value, dict) and value:
       yield from leaves(value, f"{prefix}{name}.")
@@ -14,18 +16,27 @@ def leaves(tree, prefix=""):
 
 
 def test_every_setting_is_listed_with_a_comment_and_its_default():
-  found = settings_table.settings()
+  fields = settings_table.settings()
   base = config_lib.base()
-  assert sorted(name for name, _, _ in found) == sorted(leaves(base.to_dict()))
-  for name, value, comment in found:
-    assert comment, f"{name} has no comment in dgia_jax/config.py"
+  assert sorted(field.name for field in fields) == sorted(leaves(base.to_dict()))
+  for field in fields:
+    assert field.meaning, f"{field.name} has no comment in dgia_jax/config.py"
     expected = base.to_dict()
-    for part in name.split("."):
+    for part in field.name.split("."):
       expected = expected[part]
-    assert eval(value) == expected, name
+    assert eval(field.default) == expected, field.name
+
+
+def test_every_setting_is_an_item_of_its_group():
+  lines = list(settings_table.lines())
+  assert "- `seed` (`0`): " in lines[lines.index("## The run") + 2]
+  assert "- `mesh.data` (`-1`): " in lines[lines.index("## mesh") + 2]
+  items = [line for line in lines if line.startswith("- ")]
+  assert len(items) == len(settings_table.settings())
+  assert max(map(len, lines)) <= settings_table.WIDTH
 
 
 def test_the_page_is_up_to_date():
   page = (ROOT / "docs" / "configuration.md").read_text()
-  written = "\n".join(settings_table.lines()) + "\n"
-  assert page == written, "run: python -m docs.draw.settings_table > docs/configuration.md"
+  generated = "\n".join(settings_table.lines()) + "\n"
+  assert page == generated, "run: python -m docs.draw.settings_table > docs/configuration.md"
