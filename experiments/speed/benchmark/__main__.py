@@ -22,10 +22,10 @@ flags.DEFINE_multi_enum("part", list(PARTS), PARTS, "What to measure; may be rep
 flags.DEFINE_string("out", None, "Write PATH.json and PATH.md.")
 flags.DEFINE_integer("num_pairs", 68_108, "Training pairs, rows of the banks.", lower_bound=8)
 flags.DEFINE_integer("association_batch", 64, "Batch size of the association alone.", lower_bound=2)
-flags.DEFINE_integer("repeats", 5, "Measurements of each contender.", lower_bound=1)
+flags.DEFINE_integer("repeats", 5, "Measurements per implementation.", lower_bound=1)
 flags.DEFINE_integer("calls", 0, "Calls per measurement; 0: by device.", lower_bound=0)
-flags.DEFINE_integer("threads", 0, "Cores of each contender; 0: all.", lower_bound=0)
-flags.DEFINE_list("contenders", ["ours", "torch loops", "torch vectorised"], "What is compared.")
+flags.DEFINE_integer("threads", 0, "Cores per implementation; 0: all.", lower_bound=0)
+flags.DEFINE_list("implementations", ["ours", "torch loops", "torch vectorised"], "What is compared.")
 flags.DEFINE_list("ranking_sizes", None, "QUERIESxGALLERY, several; default: all.")
 flags.DEFINE_list("workers", ["0", "2"], "Decoding processes of the input part.")
 flags.DEFINE_float("input_seconds", 10, "Seconds per measurement of the input.", lower_bound=0.1)
@@ -33,7 +33,7 @@ flags.DEFINE_float("input_seconds", 10, "Seconds per measurement of the input.",
 
 def run() -> int:
   """Entry point; returns the exit code."""
-  # Imported here: contenders' processes import this module again, and need none of it.
+  # Imported here: worker processes import this module again, and need none of it.
   from dgia_jax import cli
 
   return cli.run(_run)
@@ -47,9 +47,9 @@ def _run() -> None:
     raise UserError(f"unexpected argument {rest[1]!r}")
   if not FLAGS.config:
     raise UserError("--config is missing")
-  from experiments.speed.benchmark import program
+  from experiments.speed.benchmark import suite
 
-  program.main(FLAGS)
+  suite.main(FLAGS)
 
 
 if __name__ == "__main__":

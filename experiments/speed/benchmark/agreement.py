@@ -1,7 +1,9 @@
-"""Do the contenders compute the same? One step each from the same weights, views and banks."""
+"""Checks that all implementations compute the same step from the same weights, views and banks."""
 
 import dataclasses
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,59 +14,57 @@ from dgia_jax.method import compilation
 from dgia_jax.method import views as views_lib
 from dgia_jax.training import setup
 from experiments.speed.benchmark import jax_step, torch_association, torch_step
-from experiments.speed.benchmark import problem as problem_lib
+from experiments.speed.benchmark import workload as workload_lib
+from experiments.speed.benchmark.workload import Workload
 
-_PAIRS = 8  # the batch is cut to so many pairs: it is run in float32, and once
+_PAIRS = 8  # pairs compared: one float32 step needs no more
 
 
 class Agreement:
-  """`compare` as a contender's process calls it."""
+  """`compare` as an implementation's process calls it."""
 
-  def __init__(self, problem, threads):
+  def __init__(self, workload: Workload, threads: int):
     torch.set_num_threads(threads)
-    # In full float32 Triton's products take a GPU's compiler minutes each to try out.
+    # With full float32, autotuning Triton's matrix products takes minutes on a GPU.
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_enable_triton_gemm=false".strip()
-    self._problem = problem
+    self._workload = workload
 
-  def compare(self):
-    """See `compare`."""
-    return compare(self._problem)
+  def compare(self) -> dict[str, Any]:
+    """Returns the comparison."""
+    return compare(self._workload)
 
 
-def compare(problem):
-  """Runs one training step of every contender in float32 on the same numbers.
-
-  Args:
-    problem: a `problem.Problem`.
+def compare(workload: Workload) -> dict[str, Any]:
+  """Runs one float32 training step of every implementation on identical inputs.
 
   Returns:
-    {contender: {"loss_itc", .., "gradient_norm", "parameter_change", "bank_change",
-    "global_relations"}, "largest_difference": relative, over all of these}.
+    {implementation: {"loss_itc", .., "gradient_norm", "parameter_change", "bank_change",
+    "global_relations"}, "largest_difference": the largest relative difference of all of these}.
   """
-  config = problem.config
+  config = workload.config
   config.model.dtype = "float32"
   config.batch_size = min(config.batch_size, _PAIRS)
-  problem = dataclasses.replace(problem, fields=config.to_dict())
+  workload = dataclasses.replace(workload, fields=config.to_dict())
   with jax.default_matmul_precision("highest"):
-    ours, start = _our_step(problem)
-  found = {"ours": ours}
+    ours, start = _our_step(workload)
+  outcomes = {"ours": ours}
   for way in torch_association.WAYS:
-    found[f"torch {way}"] = _torch_step(problem, start, way)
+    outcomes[f"torch {way}"] = _torch_step(workload, start, way)
   difference = max(
     abs(theirs[name] - value) / max(abs(value), 1e-6)
     for name, value in ours.items()
-    for theirs in found.values()
+    for theirs in outcomes.values()
   )
-  return {**found, "largest_difference": difference}
+  return {**outcomes, "largest_difference": difference}
 
 
-def _our_step(problem):
-  """What our step did, and all it started from, on the host."""
-  run = jax_step.make_run(problem)
-  config, state = run.config, jax_step.make_state(problem, run)
+def _our_step(workload: Workload) -> tuple[dict[str, float], tuple]:
+  """Outcome of our step, and its inputs in host memory."""
+  run = jax_step.make_run(workload)
+  config, state = run.config, jax_step.make_state(workload, run)
   batch = sharding.global_batch(
-    run.mesh, problem_lib.batch(problem, config.batch_size), config.batch_size
+    run.mesh, workload_lib.batch(workload, config.batch_size), config.batch_size
   )
   key = jax.random.fold_in(jax.random.key(config.seed), state.step)
   views = views_lib.two_views(
@@ -72,7 +72,7 @@ def _our_step(problem):
     batch["image"],
     batch["tokens"],
     settings=config.augment,
-    mask_id=problem.mask_id,
+    mask_id=workload.mask_id,
     distorted=True,
   )
   before = jax.device_get((state.params, (state.bank.image, state.bank.text)))
@@ -95,16 +95,16 @@ def _our_step(problem):
   }, start
 
 
-def _torch_step(problem, start, way):
+def _torch_step(workload: Workload, start: tuple, way: str) -> dict[str, float]:
   params, banks, (pixels, tokens, index) = start
-  config = problem.config
+  config = workload.config
   encoders = torch_step.make_encoders(config)
   encoders.load_params(params)
-  # At the rate of the first epoch, since our optimiser counts its own steps from 0.
+  # The learning rate of the first epoch: our optimizer counts its own steps from 0.
   optimizer = torch_step.make_optimizer(encoders, config, epoch=1)
   weights = [parameter.detach().clone() for parameter in encoders.parameters()]
   tensor = lambda array: torch.tensor(np.asarray(array))
-  banks = [tensor(bank[: problem.num_pairs]).clone() for bank in banks]
+  banks = [tensor(bank[: workload.num_pairs]).clone() for bank in banks]
   old_banks = [bank.clone() for bank in banks]
   # (B, V, ..) -> all clean views, then all distorted ones.
   flat = lambda array: tensor(np.concatenate([array[:, 0], array[:, 1]]))
@@ -113,9 +113,7 @@ def _torch_step(problem, start, way):
   sum(config.loss.weights[name] * term for name, term in terms.items()).backward()
   gradient = [parameter.grad for parameter in encoders.parameters()]
   anchors, clean = config.global_association, [feature.detach() for feature in clean]
-  mined, _ = torch_association.WAYS[way][1](
-    clean[0], banks[0], anchors.k, anchors.threshold, anchors.soft_scale
-  )
+  mined, _ = torch_association.WAYS[way][1](clean[0], banks[0], anchors.k, anchors.threshold)
   optimizer.step()
   torch_step.update_banks(banks, tensor(index).long(), clean, config, way)
   return {
@@ -127,8 +125,8 @@ def _torch_step(problem, start, way):
   }
 
 
-def _distance(ours, theirs):
-  """Norm of the difference of two lists of arrays."""
+def _distance(ours: Sequence, theirs: Sequence) -> float:
+  """Euclidean norm of the difference of two lists of arrays."""
   squares = [
     float(np.sum(np.square(np.asarray(a, np.float64) - np.asarray(b, np.float64))))
     for a, b in zip(ours, theirs, strict=True)

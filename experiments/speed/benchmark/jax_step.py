@@ -1,4 +1,4 @@
-"""Our contender: the training step as it is run, and its parts, each compiled by itself."""
+"""Our implementation: the training step as it is run, and its parts, each compiled by itself."""
 
 import contextlib
 import dataclasses
@@ -19,12 +19,13 @@ from dgia_jax import sharding
 from dgia_jax.data import batches as batches_lib
 from dgia_jax.data.pairs import PairTable
 from dgia_jax.data.prefetch import Prefetcher
-from dgia_jax.method import compilation, memory_bank, train_state, views
+from dgia_jax.method import compilation, memory_bank, train_state
+from dgia_jax.method import views as views_lib
 from dgia_jax.models import dual_encoder
 from dgia_jax.models import pixels as pixels_lib
 from dgia_jax.training import setup, train
 from experiments.speed.benchmark import device_time, timing
-from experiments.speed.benchmark import problem as problem_lib
+from experiments.speed.benchmark import workload as workload_lib
 
 _FILL_ROWS = 8192  # bank rows written at once while a bank is filled
 _STORED_IMAGES = 64
@@ -57,18 +58,18 @@ class _StoredImages(Sequence):
     return np.asarray(Image.open(io.BytesIO(self._encoded[image % len(self._encoded)])))
 
 
-def make_run(problem):
-  """A `build.Run` of the problem's config on made-up pairs."""
-  config = problem.config
-  image_of_pair_N = np.arange(problem.num_pairs, dtype=np.int32) // 2
+def make_run(workload):
+  """A `build.Run` of the workload's config on made-up pairs."""
+  config = workload.config
+  image_of_pair_N = np.arange(workload.num_pairs, dtype=np.int32) // 2
   num_images = int(image_of_pair_N[-1]) + 1
   pairs = PairTable(
     images=_StoredImages(config.dataset.image_size, num_images),
     image_of_pair_N=image_of_pair_N,
-    captions=[""] * problem.num_pairs,
+    captions=[""] * workload.num_pairs,
     person_of_image_M=np.arange(num_images),
   )
-  vocabulary = _Vocabulary(config.tokenizer.vocab_size, problem.mask_id)
+  vocabulary = _Vocabulary(config.tokenizer.vocab_size, workload.mask_id)
   mesh = sharding.create_mesh(**config.mesh)
   return setup.TrainingSetup(
     config=config,
@@ -77,7 +78,7 @@ def make_run(problem):
     splits={"train": pairs},
     tokenizer=vocabulary,
     graphdef=setup.abstract_graph(config, vocabulary.vocab_size, mesh),
-    optimizer=setup.create_optimizer(config, problem.steps_per_epoch),
+    optimizer=setup.create_optimizer(config, workload.steps_per_epoch),
   )
 
 
@@ -91,49 +92,49 @@ def fill_bank(bank, rows, mesh):
   return bank
 
 
-def make_state(problem, run):
+def make_state(workload, run):
   """A state in the first epoch with all losses, its bank filled around the batch's features."""
   state = train_state.create(run.mesh, setup.init_state(run))
-  size = problem.config.batch_size
-  batch = sharding.global_batch(run.mesh, problem_lib.batch(problem, size), size)
+  size = workload.config.batch_size
+  batch = sharding.global_batch(run.mesh, workload_lib.batch(workload, size), size)
 
   @jax.jit
   def encode(params, batch):
     key = jax.random.key(0)
-    pixels, tokens = views.two_views(
+    pixels, tokens = views_lib.two_views(
       key,
       batch["image"],
       batch["tokens"],
       settings=run.config.augment,
-      mask_id=problem.mask_id,
+      mask_id=workload.mask_id,
       distorted=True,
     )
     return run.encode(params, pixels[:, 0], tokens[:, 0])
 
   features = jax.device_get(encode(state.params, batch))
-  rows = [problem_lib.bank(feature, problem.num_pairs) for feature in features]
+  rows = [workload_lib.bank(feature, workload.num_pairs) for feature in features]
   return state.replace(
-    step=_first_step(problem, run.mesh), bank=fill_bank(state.bank, rows, run.mesh)
+    step=_first_step(workload, run.mesh), bank=fill_bank(state.bank, rows, run.mesh)
   )
 
 
-def _first_step(problem, mesh):
-  step = jnp.int32((problem.epoch - 1) * problem.steps_per_epoch)
+def _first_step(workload, mesh):
+  step = jnp.int32((workload.epoch - 1) * workload.steps_per_epoch)
   return jax.device_put(step, sharding.replicated(mesh))
 
 
-class JaxContender:
+class JaxImplementation:
   """Times the step and its parts.
 
   Args:
-    problem: a `problem.Problem`.
+    workload: a `workload.Workload`.
     threads: cores of this process, to which JAX keeps by itself.
   """
 
-  def __init__(self, problem, threads):
+  def __init__(self, workload, threads):
     del threads
-    self._problem, self._config = problem, problem.config
-    self._run = make_run(problem)
+    self._workload, self._config = workload, workload.config
+    self._run = make_run(workload)
     self._functions = {}
 
   def describe(self):
@@ -191,8 +192,8 @@ class JaxContender:
       {"seconds": per step, "wait": seconds per step in which the step waited for its batch}.
     """
     random, run, size = np.random.default_rng(0), self._run, self._config.batch_size
-    few = problem_lib.tokens(self._problem, 256, random)
-    tokens_NxL = few[random.integers(0, len(few), self._problem.num_pairs)]
+    few = workload_lib.tokens(self._workload, 256, random)
+    tokens_NxL = few[random.integers(0, len(few), self._workload.num_pairs)]
 
     def on_device():
       batches = batches_lib.train_batches(
@@ -200,7 +201,7 @@ class JaxContender:
         tokens_NxL,
         batch_size=size,
         seed=0,
-        num_epochs=1 + -(-steps // self._problem.steps_per_epoch),
+        num_epochs=1 + -(-steps // self._workload.steps_per_epoch),
         workers=self._config.dataset.workers,
         rows=sharding.batch_rows(run.mesh, size),
       )
@@ -225,11 +226,11 @@ class JaxContender:
     return {"seconds": seconds / steps, "wait": waited / steps}
 
   def _batch(self, size):
-    return sharding.global_batch(self._run.mesh, problem_lib.batch(self._problem, size), size)
+    return sharding.global_batch(self._run.mesh, workload_lib.batch(self._workload, size), size)
 
   def _make_step(self, _):
     run, batch = self._run, self._batch(self._config.batch_size)
-    state = [make_state(self._problem, run)]
+    state = [make_state(self._workload, run)]
     start = time.perf_counter()
     compiled = compilation.compile_step(setup.create_step(run), run.mesh, state[0], batch)
     facts = {"compile": time.perf_counter() - start, **memory_facts(compiled)}
@@ -242,26 +243,28 @@ class JaxContender:
     return step, facts
 
   def _make_association(self, _):
-    return self._association(self._problem.association_batch)
+    return self._association(self._workload.association_batch)
 
   def _make_relations(self, _):
     return self._association(self._config.batch_size)
 
   def _association(self, size):
     """The step itself with features in the place of parameters, and no encoders."""
-    problem, mesh = self._problem, self._run.mesh
+    workload, mesh = self._workload, self._run.mesh
     dim = dual_encoder.SIZES[self._config.model.name].feature_width
-    views = [problem_lib.features(size, dim, seed) for seed in (0, 1)]
+    views = [workload_lib.features(size, dim, seed) for seed in (0, 1)]
     # (2B, D): both views of a pair beside each other, as `views.encode_views` has them.
     beside = lambda modality: np.stack([view[modality] for view in views], 1).reshape(-1, dim)
     features = {"image": beside(0), "text": beside(1)}
-    rows = [problem_lib.bank(feature, problem.num_pairs) for feature in views[0]]
+    rows = [workload_lib.bank(feature, workload.num_pairs) for feature in views[0]]
     init = train_state.initializer(
       lambda: jax.tree.map(jnp.asarray, features), optax.identity(),
-      num_pairs=problem.num_pairs, feature_dim=dim,
+      num_pairs=workload.num_pairs, feature_dim=dim,
     )  # fmt: skip
     state = train_state.create(mesh, init)
-    state = [state.replace(step=_first_step(problem, mesh), bank=fill_bank(state.bank, rows, mesh))]
+    state = [
+      state.replace(step=_first_step(workload, mesh), bank=fill_bank(state.bank, rows, mesh))
+    ]
     step = functools.partial(
       setup.create_step(self._run),
       encode=lambda params, pixels, _: tuple(params[kind][: len(pixels)] for kind in features),
@@ -280,12 +283,12 @@ class JaxContender:
   def _make_views(self, _):
     batch = self._batch(self._config.batch_size)
     views = jax.jit(
-      lambda key, batch: views.two_views(
+      lambda key, batch: views_lib.two_views(
         key,
         batch["image"],
         batch["tokens"],
         settings=self._config.augment,
-        mask_id=self._problem.mask_id,
+        mask_id=self._workload.mask_id,
         distorted=True,
       )
     )
@@ -324,7 +327,7 @@ class JaxContender:
     return run, {}
 
   def _make_product(self, _):
-    a = jnp.ones((problem_lib.PRODUCT_SIDE,) * 2, jnp.dtype(self._config.model.dtype))
+    a = jnp.ones((workload_lib.PRODUCT_SIDE,) * 2, jnp.dtype(self._config.model.dtype))
     return _caller(jax.jit(jnp.matmul), a, a), {}
 
   def _params(self):

@@ -44,7 +44,7 @@ def torch_metrics(query_features, gallery_features, query_ids, gallery_ids, devi
 
 
 class Ranking:
-  """One way to rank, as a contender; parts are names in `SIZES`.
+  """One way to rank, as an implementation; parts are names in `SIZES`.
 
   Args:
     way: "ours" or "torch".

@@ -1,6 +1,6 @@
 """From measurements to tables, and which targets are met."""
 
-from experiments.speed.benchmark.tables import Table, gigabytes, ratio, spread
+from experiments.speed.benchmark.text_table import Table, gigabytes, ratio, spread
 
 PARTS = {
   "views": "two views",
@@ -15,7 +15,7 @@ ASSOCIATION_SHARE = 0.01  # of a step, on an accelerator
 MFU_TARGET = 0.5  # on an accelerator whose peak is known
 
 
-def tables(results):
+def make_tables(results):
   """All tables of what was measured, in the order in which it is read."""
   makers = {
     "agreement": _agreement,
@@ -48,7 +48,7 @@ def _agreement(results):
 def _step(results):
   step, batch = results["step"], results["settings"]["batch_size"]
   rows = []
-  for name, found in step["contenders"].items():
+  for name, found in step["implementations"].items():
     seconds, pairs = found["seconds"], batch / found["seconds"]["median"]
     achieved = step["flops"] / seconds["median"]
     peak = step["peak_flops"]
@@ -61,7 +61,7 @@ def _step(results):
         f"{100 * achieved / peak:.1f} %" if peak else "-",
         gigabytes(found["peak_memory"]),
         f"{found['compile']:.1f}" if "compile" in found else "-",
-        f"{ratio(seconds, step['contenders']['ours']['seconds']):.2f}",
+        f"{ratio(seconds, step['implementations']['ours']['seconds']):.2f}",
       ]
     )
   note = (
@@ -80,29 +80,29 @@ def _step(results):
 
 def _shares(results):
   step = results["step"]
-  contenders = step["contenders"]
+  implementations = step["implementations"]
   rows = []
   for part, title in PARTS.items():
     cells = [title]
-    for found in contenders.values():
+    for found in implementations.values():
       seconds = found["parts"][part]
       share = seconds["median"] / found["seconds"]["median"]
       cells.append(f"{1e3 * seconds['median']:,.1f} ms, {100 * share:.1f} %")
     rows.append(cells)
   rest = ["rest (together minus parts)"]
-  for found in contenders.values():
+  for found in implementations.values():
     left = 1 - sum(p["median"] for p in found["parts"].values()) / found["seconds"]["median"]
     rest.append(f"{100 * left:+.1f} %")
   rows.append(rest)
   wait = step.get("input_wait")
   if wait:
     text = f"{1e3 * wait['wait']:,.1f} ms, {100 * wait['wait'] / wait['seconds']:.1f} %"
-    rows.append(["input wait", text, *("-" for _ in range(len(contenders) - 1))])
+    rows.append(["input wait", text, *("-" for _ in range(len(implementations) - 1))])
   note = (
     "Parts are timed apart, each compiled and run by itself, forward and backward; their sum is not"
     " the step. Input wait is measured in a loop over the real pipeline that decodes JPEGs."
   )
-  return Table("Shares of the step", ("part", *contenders), rows, note)
+  return Table("Shares of the step", ("part", *implementations), rows, note)
 
 
 def _device_time(results):
@@ -117,10 +117,10 @@ def _device_time(results):
 
 def _association(results):
   found, settings = results["association"], results["settings"]
-  ours = found["contenders"]["ours"]
+  ours = found["implementations"]["ours"]
   rows = [
     [name, spread(seconds), f"{ratio(seconds, ours):.2f}"]
-    for name, seconds in found["contenders"].items()
+    for name, seconds in found["implementations"].items()
   ]
   note = (
     f"All four losses, search, gather and update of both banks, forward and backward to the "
@@ -133,17 +133,17 @@ def _association(results):
 def _ranking(results):
   rows = []
   for size, found in results["ranking"].items():
-    for name, contender in found["contenders"].items():
-      if "skipped" in contender:
-        rows.append([size, name, contender["skipped"], "-", "-"])
+    for name, implementation in found["implementations"].items():
+      if "skipped" in implementation:
+        rows.append([size, name, implementation["skipped"], "-", "-"])
         continue
       rows.append(
         [
           size,
           name,
-          spread(contender["seconds"], scale=1, digits=2),
-          gigabytes(contender["memory"]),
-          f"{ratio(contender['seconds'], found['contenders']['ours']['seconds']):.2f}",
+          spread(implementation["seconds"], scale=1, digits=2),
+          gigabytes(implementation["memory"]),
+          f"{ratio(implementation['seconds'], found['implementations']['ours']['seconds']):.2f}",
         ]
       )
   note = (
@@ -177,7 +177,7 @@ def targets(results):
     found.append({"target": target, "needed": needed, "measured": measured, "met": bool(met)})
 
   accelerator = results["machine"]["platform"] != "cpu"
-  step = results.get("step", {}).get("contenders", {})
+  step = results.get("step", {}).get("implementations", {})
   ours = step.get("ours")
   for name, theirs in step.items():
     if name != "ours":
@@ -185,15 +185,15 @@ def targets(results):
       add(f"full step against {name}", f"at least {STEP_TARGET:g} x", f"{times:.2f} x",
           times >= STEP_TARGET)  # fmt: skip
   if "association" in results:
-    contenders = results["association"]["contenders"]
-    if "torch loops" in contenders:
-      times = ratio(contenders["torch loops"], contenders["ours"])
+    implementations = results["association"]["implementations"]
+    if "torch loops" in implementations:
+      times = ratio(implementations["torch loops"], implementations["ours"])
       add("association + bank against torch loops", f"at least {ASSOCIATION_TARGET:g} x",
           f"{times:.2f} x", times >= ASSOCIATION_TARGET)  # fmt: skip
   for size, ranking in results.get("ranking", {}).items():
-    torch = ranking["contenders"].get("torch", {})
+    torch = ranking["implementations"].get("torch", {})
     if "seconds" in torch:
-      times = ratio(torch["seconds"], ranking["contenders"]["ours"]["seconds"])
+      times = ratio(torch["seconds"], ranking["implementations"]["ours"]["seconds"])
       add(f"ranking {size}", f"at least {RANKING_TARGET:g} x", f"{times:.2f} x",
           times >= RANKING_TARGET)  # fmt: skip
   if accelerator and ours:
@@ -225,9 +225,12 @@ def markdown(results):
     f"{settings['context_length']} tokens, encoders in {settings['dtype']}, remat "
     f"{settings['remat']}."
   )
-  lines += ["", "Made-up data, random weights, all four losses on. Contenders run in processes of"]
+  lines += [
+    "",
+    "Made-up data, random weights, all four losses on. Implementations run in processes of",
+  ]
   lines += ["their own and are measured in turn; a turn on the step, its parts or the association"]
   lines += ["begins with a call that is not timed. Numbers are medians.", ""]
-  for table in tables(results):
+  for table in make_tables(results):
     lines += table.markdown()
   return "\n".join(lines)

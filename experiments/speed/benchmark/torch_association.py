@@ -54,7 +54,7 @@ def local_labels_loops(images, texts, threshold, relation_label):
 
 
 @torch.no_grad()
-def extended_vectorised(images, image_bank, k, threshold, soft_scale):
+def extended_vectorised(images, image_bank, k, threshold):
   """What the anchors mine, and the labels of the batch extended by it.
 
   Returns:
@@ -64,7 +64,7 @@ def extended_vectorised(images, image_bank, k, threshold, soft_scale):
   best, found = best[:, 1:], found[:, 1:]
   valid = best > threshold
   bracket = torch.cat([torch.ones_like(best[:, :1]), best.masked_fill(~valid, -torch.inf)], dim=1)
-  weights = 1 - torch.softmax(soft_scale * bracket, dim=1)[:, 1:]
+  weights = 1 - torch.softmax(bracket, dim=1)[:, 1:]
   own = torch.arange(len(images), device=images.device)
   group = torch.cat([own, valid.nonzero()[:, 0]])
   labels = (group[:, None] == group[None, :]).float()
@@ -74,7 +74,7 @@ def extended_vectorised(images, image_bank, k, threshold, soft_scale):
 
 
 @torch.no_grad()
-def extended_loops(images, image_bank, k, threshold, soft_scale):
+def extended_loops(images, image_bank, k, threshold):
   """As `extended_vectorised`, anchor by anchor."""
   scores = cosine(images, image_bank)
   mined, groups, weights = [], [], []
@@ -82,7 +82,7 @@ def extended_loops(images, image_bank, k, threshold, soft_scale):
     order = torch.argsort(scores[i], descending=True)
     neighbours = [j for j in order[1 : k + 1].tolist() if scores[i, j].item() > threshold]
     bracket = torch.tensor([1.0] + [scores[i, j].item() for j in neighbours])
-    weights.append((1 - torch.softmax(soft_scale * bracket, dim=0))[1:].tolist())
+    weights.append((1 - torch.softmax(bracket, dim=0))[1:].tolist())
     groups.append(list(range(len(images) + len(mined), len(images) + len(mined) + len(neighbours))))
     mined += neighbours
   labels = torch.eye(len(images) + len(mined), device=images.device)
@@ -134,7 +134,7 @@ def losses(clean, distorted, image_bank, text_bank, config, way):
     return matching(images, texts, labels, temperature, epsilon)
 
   images, texts = clean
-  mined, labels = extended(images, image_bank, anchors.k, anchors.threshold, anchors.soft_scale)
+  mined, labels = extended(images, image_bank, anchors.k, anchors.threshold)
   more_images = torch.cat([images, image_bank[mined]])
   more_texts = torch.cat([texts, text_bank[mined]])
   return {

@@ -1,4 +1,4 @@
-"""The PyTorch contender: the whole training step and its parts, written plainly."""
+"""The PyTorch implementation: the whole training step and its parts, written plainly."""
 
 import contextlib
 
@@ -6,8 +6,8 @@ import torch
 
 from dgia_jax.method import optimizer as optimizer_lib
 from dgia_jax.models import dual_encoder
-from experiments.speed.benchmark import problem as problem_lib
 from experiments.speed.benchmark import timing, torch_association, torch_views
+from experiments.speed.benchmark import workload as workload_lib
 from experiments.speed.benchmark.torch_model import Encoders
 
 
@@ -44,18 +44,18 @@ def make_optimizer(encoders, config, epoch):
   )
 
 
-class TorchContender:
+class TorchImplementation:
   """Times the step and its parts; on the GPU where there is one.
 
   Args:
-    problem: a `problem.Problem`.
+    workload: a `workload.Workload`.
     threads: of the processor.
   """
 
-  def __init__(self, problem, threads):
+  def __init__(self, workload, threads):
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    self._problem, self._config = problem, problem.config
+    self._workload, self._config = workload, workload.config
     self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     self._bfloat16 = self._config.model.dtype == "bfloat16"
     self._functions = {}
@@ -103,19 +103,19 @@ class TorchContender:
     return torch.autocast(self._device.type, dtype=torch.bfloat16)
 
   def _batch(self, size):
-    arrays = problem_lib.batch(self._problem, size)
+    arrays = workload_lib.batch(self._workload, size)
     to = lambda array: torch.from_numpy(array).to(self._device)
     images = to(arrays["image"]).permute(0, 3, 1, 2).contiguous()
     return images, to(arrays["tokens"]).long(), to(arrays["index"]).long()
 
   def _banks(self, images, texts):
-    make = lambda features: problem_lib.bank(features, self._problem.num_pairs)
+    make = lambda features: workload_lib.bank(features, self._workload.num_pairs)
     return tuple(torch.from_numpy(make(rows)).to(self._device) for rows in (images, texts))
 
   def _encoders(self):
     if "encoders" not in self.__dict__:
       self.encoders = make_encoders(self._config).to(self._device)
-      self.optimizer = make_optimizer(self.encoders, self._config, self._problem.epoch)
+      self.optimizer = make_optimizer(self.encoders, self._config, self._workload.epoch)
     return self.encoders
 
   def _make_step(self, way):
@@ -129,7 +129,7 @@ class TorchContender:
 
     def step():
       settings = self._config.augment
-      pixels, both_tokens = torch_views.two_views(images, tokens, self._problem.mask_id, settings)
+      pixels, both_tokens = torch_views.two_views(images, tokens, self._workload.mask_id, settings)
       self.optimizer.zero_grad(set_to_none=True)
       with self._autocast():
         features = encoders.image(pixels), encoders.text(both_tokens)
@@ -144,7 +144,7 @@ class TorchContender:
   def _make_views(self, _):
     images, tokens, _ = self._batch(self._config.batch_size)
     settings = self._config.augment
-    return lambda: torch_views.two_views(images, tokens, self._problem.mask_id, settings)
+    return lambda: torch_views.two_views(images, tokens, self._workload.mask_id, settings)
 
   def _make_tower(self, kind):
     encoders = self._encoders()
@@ -166,7 +166,7 @@ class TorchContender:
     return self.optimizer.step
 
   def _make_association(self, way):
-    return self._association(self._problem.association_batch, way)
+    return self._association(self._workload.association_batch, way)
 
   def _make_relations(self, way):
     return self._association(self._config.batch_size, way)
@@ -174,7 +174,7 @@ class TorchContender:
   def _association(self, size, way):
     dim = dual_encoder.SIZES[self._config.model.name].feature_width
     _, _, index = self._batch(size)
-    views = [problem_lib.features(size, dim, seed) for seed in (0, 1)]
+    views = [workload_lib.features(size, dim, seed) for seed in (0, 1)]
     banks = self._banks(*views[0])
     leaf = lambda array: torch.from_numpy(array).to(self._device).requires_grad_()
     clean, distorted = (tuple(map(leaf, view)) for view in views)
@@ -190,7 +190,7 @@ class TorchContender:
 
   def _make_product(self, _):
     dtype = torch.bfloat16 if self._bfloat16 else torch.float32
-    a = torch.ones((problem_lib.PRODUCT_SIDE,) * 2, dtype=dtype, device=self._device)
+    a = torch.ones((workload_lib.PRODUCT_SIDE,) * 2, dtype=dtype, device=self._device)
     return lambda: a @ a
 
 

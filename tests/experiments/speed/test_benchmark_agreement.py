@@ -4,18 +4,17 @@ import dataclasses
 
 import pytest
 
-from experiments.speed.benchmark import problem as problem_lib
-from experiments.speed.benchmark import program
-from tests.helpers.benchmark_problem import problem
+from experiments.speed.benchmark import workload as workload_lib
+from tests.helpers.benchmark_workload import workload
 
 torch = pytest.importorskip("torch")
 
 
-def test_contenders_compute_the_same():
+def test_implementations_compute_the_same():
   from experiments.speed.benchmark import agreement
 
-  found = agreement.compare(problem())
-  assert found["largest_difference"] < problem_lib.TOLERANCE
+  found = agreement.compare(workload())
+  assert found["largest_difference"] < workload_lib.TOLERANCE
   ours = found["ours"]
   assert ours["global_relations"] > 0.5 and ours["bank_change"] > 0
   assert len({round(ours[f"loss_{name}"], 4) for name in ("itc", "local", "global")}) == 3
@@ -32,7 +31,7 @@ def test_another_threshold_is_noticed(monkeypatch):
     return correct(dataclasses.replace(made, fields=config.to_dict()), start, way)
 
   monkeypatch.setattr(agreement, "_torch_step", other)
-  found = agreement.compare(problem())
-  assert found["largest_difference"] > problem_lib.TOLERANCE
+  found = agreement.compare(workload())
+  assert found["largest_difference"] > workload_lib.TOLERANCE
   with pytest.raises(RuntimeError, match="do not compute the same"):
-    program._agreeing(found)
+    suite.check_agreement(found)

@@ -1,41 +1,41 @@
-"""Every part of our contender runs, and is what it says."""
+"""Every part of our implementation runs, and is what it says."""
 
 import jax
 import numpy as np
 import pytest
 
 from experiments.speed.benchmark import jax_step, report
-from experiments.speed.benchmark import problem as problem_lib
-from tests.helpers.benchmark_problem import problem
+from experiments.speed.benchmark import workload as workload_lib
+from tests.helpers.benchmark_workload import workload
 
 
 @pytest.fixture(scope="module")
-def contender():
-  return jax_step.JaxContender(problem(), threads=0)
+def implementation():
+  return jax_step.JaxImplementation(workload(), threads=0)
 
 
-def test_the_step_mines_and_learns(contender):
-  facts = contender.prepare("step")
+def test_the_step_mines_and_learns(implementation):
+  facts = implementation.prepare("step")
   assert facts["compile"] > 0 and facts["arguments"] > 0
   assert facts["global_relations"] > 0.5
-  assert contender.measure("step", 2) > 0
-  fed = contender.input_wait(3)
+  assert implementation.measure("step", 2) > 0
+  fed = implementation.input_wait(3)
   assert 0 <= fed["wait"] <= fed["seconds"]
-  assert contender.peak_memory() > 1e6
+  assert implementation.peak_memory() > 1e6
 
 
 @pytest.mark.parametrize("part", [*report.PARTS, "association", "product"])
-def test_parts(contender, part):
-  facts = contender.prepare(part)
-  assert contender.measure(part, 1) > 0
-  contender.drop(part)
+def test_parts(implementation, part):
+  facts = implementation.prepare(part)
+  assert implementation.measure(part, 1) > 0
+  implementation.drop(part)
   if part in ("relations", "association"):
     assert facts["local_relations"] > 0 and facts["global_relations"] > 1
 
 
 def test_the_bank_is_filled_with_the_rows_given(monkeypatch):
   monkeypatch.setattr(jax_step, "_FILL_ROWS", 24)
-  made = problem()
+  made = workload()
   run = jax_step.make_run(made)
   state = jax_step.make_state(made, run)
   bank = jax.device_get(state.bank)
@@ -43,4 +43,4 @@ def test_the_bank_is_filled_with_the_rows_given(monkeypatch):
   norms = np.linalg.norm(bank.image[: made.num_pairs], axis=1)
   np.testing.assert_allclose(bank.image_inverse_norm[: made.num_pairs] * norms, 1, rtol=1e-5)
   assert int(state.step) == made.steps_per_epoch
-  assert problem_lib.check(made) is None
+  assert workload_lib.check(made) is None

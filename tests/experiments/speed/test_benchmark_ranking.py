@@ -23,9 +23,9 @@ def test_torch_equals_ours(monkeypatch):
   np.testing.assert_allclose(list(torch.values()), list(ours.values()), atol=1e-3)
 
 
-def test_contender(monkeypatch):
+def test_one_implementation(monkeypatch):
   monkeypatch.setitem(ranking.SIZES, "30x20", (30, 20))
-  contender = ranking.Ranking("ours", threads=1)
-  facts = contender.prepare("30x20")
-  assert facts["metrics"]["R1"] > 0 and contender.measure("30x20", 2) > 0
-  assert contender.peak_memory() >= facts["before"] > 0
+  implementation = ranking.Ranking("ours", threads=1)
+  facts = implementation.prepare("30x20")
+  assert facts["metrics"]["R1"] > 0 and implementation.measure("30x20", 2) > 0
+  assert implementation.peak_memory() >= facts["before"] > 0

@@ -8,7 +8,7 @@ def seconds(median):
 
 
 def results(**changed):
-  def contender(time):
+  def implementation(time):
     parts = dict.fromkeys(report.PARTS, seconds(time / 10))
     return {"seconds": seconds(time), "parts": parts, "peak_memory": 2e9, "compile": 3.0}
 
@@ -27,17 +27,19 @@ def results(**changed):
       "ours": {"loss_itc": 1.0}, "torch loops": {"loss_itc": 1.0}, "largest_difference": 1e-6,
     },
     "step": {
-      "contenders": {name: contender(time) for name, time in zip(names, (2, 5), strict=True)},
+      "implementations": {
+        name: implementation(time) for name, time in zip(names, (2, 5), strict=True)
+      },
       "input_wait": {"seconds": 2.0, "wait": 0.5}, "flops": 3e9, "peak_flops": 2e9,
       "product_flops": {"ours": 1e9},
     },
-    "association": {"dim": 16, "contenders": {"ours": seconds(1), "torch loops": seconds(7)}},
+    "association": {"dim": 16, "implementations": {"ours": seconds(1), "torch loops": seconds(7)}},
     "ranking": {
-      "9x9": {"contenders": {
+      "9x9": {"implementations": {
         "ours": {"seconds": seconds(1), "memory": 1e9},
         "torch": {"seconds": seconds(3), "memory": 2e9},
       }},
-      "99x99": {"contenders": {
+      "99x99": {"implementations": {
         "ours": {"seconds": seconds(1), "memory": 1e9}, "torch": {"skipped": "too large"},
       }},
     },
@@ -61,7 +63,7 @@ def test_targets_on_an_accelerator():
 def test_targets_of_a_processor_and_of_ours_alone():
   made = results()
   made["machine"]["platform"] = "cpu"
-  made["step"]["contenders"].pop("torch loops")
+  made["step"]["implementations"].pop("torch loops")
   names = [row["target"] for row in report.targets(made)]
   assert names == ["association + bank against torch loops", "ranking 9x9"]
 
@@ -85,5 +87,5 @@ def test_parts_that_were_not_measured_have_no_table():
   for name in ("step", "agreement", "ranking", "association"):
     del made[name]
   made["targets"] = report.targets(made)
-  titles = [table.title for table in report.tables(made)]
+  titles = [table.title for table in report.make_tables(made)]
   assert titles == ["Input", "Targets"] and made["targets"] == []

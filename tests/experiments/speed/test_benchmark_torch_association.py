@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.speed.benchmark import problem as problem_lib
+from experiments.speed.benchmark import workload as workload_lib
 
 torch = pytest.importorskip("torch")
 
@@ -11,13 +11,13 @@ torch = pytest.importorskip("torch")
 def test_loops_and_vectorised_are_equal():
   from experiments.speed.benchmark import torch_association as ways
 
-  images, texts = (torch.from_numpy(x) for x in problem_lib.features(12, 32))
-  bank = torch.from_numpy(problem_lib.bank(images, 50))
+  images, texts = (torch.from_numpy(x) for x in workload_lib.features(12, 32))
+  bank = torch.from_numpy(workload_lib.bank(images, 50))
   labels = [f(images, texts, 0.7, 0.1) for f in (ways.local_labels_loops,
                                                  ways.local_labels_vectorised)]  # fmt: skip
   assert torch.equal(*labels) and (labels[0] == 0.1).any()
   (mined, looped), (also_mined, at_once) = (
-    f(images, bank, 3, 0.7, 1.0) for f in (ways.extended_loops, ways.extended_vectorised)
+    f(images, bank, 3, 0.7) for f in (ways.extended_loops, ways.extended_vectorised)
   )
   assert torch.equal(mined, also_mined) and 0 < len(mined) < 36
   np.testing.assert_allclose(looped, at_once, atol=1e-6)

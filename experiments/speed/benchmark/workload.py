@@ -1,8 +1,8 @@
-"""What is timed: a config's training step on made-up arrays, the same for every contender.
+"""The benchmark's workload: a config's training step on made-up arrays, equal for all.
 
-Data are drawn, because speed does not depend on what an image shows; only the number of mined
-relations could matter, so banks hold neighbours for every pair of the batch. No JAX here: every
-contender's process imports this.
+Random data suffice, because speed does not depend on image content. Only the number of mined
+relations could matter, so the banks hold neighbours of every pair of the batch. This module does not
+import JAX, because the PyTorch process imports it too.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import numpy as np
 
 from dgia_jax.errors import UserError
 
-# What the PyTorch contender can do: the released settings.
+# The PyTorch implementation supports the released settings only.
 _RELEASED = {
   "gradient_accumulation": 1,
   "loss.itc_reduction": "mean",
@@ -24,19 +24,19 @@ _RELEASED = {
   "bank.gated": False,
   "optimizer.second_moment": "float32",
 }
-_WORDS = (20, 60)  # tokens of a caption, start and end left out
-TOLERANCE = 1e-3  # relative, within which contenders must compute the same
-PRODUCT_SIDE = 2048  # of the square matrices whose product shows what the machine can do
+_WORDS = (20, 60)  # range of tokens per caption, without start and end
+TOLERANCE = 1e-3  # largest relative difference between implementations
+PRODUCT_SIDE = 2048  # of the square matrices whose product shows the speed of the machine
 
 
 @dataclasses.dataclass(frozen=True)
-class Problem:
-  """A training step to be timed; pickles, so that it can be sent to another process.
+class Workload:
+  """A training step to be timed; can be pickled and sent to another process.
 
   Attributes:
     fields: a resolved config as a plain dict.
     num_pairs: N, rows of the banks.
-    association_batch: B of the association that is timed by itself.
+    association_batch: batch size of the association that is timed alone.
   """
 
   fields: dict
@@ -44,68 +44,71 @@ class Problem:
   association_batch: int
 
   @property
-  def config(self):
-    """The config."""
+  def config(self) -> ml_collections.ConfigDict:
+    """A new copy of the config."""
     return ml_collections.ConfigDict(self.fields)
 
   @property
-  def epoch(self):
+  def epoch(self) -> int:
     """The first epoch, from 1, in which all losses run."""
     config = self.config
     return max(config.local_association.start_epoch, config.global_association.start_epoch)
 
   @property
-  def mask_id(self):
-    """Id of the mask token: the last but two, as in CLIP's vocabulary."""
+  def mask_id(self) -> int:
+    """Token id of the mask: the third from the end, as in our tokenizer."""
     return self.config.tokenizer.vocab_size - 3
 
   @property
-  def steps_per_epoch(self):
-    """Batches in an epoch."""
+  def steps_per_epoch(self) -> int:
+    """Batches per epoch."""
     return -(-self.num_pairs // self.config.batch_size)
 
 
-def check(problem):
-  """Raises UserError for a config that not every contender can compute."""
-  flat = ml_collections.ConfigDict(problem.fields)
+def check(workload: Workload) -> None:
+  """Raises UserError for a config that not every implementation can compute."""
+  flat = ml_collections.ConfigDict(workload.fields)
   for field, released in _RELEASED.items():
     value = flat
     for name in field.split("."):
       value = value[name]
     if value != released:
       raise UserError(f"config.{field}={value!r}: the benchmark compares {released!r} only; set it")
-  sizes = {"config.batch_size": flat.batch_size, "association_batch": problem.association_batch}
+  sizes = {"config.batch_size": flat.batch_size, "association_batch": workload.association_batch}
   for name, size in sizes.items():
-    if size > problem.num_pairs:
-      raise UserError(f"{name}={size} is more than --num_pairs={problem.num_pairs}; lower it")
+    if size > workload.num_pairs:
+      raise UserError(f"{name}={size} is more than --num_pairs={workload.num_pairs}; lower it")
 
 
-def batch(problem, size, seed=0):
+def batch(workload, size, seed=0):
   """One training batch of `size` pairs as the input pipeline would yield it.
 
   Returns:
     {"image": (B, H, W, 3) uint8, "tokens": (B, L) int32, "index": (B,) int32, "image_index": (B,)
     int32, "mask": (B,) bool}
   """
-  random, config = np.random.default_rng(seed), problem.config
-  index = random.choice(problem.num_pairs, size, replace=False).astype(np.int32)
+  random, config = np.random.default_rng(seed), workload.config
+  index = random.choice(workload.num_pairs, size, replace=False).astype(np.int32)
   return {
     "image": random.integers(0, 256, (size, *config.dataset.image_size, 3), np.uint8),
-    "tokens": tokens(problem, size, random),
+    "tokens": tokens(workload, size, random),
     "index": index,
     "image_index": index // 2,
     "mask": np.ones(size, bool),
   }
 
 
-def tokens(problem, size, random):
+def tokens(workload, size, random):
   """Captions of random words between start and end token: (size, L) int32, padded with 0."""
-  length, vocabulary = problem.config.tokenizer.context_length, problem.config.tokenizer.vocab_size
+  length, vocabulary = (
+    workload.config.tokenizer.context_length,
+    workload.config.tokenizer.vocab_size,
+  )
   rows = np.zeros((size, length), np.int32)
   for row in rows:
     words = min(int(random.integers(*_WORDS)), length - 2)
     row[0], row[words + 1] = vocabulary - 2, vocabulary - 1
-    row[1 : words + 1] = random.integers(1, problem.mask_id, words)
+    row[1 : words + 1] = random.integers(1, workload.mask_id, words)
   return rows
 
 

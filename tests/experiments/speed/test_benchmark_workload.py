@@ -1,11 +1,11 @@
-"""What every contender is given."""
+"""What every implementation is given."""
 
 import numpy as np
 import pytest
 
 from dgia_jax.errors import UserError
-from experiments.speed.benchmark import problem as problem_lib
-from tests.helpers.benchmark_problem import problem
+from experiments.speed.benchmark import workload as workload_lib
+from tests.helpers.benchmark_workload import workload
 
 
 def unit(x):
@@ -13,8 +13,8 @@ def unit(x):
 
 
 def test_batches_look_like_those_of_the_pipeline():
-  made = problem()
-  batch = problem_lib.batch(made, 8)
+  made = workload()
+  batch = workload_lib.batch(made, 8)
   assert batch["image"].shape == (8, 16, 16, 3) and batch["image"].dtype == np.uint8
   assert len(set(batch["index"])) == 8 and batch["index"].max() < 64
   tokens = batch["tokens"]
@@ -23,26 +23,26 @@ def test_batches_look_like_those_of_the_pipeline():
   assert (tokens[:, 0] == 298).all() and (tokens.max(axis=1) == 299).all()
   words = tokens[np.arange(8), end - 1]
   assert (words < made.mask_id).all() and (words > 0).all()
-  np.testing.assert_array_equal(tokens, problem_lib.batch(made, 8)["tokens"])
+  np.testing.assert_array_equal(tokens, workload_lib.batch(made, 8)["tokens"])
 
 
 def test_banks_hold_neighbours_below_and_above_the_threshold():
-  features = problem_lib.features(16, 64)[0]
-  bank = problem_lib.bank(features, 200)
+  features = workload_lib.features(16, 64)[0]
+  bank = workload_lib.bank(features, 200)
   own = np.sum(unit(features)[np.arange(200) % 16] * unit(bank), axis=1)
   assert bank.dtype == np.float32 and own.max() > 0.9 > 0.7 > own.min()
   assert 0.2 < np.mean(own > 0.7) < 0.8
 
 
 def test_some_pairs_of_a_batch_are_alike():
-  image, text = problem_lib.features(16, 64)
+  image, text = workload_lib.features(16, 64)
   related = (unit(image) @ unit(image).T > 0.7) & (unit(text) @ unit(text).T > 0.7)
   assert 16 < related.sum() < 128
 
 
 def test_the_measured_epoch_has_all_losses():
-  assert problem(local_association__start_epoch=3).epoch == 3
-  assert problem().epoch == 2
+  assert workload(local_association__start_epoch=3).epoch == 3
+  assert workload().epoch == 2
 
 
 @pytest.mark.parametrize(
@@ -55,8 +55,8 @@ def test_the_measured_epoch_has_all_losses():
 )
 def test_what_cannot_be_compared_is_refused(fields, said):
   with pytest.raises(UserError, match=said):
-    problem_lib.check(problem(**fields))
+    workload_lib.check(workload(**fields))
 
 
 def test_the_default_is_accepted():
-  problem_lib.check(problem())
+  workload_lib.check(workload())

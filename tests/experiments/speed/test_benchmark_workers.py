@@ -1,11 +1,11 @@
-"""Processes of contenders, and whose turn it is."""
+"""Processes of implementations, and whose turn it is."""
 
 import os
 
 import pytest
 
 from dgia_jax.errors import UserError
-from experiments.speed.benchmark import comparison
+from experiments.speed.benchmark import workers as workers_lib
 
 
 class _Clock:
@@ -18,10 +18,10 @@ class _Clock:
     return len(self._turns) / calls
 
 
-def test_contenders_take_turns():
+def test_implementations_take_turns():
   turns = []
   clocks = {name: (_Clock(name, turns), "step") for name in "ab"}
-  found = comparison.alternate(clocks, repeats=3)
+  found = workers_lib.measure_in_turn(clocks, repeats=3)
   assert "".join(turns) == "abbaab"
   assert found["a"] == {"median": 4, "min": 1, "max": 5, "repeats": 3}
 
@@ -29,24 +29,24 @@ def test_contenders_take_turns():
 def test_a_warm_turn_begins_with_a_call_that_does_not_count():
   turns = []
   clocks = {name: (_Clock(name, turns), "step") for name in "ab"}
-  found = comparison.alternate(clocks, repeats=2, warm=True)
+  found = workers_lib.measure_in_turn(clocks, repeats=2, warm=True)
   assert "".join(turns) == "aabbbbaa"
   assert found["b"] == {"median": 5, "min": 4, "max": 6, "repeats": 2}
 
 
 def test_a_worker_answers_fails_and_ends():
   # The class gets its arguments, then the number of threads.
-  with comparison.Worker("fractions", "Fraction", 7, cores=1) as worker:
+  with workers_lib.Worker("fractions", "Fraction", 7, cores=1) as worker:
     assert worker.call("limit_denominator", 5) == 7
     with pytest.raises(RuntimeError, match="no_such_method"):
       worker.call("no_such_method")
     assert worker.call("__add__", 1) == 8
   with pytest.raises(RuntimeError, match="ValueError: math domain error"):
-    comparison.Worker("math", "log", -1)
+    workers_lib.Worker("math", "log", -1)
 
 
 def test_a_worker_that_dies_is_reported():
-  with comparison.Worker("fractions", "Fraction", 1, cores=1) as worker:
+  with workers_lib.Worker("fractions", "Fraction", 1, cores=1) as worker:
     os.kill(worker._process.pid, 9)
     with pytest.raises(UserError, match="exit code -9"):
       worker.call("limit_denominator", 5)

@@ -1,25 +1,27 @@
-"""Contenders in processes of their own, measured in turn."""
+"""Runs each implementation in its own process and measures them in turn."""
 
 import contextlib
 import importlib
 import multiprocessing
 import operator
 import traceback
+from collections.abc import Mapping
+from typing import Any
 
 from dgia_jax.errors import UserError
 from experiments.speed.benchmark import timing
 
 
 class Worker:
-  """A contender in a process of its own, so that neither memory nor threads are shared.
+  """An implementation in its own process, so that it shares neither memory nor threads.
 
   Args:
-    module, name: of the contender's class, imported over there only.
+    module, name: of the implementation's class, imported in the new process only.
     *arguments: of the class, before `threads`.
-    cores: the process is bound to so many cores; 0 leaves all.
+    cores: number of cores the process is bound to; 0 means all.
   """
 
-  def __init__(self, module, name, *arguments, cores=0):
+  def __init__(self, module: str, name: str, *arguments: Any, cores: int = 0):
     context = multiprocessing.get_context("spawn")
     self._pipe, theirs = context.Pipe()
     self._process = context.Process(
@@ -30,14 +32,14 @@ class Worker:
     self._name = name
     self._receive()
 
-  def call(self, method, *arguments):
-    """Calls a method of the contender and waits for its result.
+  def call(self, method: str, *arguments: Any) -> Any:
+    """Calls a method of the implementation and waits for its result.
 
     Raises:
-      UserError: the process died, most likely for lack of memory.
-      RuntimeError: the method failed; holds the traceback.
+      UserError: the process died, most likely because memory ran out.
+      RuntimeError: the method failed; the message holds the traceback.
     """
-    with contextlib.suppress(BrokenPipeError):  # what follows says that the process is gone
+    with contextlib.suppress(BrokenPipeError):  # `_receive` reports the dead process
       self._pipe.send((method, arguments))
     return self._receive()
 
@@ -54,7 +56,7 @@ class Worker:
       raise RuntimeError(f"in the process of {self._name}:\n{result}")
     return result
 
-  def close(self):
+  def close(self) -> None:
     """Ends the process."""
     self._pipe.close()
     self._process.join()
@@ -66,47 +68,48 @@ class Worker:
     self.close()
 
 
-def _serve(pipe, module, name, arguments, cores):
-  """What a worker process does: build the contender, then answer calls until the pipe closes."""
+def _serve(pipe: Any, module: str, name: str, arguments: tuple, cores: int) -> None:
+  """Main function of a worker: builds the implementation, answers calls until the pipe closes."""
   threads = timing.use_cores(cores)
 
   def answer(function, arguments):
     try:
       return False, function(*arguments)
-    except Exception:  # whatever it is, the other side raises it
+    except Exception:  # any error is raised in the parent process
       return True, traceback.format_exc()
 
-  made = []
+  instance = []
   failed, text = answer(
-    lambda: made.append(getattr(importlib.import_module(module), name)(*arguments, threads)), ()
+    lambda: instance.append(getattr(importlib.import_module(module), name)(*arguments, threads)), ()
   )
   pipe.send((failed, text))
-  while made:
+  while instance:
     try:
       method, arguments = pipe.recv()
     except EOFError:
       return
-    pipe.send(answer(operator.methodcaller(method, *arguments), made))
+    pipe.send(answer(operator.methodcaller(method, *arguments), instance))
 
 
-def alternate(contenders, repeats, calls=1, warm=False):
-  """Measures contenders in turn; who begins moves on by one every round.
+def measure_in_turn(
+  implementations: Mapping[str, tuple[Worker, str]], repeats: int, calls: int = 1, warm: bool = False
+) -> dict[str, dict[str, float]]:
+  """Measures implementations in turn; every round starts with the next one.
 
   Args:
-    contenders: {name: (Worker, part)}, prepared.
-    repeats: measurements of each.
+    implementations: {name: (Worker, part)}, prepared.
+    repeats: measurements per implementation.
     calls: calls between two synchronisations; a measurement is the mean over them.
-    warm: every turn begins with a call that is not timed. What a process holds grows cold while
-      others run, and whoever waited longest would pay most for fetching it.
+    warm: start every turn with an untimed call, because caches go cold while others run.
 
   Returns:
     {name: `timing.summary` in seconds per call}.
   """
-  seconds, names = {name: [] for name in contenders}, list(contenders)
+  seconds, names = {name: [] for name in implementations}, list(implementations)
   for turn in range(repeats):
     for position in range(len(names)):
       name = names[(turn + position) % len(names)]
-      worker, part = contenders[name]
+      worker, part = implementations[name]
       if warm:
         worker.call("measure", part, 1)
       seconds[name].append(worker.call("measure", part, calls))

@@ -1,6 +1,7 @@
-"""Results as tables: one description, shown on the terminal and written as Markdown."""
+"""A table of text that is shown on the terminal and written as Markdown."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import rich.box
 import rich.console
@@ -14,8 +15,8 @@ class Table:
   Attributes:
     title: one line.
     columns: headings.
-    rows: lists of cells, as many as columns.
-    note: what a reader must know; may be "".
+    rows: lists of cells, one per column.
+    note: explanation below the table; may be "".
   """
 
   title: str
@@ -23,15 +24,15 @@ class Table:
   rows: list[list[str]]
   note: str = ""
 
-  def markdown(self):
+  def markdown(self) -> list[str]:
     """Lines of Markdown."""
     line = lambda cells: "| " + " | ".join(cells) + " |"
     lines = [f"## {self.title}", "", line(self.columns), "|" + "---|" * len(self.columns)]
     lines += [line(row) for row in self.rows]
     return [*lines, "", self.note, ""] if self.note else [*lines, ""]
 
-  def show(self, console):
-    """Prints it with rich."""
+  def show(self, console: rich.console.Console) -> None:
+    """Prints the table."""
     table = rich.table.Table(title=self.title, title_justify="left", box=rich.box.SIMPLE)
     for number, column in enumerate(self.columns):
       table.add_column(column, justify="right" if number else "left")
@@ -42,25 +43,25 @@ class Table:
       console.print(self.note)
 
 
-def console():
-  """Where tables are printed: wide enough that no cell is cut when the output is a file."""
-  found = rich.console.Console(markup=False, highlight=False)
-  if not found.is_terminal:
-    found.width = 160
-  return found
+def console() -> rich.console.Console:
+  """A console that is wide enough to cut no cell when its output is a file."""
+  output = rich.console.Console(markup=False, highlight=False)
+  if not output.is_terminal:
+    output.width = 160
+  return output
 
 
-def spread(summary, scale=1e3, digits=1):
+def spread(summary: Mapping[str, float], scale: float = 1e3, digits: int = 1) -> str:
   """Median and range of a `timing.summary`, in milliseconds by default."""
   median, low, high = (f"{scale * summary[k]:,.{digits}f}" for k in ("median", "min", "max"))
   return f"{median} ({low} to {high})"
 
 
-def gigabytes(count):
-  """Bytes as text."""
+def gigabytes(count: float) -> str:
+  """Bytes as text in GB."""
   return f"{count / 1e9:,.2f} GB"
 
 
-def ratio(theirs, ours):
+def ratio(theirs: Mapping[str, float], ours: Mapping[str, float]) -> float:
   """How many times faster ours is, from two summaries."""
   return theirs["median"] / ours["median"]
