@@ -30,13 +30,7 @@ def devices_of(name: str) -> list[jax.Device]:
   """
   generation, shape = parse(name)
   if generation == "cpu":
-    devices = jax.devices("cpu")
-    if len(devices) < shape[0]:
-      raise UserError(
-        f"--topology={name}: this process has {len(devices)} CPU device(s); set"
-        f" XLA_FLAGS=--xla_force_host_platform_device_count={shape[0]}"
-      )
-    return devices[: shape[0]]
+    return _cpu_devices(math.prod(shape))
   from jax.experimental import topologies
 
   # No chip is used, so other processes may use libtpu at the same time.
@@ -52,6 +46,21 @@ def devices_of(name: str) -> list[jax.Device]:
       f"--topology={name}: cannot be described ({reason}); check the shape, and install libtpu:"
       ' pip install "jax[tpu]"'
     ) from error
+
+
+def _cpu_devices(count: int) -> list[jax.Device]:
+  """The first `count` CPU devices; creates them if JAX has not started its CPU backend yet."""
+  try:
+    jax.config.update("jax_num_cpu_devices", count)
+  except RuntimeError:  # JAX has started: the number of devices can no longer change
+    pass
+  devices = jax.devices("cpu")
+  if len(devices) < count:
+    raise UserError(
+      f"--topology=cpu:{count}: this process has {len(devices)} CPU device(s); set"
+      f" XLA_FLAGS=--xla_force_host_platform_device_count={count}"
+    )
+  return devices[:count]
 
 
 def parse(name: str | None) -> tuple[str, tuple[int, ...]]:

@@ -141,6 +141,7 @@ class Console:
       count_and_bytes[0] += operation["times"]
       count_and_bytes[1] += operation["times"] * operation["bytes"]
     table = self._table("result on each device", "count", "MiB")
+    table.columns[0].no_wrap = False  # on a narrow terminal, shapes wrap and numbers stay whole
     for (kind, shapes, looped), (count, size) in sorted(traffic.items(), key=lambda t: -t[1][1]):
       shapes = shapes if len(shapes) < 40 else f"{shapes[:36]} ..."
       place = " (in a loop)" if looped else ""

@@ -17,7 +17,7 @@ class Evidence:
   """Everything a section is made from.
 
   Attributes:
-    experiment: declarations.Experiment.
+    experiment: tables.Experiment.
     options: runs.Options.
     sources: {dataset name: folder of its files}, for tests on other datasets.
     runs: {label: [Run of each seed]}.

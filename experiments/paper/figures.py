@@ -1,4 +1,4 @@
-"""The paper's figures, drawn with matplotlib: the paper in grey, ours in colour."""
+"""The figures, drawn with matplotlib: the paper's numbers in grey, ours in colour."""
 
 import os
 import pathlib
@@ -12,13 +12,16 @@ PAPER, OURS, OTHER = "0.55", "tab:blue", "tab:orange"  # OTHER: a second line of
 
 
 def rows_compared(rows, path, ylabel="R@1 (%)"):
-  """Ours as dots with their spread, the paper's numbers as short lines, one place a row.
+  """Our means as dots with their spread, the paper's numbers as short lines, one column per row.
+
+  Rows without any number are left out.
 
   Args:
     rows: report.Row, in order; at least one number among them.
     path: of the PNG.
     ylabel: of the axis.
   """
+  rows = [row for row in rows if row.values or row.paper is not None]
   figure = Figure(figsize=(max(4.0, 1.3 * len(rows) + 1.5), 3.4), layout="constrained")
   axes = figure.subplots()
   ours = [(x, row.mean, row.spread or 0.0) for x, row in enumerate(rows) if row.values]
@@ -34,7 +37,30 @@ def rows_compared(rows, path, ylabel="R@1 (%)"):
   axes.set_xlim(-0.6, len(rows) - 0.4)
   axes.set_ylabel(ylabel)
   axes.grid(axis="y", alpha=0.3)
-  axes.legend(fontsize=8)
+  _legend(axes)
+  _save(figure, path)
+
+
+def paired_gains(rows, path, ylabel):
+  """Gains paired by seed: a small dot per seed, their mean and spread, and the zero line.
+
+  Args:
+    rows: report.Row with the gains of every seed; rows without values are left out.
+    path: of the PNG.
+    ylabel: of the axis.
+  """
+  rows = [row for row in rows if row.values]
+  figure = Figure(figsize=(max(3.6, 1.3 * len(rows) + 1.5), 3.4), layout="constrained")
+  axes = figure.subplots()
+  axes.axhline(0.0, color="black", lw=0.8)
+  for x, row in enumerate(rows):
+    axes.plot([x - 0.18] * len(row.values), row.values, "o", color=OURS, alpha=0.35, ms=4)
+    axes.errorbar(x, row.mean, row.spread, fmt="o", color=OURS, capsize=4)
+  labels = [textwrap.fill(row.setting.replace("+", "+ "), 12) for row in rows]
+  axes.set_xticks(range(len(rows)), labels, fontsize=8)
+  axes.set_xlim(-0.6, len(rows) - 0.4)
+  axes.set_ylabel(ylabel)
+  axes.grid(axis="y", alpha=0.3)
   _save(figure, path)
 
 
@@ -58,7 +84,7 @@ def curve(points, path, xlabel, ylabel):
       axes.plot(*zip(*paper, strict=True), "--s", color=PAPER, label=f"{name}, paper")
   axes.set(xlabel=xlabel, ylabel=ylabel)
   axes.grid(alpha=0.3)
-  axes.legend()
+  _legend(axes)
   _save(figure, path)
 
 
@@ -83,8 +109,7 @@ def precision(kinds, finals, path):
     axes.set(title=f"{kind} relations", xlabel="epoch", ylabel="correct / mined (%)")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
-    if axes.get_legend_handles_labels()[0]:
-      axes.legend(fontsize=8)
+    _legend(axes)
   _save(figure, path)
 
 
@@ -143,7 +168,7 @@ def regions(examples, decode, path):
       axes.imshow(
         relevance / max(relevance.max(), 1e-12),
         extent=(-0.5, width - 0.5, height - 0.5, -0.5),
-        cmap="jet",
+        cmap="viridis",
         alpha=0.5,
         interpolation="bilinear",
         vmin=0,
@@ -153,9 +178,16 @@ def regions(examples, decode, path):
   _save(figure, path)
 
 
+def _legend(axes):
+  """Adds a legend when there is more than one series to tell apart."""
+  if len(axes.get_legend_handles_labels()[0]) > 1:
+    axes.legend(fontsize=8)
+
+
 def _save(figure, path):
-  """Writes the PNG in one move."""
-  path = pathlib.Path(path)
-  partial = path.with_name(f".{path.stem}.partial.png")
-  figure.savefig(partial, dpi=130)
-  os.replace(partial, path)
+  """Writes the PNG, and a PDF beside it for papers; each replaces its file in one move."""
+  for suffix in (".png", ".pdf"):
+    target = pathlib.Path(path).with_suffix(suffix)
+    partial = target.with_name(f".{target.stem}.partial{suffix}")
+    figure.savefig(partial, dpi=130)
+    os.replace(partial, target)

@@ -56,11 +56,25 @@ def ablation(evidence):
   for setting in experiment.settings:
     numbers = {"R1": published[setting.label]} if published else {}
     rows += _score_rows(evidence.scores(setting.label), setting.label, numbers)
+  # Gains paired by seed show more than scores, which vary with the seed as a whole.
+  draw = None if published else _gains_figure(evidence)
   return Section(
     rows=tuple(rows),
-    draw=_compared(_first_scores(rows), "R@1 (%)"),
+    draw=draw or _compared(_first_scores(rows), "R@1 (%)"),
     context=gains.table(evidence, SHOWN),
   )
+
+
+def _gains_figure(evidence):
+  """Draws the gains in R@1 over the first setting; None when no two settings share a seed."""
+  first = evidence.experiment.settings[0].label
+  rows = [
+    Row(label, "R@1 gained", None, gained["R1"])
+    for label, gained in gains.by_setting(evidence, SHOWN).items()
+  ]
+  if not rows:
+    return None
+  return lambda path: figures.paired_gains(rows, path, f"R@1 gained over {first}")
 
 
 def beyond(evidence):
@@ -75,17 +89,12 @@ def beyond(evidence):
     "Relations: percent of those mined in the last epoch that are right, judged with true "
     "identities outside training.",
   )
-  first = evidence.experiment.settings[0].label
-  gained = [
-    Row(label, "R@1 gained", None, found["R1"])
-    for label, found in gains.by_setting(evidence, SHOWN).items()
-  ]
   return dataclasses.replace(
     section,
     rows=tuple(rows),
     notes=(*section.notes, *notes),
-    # Settings stand beside each other with different seeds: only gains within a seed compare.
-    draw=_compared(gained, f"R@1 gained over {first}"),
+    # Settings may have different finished seeds, so only gains within a seed are comparable.
+    draw=_gains_figure(evidence),
   )
 
 
@@ -308,7 +317,7 @@ def attention(evidence):
     "2021), for what a word adds: cosine with the caption less cosine with the word masked (the "
     "number after the word). Plain attention would be the same for every word, since the image "
     "tower never sees the caption. Captions are spread evenly over the test split, not chosen by "
-    "outcome; the words are those that add most; red is most relevant; the first finished seed.",
+    "outcome; the words are those that add most; yellow is most relevant; the first finished seed.",
     data=(header, rows),
   )
 

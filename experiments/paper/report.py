@@ -115,7 +115,7 @@ def write(section, evidence, command):
 
   Args:
     section: what its form made of it.
-    evidence: evidence.Evidence, what the section was made from.
+    evidence: collect.Evidence, what the section was made from.
     command: that made it, for the reader.
 
   Returns:
@@ -131,6 +131,7 @@ def write(section, evidence, command):
   picture = folder / f"{experiment.name}.png"
   if section.draw is None:
     picture.unlink(missing_ok=True)
+    picture.with_suffix(".pdf").unlink(missing_ok=True)
   else:
     section.draw(picture)
   path = folder / f"{experiment.name}.md"
@@ -202,7 +203,7 @@ def _runs(evidence):
 
 
 def _index(folder, options):
-  """Markdown list of the reports that exist, in the order of the declarations."""
+  """Markdown list of the reports that exist, in the order of the tables."""
   yield f"# Reports: {options.dataset.title}"
   yield ""
   for name, experiment in tables.EXPERIMENTS.items():

@@ -29,13 +29,13 @@ class Options:
   """What a command line says about all runs of one dataset.
 
   Attributes:
-    dataset: declarations.Dataset.
+    dataset: tables.Dataset.
     workdir: folder of everything.
     seeds: of the runs.
     variant: of the config file, "" for none.
     schedule: a name in `dataset.schedules`, or "" for the config's own.
     overrides: {config field: value} for every run; a setting's own fields come after them.
-    protocol: a name in `declarations.PROTOCOLS`.
+    protocol: a name in `tables.PROTOCOLS`.
     split: whose scores are tabulated: test, or val to choose settings by.
   """
 
@@ -100,7 +100,7 @@ def parse_overrides(texts):
 
 
 def schedule_of(options):
-  """declarations.Schedule of the options; one without fields for the config's own."""
+  """tables.Schedule of the options; one without fields for the config's own."""
   if not options.schedule:
     return tables.Schedule({})
   return options.dataset.schedules[options.schedule]

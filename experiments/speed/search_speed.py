@@ -1,44 +1,53 @@
-"""Times queries to an index of many images, made of random features in the form `search` writes.
+"""Times queries to a search index of many images with random features.
 
 Command: python -m experiments.speed.search_speed --images 1000000 --dim 512
-Prints:  seconds to open the index, milliseconds a query and whether answers equal brute force
+Prints:  seconds to open the index, milliseconds per query, whether results equal brute force
 """
 
 import argparse
-import dataclasses
 import json
 import pathlib
 import tempfile
 import time
+from typing import Any
 
 import numpy as np
 
 from dgia_jax import files, sharding
 from dgia_jax.search import index as index_lib
+from dgia_jax.search import index_files
+from dgia_jax.search.image_files import ImageFile
 
 
-def write_index(folder, num_images, dim):
-  """Writes an index of normal random features, part by part, as `search_index.build` does."""
+def write_index(folder: pathlib.Path | str, num_images: int, dim: int) -> None:
+  """Writes an index of random unit features, part by part, as `python -m dgia_jax.search` does."""
   folder = pathlib.Path(folder)
-  (folder / index_lib.PARTS).mkdir(parents=True)
-  about = {"model": "none", "model_digest": "none", "images": str(folder), "feature_width": dim}
-  files.write_json(folder / index_lib.ABOUT, about)
+  for name in (index_files.PARTS, index_files.FILES):
+    (folder / name).mkdir(parents=True)
+  about = {
+    "format": index_files.FORMAT,
+    "model": "none",
+    "model_digest": "none",
+    "images": str(folder),
+    "feature_width": dim,
+  }
+  files.write_json(folder / index_files.ABOUT, about)
   for number, start in enumerate(range(0, num_images, index_lib.PART_IMAGES)):
     count = min(index_lib.PART_IMAGES, num_images - start)
     features = np.random.default_rng(number).standard_normal((count, dim), np.float32)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
-    np.save(folder / index_lib.PARTS / f"{number:05d}.npy", features)
-    images = [index_lib.ImageFile(f"{start + row:09d}.jpg", 1, 1) for row in range(count)]
-    entries = [dataclasses.astuple(image) for image in images]
-    files.write_json(folder / index_lib.PARTS / f"{number:05d}.json", entries)
+    crc32 = index_files.append_features(folder, start, features)
+    images = [ImageFile(f"{start + row:09d}.jpg", 1, 1, 1) for row in range(count)]
+    index_files.write_files(folder, number, ((image, "none") for image in images))
+    index_files.write_part(folder, index_files.Part(number, start, count, crc32, []))
 
 
-def measure(folder, dim, repeats, top=20):
-  """Opens an index and asks it.
+def measure(folder: pathlib.Path | str, dim: int, repeats: int, top: int = 20) -> dict[str, Any]:
+  """Opens an index and times queries.
 
   Returns:
-    {"open_seconds", "query_ms": {"median", "min", "max"}, "equal": answers of one query equal
-    brute force}.
+    {"open_seconds", "query_ms": {"median", "min", "max"}, "equal": whether the results of one query
+    equal brute force}.
   """
   start = time.perf_counter()
   index = index_lib.SearchIndex(folder, sharding.create_mesh())
@@ -62,7 +71,7 @@ def measure(folder, dim, repeats, top=20):
   }
 
 
-def main():
+def main() -> None:
   """Command line."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--images", type=int, default=1_000_000)

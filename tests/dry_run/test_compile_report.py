@@ -82,6 +82,13 @@ def test_the_report_is_shown(found):
     assert word in text.getvalue(), word
 
 
+def test_no_number_is_cut_on_a_narrow_terminal(found, monkeypatch):
+  monkeypatch.setenv("COLUMNS", "80")
+  text = io.StringIO()
+  console.Console(file=text).compile_report(found)
+  assert "…" not in text.getvalue()
+
+
 def test_the_batch_is_the_pipelines():
   """Names, dtypes and shapes of what training would send."""
   pairs = tiny_run.splits()["train"]
@@ -107,7 +114,7 @@ def test_counted_arithmetic(found):
 
 def test_the_command_line():
   """Without data, workdir or accelerator; what does not work ends in one line."""
-  variables = {**os.environ, "JAX_PLATFORMS": "cpu"}
+  variables = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
   command = [sys.executable, "-m", "dgia_jax.main", "--mode=compile", "--num_pairs=5000"]
   command += ["--config=configs/synth_pedes.py", "--config.batch_size=16"]
   run = lambda *more: subprocess.run(
@@ -120,7 +127,7 @@ def test_the_command_line():
   assert done.returncode == 2 and done.stderr.splitlines()[-1] == "error: --topology is missing"
 
 
-def test_what_does_not_fit_says_by_how_much(monkeypatch):
+def test_the_error_names_the_missing_memory(monkeypatch):
   monkeypatch.setattr(topology, "memory_of", lambda name: 2**20)
   match = r"does not fit cpu:8: 0.\d+ GiB per chip, 0.\d+ GiB too much"
   with pytest.raises(UserError, match=match):
@@ -136,26 +143,26 @@ def test_what_does_not_fit_says_by_how_much(monkeypatch):
     "required for HLO temporaries (20.50G) exceeds available HBM (15.75G). HLO module: jit_step.",
   ],
 )
-def test_the_compilers_own_refusal_is_understood(monkeypatch, message):
+def test_an_out_of_memory_error_of_the_compiler_is_parsed(monkeypatch, message):
   def refuse(*_):
     raise jax.errors.JaxRuntimeError(message)
 
-  monkeypatch.setattr(compile_report.train_step, "compile_step", refuse)
+  monkeypatch.setattr(compile_report.compilation, "compile_step", refuse)
   memory = (found := compile_report.measure(config(), "cpu:8", PAIRS))["memory_bytes"]
   assert not found["fits"]
   assert np.isclose(memory["total"] - memory["has"], 4.75 * 2**30, rtol=1e-6)
 
 
-def test_another_failure_of_the_compiler_is_passed_on(monkeypatch):
+def test_other_compiler_errors_propagate(monkeypatch):
   def fail(*_):
     raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
-  monkeypatch.setattr(compile_report.train_step, "compile_step", fail)
+  monkeypatch.setattr(compile_report.compilation, "compile_step", fail)
   with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
     compile_report.measure(config(), "cpu:8", PAIRS)
 
 
-def test_mistakes():
+def test_user_errors():
   quiet = console.Console(active=False)
   with pytest.raises(UserError, match="--num_pairs is missing.*custom"):
     compile_report.report(config(dataset__name="custom"), "cpu:8", None, quiet)

@@ -25,7 +25,9 @@ flags.DEFINE_integer("association_batch", 64, "Batch size of the association alo
 flags.DEFINE_integer("repeats", 5, "Measurements per implementation.", lower_bound=1)
 flags.DEFINE_integer("calls", 0, "Calls per measurement; 0: by device.", lower_bound=0)
 flags.DEFINE_integer("threads", 0, "Cores per implementation; 0: all.", lower_bound=0)
-flags.DEFINE_list("implementations", ["ours", "torch loops", "torch vectorised"], "What is compared.")
+flags.DEFINE_list(
+  "implementations", ["ours", "torch loops", "torch vectorised"], "What is compared."
+)
 flags.DEFINE_list("ranking_sizes", None, "QUERIESxGALLERY, several; default: all.")
 flags.DEFINE_list("workers", ["0", "2"], "Decoding processes of the input part.")
 flags.DEFINE_float("input_seconds", 10, "Seconds per measurement of the input.", lower_bound=0.1)

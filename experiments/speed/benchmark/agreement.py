@@ -21,7 +21,7 @@ _PAIRS = 8  # pairs compared: one float32 step needs no more
 
 
 class Agreement:
-  """`compare` as an implementation's process calls it."""
+  """`compare`, to be called in a worker process."""
 
   def __init__(self, workload: Workload, threads: int):
     torch.set_num_threads(threads)

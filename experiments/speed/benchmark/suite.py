@@ -63,7 +63,7 @@ def main(options):
       with workers_lib.Worker(
         f"{_PACKAGE}.agreement", "Agreement", workload, cores=bound
       ) as worker:
-        keep(agreement=_agreeing(worker.call("compare")))
+        keep(agreement=check_agreement(worker.call("compare")))
     for found in _measure_implementations(workload, names, options, console):
       keep(**found)
   else:
@@ -96,8 +96,8 @@ def _implementations(asked):
   return [name for name in IMPLEMENTATIONS if name in asked or name == OURS]
 
 
-def _agreeing(found):
-  """The comparison, when the implementations compute the same."""
+def check_agreement(found):
+  """Returns the comparison; raises RuntimeError when the implementations differ."""
   if not found["largest_difference"] < workload_lib.TOLERANCE:
     raise RuntimeError(f"the implementations do not compute the same: {found}")
   return found

@@ -92,7 +92,10 @@ def _serve(pipe: Any, module: str, name: str, arguments: tuple, cores: int) -> N
 
 
 def measure_in_turn(
-  implementations: Mapping[str, tuple[Worker, str]], repeats: int, calls: int = 1, warm: bool = False
+  implementations: Mapping[str, tuple[Worker, str]],
+  repeats: int,
+  calls: int = 1,
+  warm: bool = False,
 ) -> dict[str, dict[str, float]]:
   """Measures implementations in turn; every round starts with the next one.
 

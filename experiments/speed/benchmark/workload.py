@@ -1,8 +1,8 @@
 """The benchmark's workload: a config's training step on made-up arrays, equal for all.
 
 Random data suffice, because speed does not depend on image content. Only the number of mined
-relations could matter, so the banks hold neighbours of every pair of the batch. This module does not
-import JAX, because the PyTorch process imports it too.
+relations could matter, so the banks hold neighbours of every pair of the batch. This module
+does not import JAX, because the PyTorch process imports it too.
 """
 
 import dataclasses

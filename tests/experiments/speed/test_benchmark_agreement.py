@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from experiments.speed.benchmark import suite
 from experiments.speed.benchmark import workload as workload_lib
 from tests.helpers.benchmark_workload import workload
 
