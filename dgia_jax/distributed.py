@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from dgia_jax import cli, full_disk, stop_signals
@@ -92,6 +93,31 @@ def wait_for_all() -> None:
     wait(key=f"dgia_jax_{next(_barriers)}", timeout_ms=1000 * BARRIER_SECONDS)
 
 
+def decided_by_first_process(decide: Callable[[], int]) -> int:
+  """The number that process 0 decides on, however long that takes; every process must call this.
+
+  Raises:
+    UserError: process 0 could not decide.
+  """
+  if not several():
+    return decide()
+  decision, error = 0, None
+  if jax.process_index() == 0:
+    try:
+      decision = decide()
+    except UserError as raised:
+      error = raised
+  wait_for_all()
+  failed, decision = multihost_utils.broadcast_one_to_all(
+    np.array([error is not None, decision], np.int32)
+  ).tolist()
+  if error is not None:
+    raise error
+  if failed:
+    raise UserError("process 0 stopped; its message says why")
+  return decision
+
+
 def _print_to_stderr(message: str) -> None:
   print(message, file=sys.stderr, flush=True)
 
@@ -135,6 +161,8 @@ def failing_together() -> Iterator[None]:
   try:
     yield
   except UserError as error:
+    if full_disk.is_cause(error):  # threads that still write would complain during a normal exit
+      stop_signals.leave(2, cli.error_line(error))
     _leave(2, cli.error_line(error))
   except KeyboardInterrupt:
     stop_signals.leave(130, "stopped")

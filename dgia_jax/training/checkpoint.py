@@ -12,15 +12,13 @@ import functools
 import logging
 import os
 import pathlib
-import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from dgia_jax import distributed, full_disk
 from dgia_jax.errors import UserError
@@ -68,7 +66,6 @@ class Checkpoints:
     self._manager = None  # of Orbax; created by the first save
     self._scores: dict[int, float] = {}  # of the kept checkpoints, once there is a manager
     self._state_bytes = 0
-    self._has_failed = False
     # A checkpoint that was verified and is about to be restored: step, record, arrays.
     self._intact: tuple[int, CheckpointRecord, dict[str, np.ndarray]] | None = None
 
@@ -129,7 +126,7 @@ class Checkpoints:
     Raises:
       UserError: the checkpoint does not fit the config's model or dataset, or none is intact.
     """
-    step = _decided_by_first_process(self._choose_intact)
+    step = distributed.decided_by_first_process(self._choose_intact)
     if step < 0:
       return None
     return step, *self.restore(step, mesh, abstract_state)
@@ -175,19 +172,9 @@ class Checkpoints:
           manager.wait_until_finished()
         finally:
           manager.close()  # also after a failed save, whose threads would otherwise remain
-          if self._has_failed:
-            for unfinished in self._folder.glob(f"*{_UNFINISHED}*"):
-              shutil.rmtree(unfinished, ignore_errors=True)  # else the next start removes it
 
-  @contextlib.contextmanager
-  def _writing(self) -> Iterator[None]:
-    """Explains a full disk, and remembers that a checkpoint was not finished."""
-    with full_disk.explained(self._folder, self._state_bytes):
-      try:
-        yield
-      except Exception:
-        self._has_failed = True
-        raise
+  def _writing(self) -> contextlib.AbstractContextManager[None]:
+    return full_disk.explained(self._folder, self._state_bytes)
 
   def _create_manager(self) -> ocp.CheckpointManager:
     """Orbax's manager, which removes the leftovers of an interrupted save."""
@@ -356,30 +343,6 @@ def _move_away(checkpoint: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
   return target
 
 
-def _decided_by_first_process(decide: Callable[[], int]) -> int:
-  """The number that process 0 decides on, on every process.
-
-  Process 0 may take long to decide: the others wait at a barrier that does not lose patience.
-  """
-  if not distributed.several():
-    return decide()
-  decision, error = 0, None
-  if jax.process_index() == 0:
-    try:
-      decision = decide()
-    except UserError as raised:
-      error = raised
-  distributed.wait_for_all()
-  failed, decision = multihost_utils.broadcast_one_to_all(
-    np.array([error is not None, decision], np.int32)
-  ).tolist()
-  if error is not None:
-    raise error
-  if failed:
-    raise UserError("process 0 cannot restore a checkpoint; its message says why")
-  return decision
-
-
 @functools.cache
 def _silence_orbax() -> None:
   """Keeps away what Orbax prints besides the exceptions that `save`, `wait` and `close` raise."""
@@ -397,6 +360,7 @@ def _silence_orbax() -> None:
 
 
 def _is_news(log_record: logging.LogRecord) -> bool:
-  """False for an expected warning, and for errors in threads that `save` or `wait` raise again."""
-  error = log_record.exc_info[1] if log_record.exc_info else None
-  return _EXPECTED_WARNING not in log_record.getMessage() and not full_disk.is_cause(error)
+  """False for an expected warning, and for write errors, which `save` or `wait` raise again."""
+  error = str(log_record.exc_info[1]) if log_record.exc_info else ""
+  texts = (log_record.getMessage(), error)
+  return not any(_EXPECTED_WARNING in text or _UNFINISHED in text for text in texts)
