@@ -23,14 +23,14 @@ ALL = "all"
 def main(argv=None):
   """Runs a command line and returns its exit code."""
   arguments = sys.argv[1:] if argv is None else list(argv)
-  logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of its own file layout
+  logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs its file layout
   try:
     return _run(_parse(arguments), report.command_of(arguments))
   except UserError as error:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     return 2
   except KeyboardInterrupt:
-    print("stopped: the same command goes on from there", file=sys.stderr)
+    print("stopped: run the same command to resume", file=sys.stderr)
     return 130
 
 
@@ -86,12 +86,18 @@ def _parse(arguments):
   parser.add_argument(
     "--schedule", help="a declared schedule, or `config` for the config file's own"
   )
-  parser.add_argument("--protocol", help=f"whose scores count: {', '.join(tables.PROTOCOLS)}")
+  parser.add_argument(
+    "--protocol", help=f"epoch whose test scores count: {', '.join(tables.PROTOCOLS)}"
+  )
   parser.add_argument(
     "--split", default="test", choices=("test", "val"), help="val: to choose settings by"
   )
   parser.add_argument(
-    "--set", action="append", default=[], metavar="FIELD=VALUE", help="a config field of all runs"
+    "--set",
+    action="append",
+    default=[],
+    metavar="FIELD=VALUE",
+    help="set a config field of all runs",
   )
   parser.add_argument(
     "--source",
@@ -100,9 +106,11 @@ def _parse(arguments):
     metavar="DATASET=FOLDER",
     help=f"a dataset's files; {tables.EMBEDDED} has none",
   )
-  parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+  parser.add_argument("--jobs", type=int, default=1, help="runs in parallel")
   parser.add_argument("--only", default="", help="train these settings only, comma-separated")
-  parser.add_argument("--shard", default="", help="i/n: train every n-th run from the i-th on")
+  parser.add_argument(
+    "--shard", default="", help="i/n: train every n-th run, starting with the i-th"
+  )
   parser.add_argument("--dry_run", action="store_true", help="print the commands of missing runs")
   parser.add_argument("--report_only", action="store_true", help="neither train nor measure")
   return parser.parse_args(arguments)

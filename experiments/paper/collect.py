@@ -1,4 +1,4 @@
-"""What the runs of an experiment left behind, and the measures taken on them."""
+"""Reads the finished runs of an experiment and takes the measurements that its report needs."""
 
 import dataclasses
 import functools
@@ -13,14 +13,14 @@ MEASURES = "measures"  # folder inside a run's folder
 
 
 @dataclasses.dataclass(frozen=True)
-class Evidence:
-  """Everything a section is made from.
+class CollectedResults:
+  """Everything a report is made from.
 
   Attributes:
     experiment: tables.Experiment.
     options: runs.Options.
     sources: {dataset name: folder of its files}, for tests on other datasets.
-    runs: {label: [Run of each seed]}.
+    runs: {label: [ExperimentRun of each seed]}.
     results: {run folder: what results.json holds} of finished runs.
     measures: {run folder: {target dataset: what was measured}} of measured runs.
     problems: sentences on what could not be measured.
@@ -40,7 +40,7 @@ class Evidence:
     return self.options.dataset.title if self.options.split == "test" else ""
 
   def finished(self, label):
-    """[(Run, results)] of a setting's finished seeds, in the order of the seeds."""
+    """[(ExperimentRun, results)] of a setting's finished seeds, in the order of the seeds."""
     return [
       (run, self.results[run.folder]) for run in self.runs[label] if run.folder in self.results
     ]
@@ -57,7 +57,7 @@ class Evidence:
 
 
 def plan(experiment, options):
-  """{label: [Run of each seed]} of an experiment.
+  """{label: [ExperimentRun of each seed]} of an experiment.
 
   Raises:
     UserError: a setting cannot work with the options.
@@ -72,13 +72,13 @@ def collect(experiment, options, planned, sources, compute, say):
   """Reads what is there and, when asked to, measures what is missing.
 
   Args:
-    experiment, options, sources: as in `Evidence`.
+    experiment, options, sources: as in `CollectedResults`.
     planned: what `plan` gave.
     compute: False to use measures already taken only.
     say: function (text) that prints one line.
 
   Returns:
-    Evidence.
+    CollectedResults.
 
   Raises:
     UserError: a run's folder cannot be read.
@@ -88,9 +88,9 @@ def collect(experiment, options, planned, sources, compute, say):
     found = runs.results(run)
     if found is not None:
       results[run.folder] = found
-  evidence = Evidence(experiment, options, sources, planned, results)
+  collected = CollectedResults(experiment, options, sources, planned, results)
   if not experiment.measure:
-    return evidence
+    return collected
   module = importlib.import_module(f"experiments.paper.measures.{experiment.measure}")
   for target in targets(experiment, options, sources):
     for run in (run for made in planned.values() for run in made if run.folder in results):
@@ -99,11 +99,11 @@ def collect(experiment, options, planned, sources, compute, say):
       except UserError as error:
         message = f"{run.title}, {target}: not measured: {error}"
         say(message)
-        evidence.problems.append(message)
+        collected.problems.append(message)
         continue
       if found is not None:
-        evidence.measures.setdefault(run.folder, {})[target] = found
-  return evidence
+        collected.measures.setdefault(run.folder, {})[target] = found
+  return collected
 
 
 def targets(experiment, options, sources):

@@ -5,16 +5,16 @@ import numpy as np
 from experiments.paper import runs
 
 
-def by_setting(evidence, metrics):
+def by_setting(collected, metrics):
   """{label: {metric: gains over the first setting}}, of the settings with a seed in common.
 
   Taken seed by seed: runs of one seed share order, views and, where there is one, their start, so
   that much of what differs between seeds cancels.
   """
-  first, *others = (setting.label for setting in evidence.experiment.settings)
+  first, *others = (setting.label for setting in collected.experiment.settings)
   scores_by_seed = lambda label: {
-    run.seed: runs.scores_of(found, evidence.options, run.folder)
-    for run, found in evidence.finished(label)
+    run.seed: runs.scores_of(found, collected.options, run.folder)
+    for run, found in collected.finished(label)
   }
   base, gains = scores_by_seed(first), {}
   for label in others:
@@ -27,15 +27,15 @@ def by_setting(evidence, metrics):
   return gains
 
 
-def table(evidence, metrics):
+def table(collected, metrics):
   """Table of what each setting gains over the first, or None when no seed is in common."""
   rows = []
-  for label, gains in by_setting(evidence, metrics).items():
+  for label, gains in by_setting(collected, metrics).items():
     cells = []
     for values in gains.values():
       spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
       cells.append(f"{np.mean(values):+.2f}{spread}")
     rows.append((label, *cells, len(values)))
-  first = evidence.experiment.settings[0].label
+  first = collected.experiment.settings[0].label
   header = (f"gain over {first}, seed by seed", *(f"of {name}" for name in metrics), "seeds")
   return (header, rows) if rows else None

@@ -103,7 +103,7 @@ class _Launcher:
       self._say(f"{run.title}: finished in {time.time() - start:.0f} s")
       return None
     if self._stopping:
-      return "stopped; the same command goes on from there"
+      return "stopped; run the same command to resume"
     self._say(f"{run.title}: exit code {code}: {_last_line(log)}")
     return f"exit code {code}: {_last_line(log)} (see {log})"
 

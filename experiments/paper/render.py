@@ -1,6 +1,6 @@
-"""From evidence to tables and figures: one form for each kind of experiment.
+"""From collected results to the rows and the figure of a report: one form each.
 
-Every form is a function (Evidence) -> report.Section; the paper's order is that of the settings.
+Every form is a function (CollectedResults) -> report.Section. Rows keep the order of the settings.
 """
 
 import dataclasses
@@ -16,18 +16,18 @@ from experiments.paper.report import Row, Section, format_mean
 SHOWN = ("R1", "mAP")  # the other scores stand in the CSV
 
 
-def section_of(evidence):
+def section_of(collected):
   """The section of an experiment, by its form."""
-  return FORMS[evidence.experiment.form](evidence)
+  return FORMS[collected.experiment.form](collected)
 
 
-def main(evidence):
+def main(collected):
   """Tables 1-3: all scores, with the published methods for context."""
-  title, (setting,) = evidence.title, evidence.experiment.settings
+  title, (setting,) = collected.title, collected.experiment.settings
   published = paper_numbers.scores(title)
   rows = tuple(
     dataclasses.replace(row, shown=True)
-    for row in _score_rows(evidence.scores(setting.label), setting.label, published)
+    for row in _score_rows(collected.scores(setting.label), setting.label, published)
   )
   notes = []
   left_out = paper_numbers.not_in_the_paper(title)
@@ -46,43 +46,43 @@ def main(evidence):
   )
 
 
-def ablation(evidence):
+def ablation(collected):
   """Tables 4-6: R@1 of each setting, and mAP, which the paper does not print there."""
-  experiment = evidence.experiment
+  experiment = collected.experiment
   published = {}
   if experiment.paper_table:
-    published = paper_numbers.ablation(experiment.paper_table, evidence.title)
+    published = paper_numbers.ablation(experiment.paper_table, collected.title)
   rows = []
   for setting in experiment.settings:
     numbers = {"R1": published[setting.label]} if published else {}
-    rows += _score_rows(evidence.scores(setting.label), setting.label, numbers)
+    rows += _score_rows(collected.scores(setting.label), setting.label, numbers)
   # Gains paired by seed show more than scores, which vary with the seed as a whole.
-  draw = None if published else _gains_figure(evidence)
+  draw = None if published else _gains_figure(collected)
   return Section(
     rows=tuple(rows),
     draw=draw or _compared(_first_scores(rows), "R@1 (%)"),
-    context=gains.table(evidence, SHOWN),
+    context=gains.table(collected, SHOWN),
   )
 
 
-def _gains_figure(evidence):
+def _gains_figure(collected):
   """Draws the gains in R@1 over the first setting; None when no two settings share a seed."""
-  first = evidence.experiment.settings[0].label
+  first = collected.experiment.settings[0].label
   rows = [
     Row(label, "R@1 gained", None, gained["R1"])
-    for label, gained in gains.by_setting(evidence, SHOWN).items()
+    for label, gained in gains.by_setting(collected, SHOWN).items()
   ]
   if not rows:
     return None
   return lambda path: figures.paired_gains(rows, path, f"R@1 gained over {first}")
 
 
-def beyond(evidence):
+def beyond(collected):
   """What goes beyond the paper: an ablation, and how many of the mined relations are right."""
-  section, rows = ablation(evidence), []
-  for setting in evidence.experiment.settings:
+  section, rows = ablation(collected), []
+  for setting in collected.experiment.settings:
     rows += [row for row in section.rows if row.setting == setting.label]
-    for kind, of_seed in _precision(evidence, setting.label).items():
+    for kind, of_seed in _precision(collected, setting.label).items():
       if any(of_seed) or not of_seed:  # else it is finished and mines nothing
         rows.append(_last_precision(setting.label, kind, of_seed, shown=kind == "global"))
   notes = (
@@ -94,13 +94,13 @@ def beyond(evidence):
     rows=tuple(rows),
     notes=(*section.notes, *notes),
     # Settings may have different finished seeds, so only gains within a seed are comparable.
-    draw=_gains_figure(evidence),
+    draw=_gains_figure(collected),
   )
 
 
-def _precision(evidence, label):
+def _precision(collected, label):
   """{"local", "global": [{epoch: percent}] of every finished seed}."""
-  lines = [runs.metrics(run) for run, _ in evidence.finished(label)]
+  lines = [runs.metrics(run) for run, _ in collected.finished(label)]
   return {kind: [epoch_precision(each, kind) for each in lines] for kind in ("local", "global")}
 
 
@@ -110,14 +110,14 @@ def _last_precision(label, kind, of_seed, published=None, shown=True):
   return Row(label, f"{kind} relations, last epoch", published, last, shown=shown)
 
 
-def mask_ratio(evidence):
+def mask_ratio(collected):
   """Figure 3: R@1 over the share of masked words."""
-  published = paper_numbers.mask_ratio(evidence.title)
+  published = paper_numbers.mask_ratio(collected.title)
   rows, points = [], []
-  for setting in evidence.experiment.settings:
+  for setting in collected.experiment.settings:
     ratio = float(setting.label)
     numbers = {"R1": published[ratio]} if published else {}
-    made = _score_rows(evidence.scores(setting.label), setting.label, numbers)
+    made = _score_rows(collected.scores(setting.label), setting.label, numbers)
     rows += made
     points += [(ratio, row) for row in _first_scores(made)]
   lines = {"R@1": (figures.OURS, points)}
@@ -129,12 +129,12 @@ def mask_ratio(evidence):
   )
 
 
-def relation_accuracy(evidence):
+def relation_accuracy(collected):
   """Figure 4: precision of mined relations over epochs, local and global apart."""
-  (setting,) = evidence.experiment.settings
-  finals = {"local": None, "global": paper_numbers.relation_accuracy(evidence.title)}
+  (setting,) = collected.experiment.settings
+  finals = {"local": None, "global": paper_numbers.relation_accuracy(collected.title)}
   kinds, rows = {}, []
-  for kind, of_seed in _precision(evidence, setting.label).items():
+  for kind, of_seed in _precision(collected, setting.label).items():
     epochs = sorted(set().union(*of_seed))
     kinds[kind] = {e: [found[e] for found in of_seed if e in found] for e in epochs}
     rows.append(_last_precision(setting.label, kind, of_seed, finals[kind]))
@@ -178,20 +178,20 @@ def epoch_precision(lines, kind):
   return {epoch: correct[epoch] / mined[epoch] for epoch in correct if mined[epoch]}
 
 
-def cross_dataset(evidence):
+def cross_dataset(collected):
   """Supplement Table 1: tested on its own dataset and on others."""
-  (setting,) = evidence.experiment.settings
-  own = evidence.options.dataset
-  others = targets(evidence.experiment, evidence.options, evidence.sources)
+  (setting,) = collected.experiment.settings
+  own = collected.options.dataset
+  others = targets(collected.experiment, collected.options, collected.sources)
   rows = []
   for name in (own.name, *others):
     title = tables.DATASETS[name].title
     scores = (
-      evidence.scores(setting.label)
+      collected.scores(setting.label)
       if name == own.name
-      else [found["scores"] for found in evidence.measured(setting.label, name)]
+      else [found["scores"] for found in collected.measured(setting.label, name)]
     )
-    published = paper_numbers.cross_dataset(evidence.title, title)
+    published = paper_numbers.cross_dataset(collected.title, title)
     rows += _score_rows(scores, f"{own.title} → {title}", published)
   notes = ()
   if not others:
@@ -199,11 +199,11 @@ def cross_dataset(evidence):
   return Section(rows=tuple(rows), notes=notes, draw=_compared(_first_scores(rows), "R@1 (%)"))
 
 
-def masked_queries(evidence):
+def masked_queries(collected):
   """Supplement Table 2: scores over the share of masked words in the queries."""
-  title, (setting,) = evidence.title, evidence.experiment.settings
+  title, (setting,) = collected.title, collected.experiment.settings
   published, irra = paper_numbers.masked_queries(title), paper_numbers.masked_queries(title, "IRRA")
-  measured = evidence.measured(setting.label)
+  measured = collected.measured(setting.label)
   rows, points = [], {name: [] for name in SHOWN}
   for ratio in masking.RATIOS:
     scores = [found["scores"][str(ratio)] for found in measured]
@@ -228,12 +228,12 @@ def masked_queries(evidence):
   )
 
 
-def complexity(evidence):
+def complexity(collected):
   """Supplement Table 3: sizes and times."""
-  (setting,) = evidence.experiment.settings
-  published = paper_numbers.complexity(evidence.title)
+  (setting,) = collected.experiment.settings
+  published = paper_numbers.complexity(collected.title)
   numbers = published.get("DGIA", {})
-  measured = evidence.measured(setting.label)
+  measured = collected.measured(setting.label)
   values = lambda function: tuple(function(found) for found in measured)
   row = lambda measure, number, function: Row(setting.label, measure, number, values(function))
   rows = (
@@ -274,11 +274,11 @@ def complexity(evidence):
   )
 
 
-def tsne(evidence):
+def tsne(collected):
   """Supplement Figure 1: the first seed's features of some test people on a plane."""
   points_of = {}
-  for setting in evidence.experiment.settings:
-    measured = evidence.measured(setting.label)
+  for setting in collected.experiment.settings:
+    measured = collected.measured(setting.label)
     if measured:
       points_of[setting.label] = measured[0]["points"]
   header = ("setting", "person", "kind", "x", "y")
@@ -296,10 +296,10 @@ def tsne(evidence):
   )
 
 
-def attention(evidence):
+def attention(collected):
   """Figure 2: words and the image regions that speak for them, for the first seed."""
-  (setting,) = evidence.experiment.settings
-  measured = evidence.measured(setting.label)
+  (setting,) = collected.experiment.settings
+  measured = collected.measured(setting.label)
   examples = measured[0]["examples"] if measured else []
   header = ("caption", "word", "adds to the cosine", "strongest patch, row", "column")
   rows = []

@@ -110,18 +110,18 @@ def data_of(rows):
   return header, [tuple("" if cell is None else cell for cell in row) for row in cells]
 
 
-def write(section, evidence, command):
+def write(section, collected, command):
   """Writes an experiment's Markdown, CSV and PNG, and the list of all reports.
 
   Args:
     section: what its form made of it.
-    evidence: collect.Evidence, what the section was made from.
+    collected: collect.CollectedResults, the results the section was made from.
     command: that made it, for the reader.
 
   Returns:
     Path of the Markdown file.
   """
-  experiment, options = evidence.experiment, evidence.options
+  experiment, options = collected.experiment, collected.options
   folder = folder_of(options)
   folder.mkdir(parents=True, exist_ok=True)
   text = io.StringIO()
@@ -135,7 +135,7 @@ def write(section, evidence, command):
   else:
     section.draw(picture)
   path = folder / f"{experiment.name}.md"
-  _write(path, "\n".join(_lines(section, evidence, command)) + "\n")
+  _write(path, "\n".join(_lines(section, collected, command)) + "\n")
   _write(folder / "README.md", "\n".join(_index(folder, options)) + "\n")
   return path
 
@@ -146,8 +146,8 @@ def folder_of(options):
   return options.workdir / "report" / name
 
 
-def _lines(section, evidence, command):
-  experiment, options = evidence.experiment, evidence.options
+def _lines(section, collected, command):
+  experiment, options = collected.experiment, collected.options
   yield f"# {experiment.title}: {options.dataset.title}"
   yield ""
   yield f"{experiment.source} of the paper." if experiment.source else "Not in the paper."
@@ -168,33 +168,33 @@ def _lines(section, evidence, command):
   if section.context:
     yield ""
     yield from table(*section.context)
-  for note in (*section.notes, *evidence.problems):
+  for note in (*section.notes, *collected.problems):
     yield ""
     yield note
   yield ""
   yield "## Runs"
   yield ""
-  yield from table(*_runs(evidence))
+  yield from table(*_runs(collected))
   yield ""
   yield "```"
   yield command
   yield "```"
 
 
-def _runs(evidence):
+def _runs(collected):
   """How each setting's runs were made and how long they took."""
   header = ("setting", "what it is", "fields that differ", "finished", "training s a run", "device")
   rows = []
-  for setting in evidence.experiment.settings:
-    done = [found for _, found in evidence.finished(setting.label)]
+  for setting in collected.experiment.settings:
+    done = [found for _, found in collected.finished(setting.label)]
     seconds = [found["wall_time_seconds"] for found in done if "wall_time_seconds" in found]
     fields = ", ".join(f"{name}={value}" for name, value in setting.fields.items())
     rows.append(
       (
         setting.label,
-        setting.about,
+        setting.description,
         fields or "none",
-        f"{len(done)} of {len(evidence.options.seeds)}",
+        f"{len(done)} of {len(collected.options.seeds)}",
         f"{np.mean(seconds):.0f}" if seconds else "",
         ", ".join(sorted({found.get("device", "") for found in done})),
       )

@@ -50,7 +50,7 @@ class Options:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class ExperimentRun:
   """A run that is made or is to be made.
 
   Attributes:
@@ -59,7 +59,7 @@ class Run:
     folder: its work directory.
     config: resolved.
     arguments: of `python`, one string each, that train it.
-    start: the Run whose weights it starts from, to be made first; None for none.
+    start: the ExperimentRun whose weights it starts from, to be made first; None for none.
   """
 
   name: str
@@ -67,7 +67,7 @@ class Run:
   folder: pathlib.Path
   config: ml_collections.ConfigDict
   arguments: tuple
-  start: "Run | None" = None
+  start: "ExperimentRun | None" = None
 
   @property
   def title(self):
@@ -116,7 +116,7 @@ def fields_of(options, setting, seed):
 
 
 def start_of(options, seed):
-  """The Run that all others of a seed start from; None when they start as the config says."""
+  """The run whose weights all others of a seed start from; None without a start."""
   fields = schedule_of(options).start
   if fields is None:
     return None
@@ -152,7 +152,7 @@ def digest(config, start=None):
 
   Args:
     config: resolved.
-    start: the Run it starts from, wherever that lies; None for none.
+    start: the ExperimentRun it starts from, wherever that lies; None for none.
   """
   base = config_lib.base()
   names = [name for name in config_lib.differences(config, base) if name != "seed"]
@@ -175,12 +175,12 @@ def make_run(options, setting, seed):
   found = sorted(parent.glob(f"*.{key}.seed{seed}"))
   folder = found[0] if found else parent / f"{name}.{key}.seed{seed}"
   arguments = tuple(_arguments(options, setting, seed, folder))
-  return Run(name, seed, folder, config, arguments, start)
+  return ExperimentRun(name, seed, folder, config, arguments, start)
 
 
 def _key(config, start, setting):
   """What tells runs of different settings apart, whatever their seeds."""
-  return digest(config, start) + (f"-{setting.plugged}" if setting.plugged else "")
+  return digest(config, start) + (f"-{setting.oracle}" if setting.oracle else "")
 
 
 def _name(options, key, label):
@@ -217,8 +217,8 @@ def _first_labels(dataset, variant, schedule, overrides):
 def _arguments(options, setting, seed, folder):
   variant = f":{options.variant}" if options.variant else ""
   module = ["dgia_jax.main"]
-  if setting.plugged:
-    module = ["experiments.oracle.train", f"--oracle={setting.plugged}"]
+  if setting.oracle:
+    module = ["experiments.oracle.train", f"--oracle={setting.oracle}"]
   yield from ("-m", *module)
   yield f"--config=configs/{options.dataset.config}.py{variant}"
   yield f"--workdir={folder}"
@@ -240,7 +240,7 @@ def results(run):
     return None
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise UserError(
-      f"{path} cannot be read ({type(error).__name__}: {error}): delete the folder to train anew"
+      f"{path} cannot be read ({type(error).__name__}: {error}): delete the folder to train again"
     ) from error
   _check_config(run)
   return found if finished else None
@@ -256,7 +256,7 @@ def metrics(run):
   try:
     lines = path.read_text(encoding="utf-8").splitlines()
   except (OSError, UnicodeDecodeError) as error:
-    raise UserError(f"{path} cannot be read ({error}): delete the folder to train anew") from error
+    raise UserError(f"{path} cannot be read ({error}): delete the folder to train again") from error
   found = []
   for number, line in enumerate(lines, 1):
     try:

@@ -111,14 +111,14 @@ class Setting:
   Attributes:
     label: as the paper prints it.
     fields: {config field: value}; {} is the whole method.
-    plugged: "" or the oracle of `experiments.oracle` that the run is trained with.
-    about: what it is, where the label does not tell.
+    oracle: "" or the oracle of `experiments.oracle` that the run is trained with.
+    description: what it is, where the label does not say it.
   """
 
   label: str
   fields: dict
-  plugged: str = ""
-  about: str = ""
+  oracle: str = ""
+  description: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,11 +164,11 @@ EXPERIMENTS = {
       source="Table 4",
       form="ablation",
       settings=(
-        Setting("B", BASELINE, about="contrastive loss alone"),
-        Setting("B+LRC", LOCAL, about="with local association"),
-        Setting("B+GSRC-FR", _only("global"), about="with global association"),
-        Setting("B+LRC+GSRC-FR", LOCAL_AND_GLOBAL, about="with both"),
-        Setting("B+LRC+GSRC-FR+IASC-CL", {}, about="with consistency too: DGIA"),
+        Setting("B", BASELINE, description="contrastive loss alone"),
+        Setting("B+LRC", LOCAL, description="with local association"),
+        Setting("B+GSRC-FR", _only("global"), description="with global association"),
+        Setting("B+LRC+GSRC-FR", LOCAL_AND_GLOBAL, description="with both"),
+        Setting("B+LRC+GSRC-FR+IASC-CL", {}, description="with consistency too: DGIA"),
       ),
       paper_table="table4_modules_R1",
     ),
@@ -178,12 +178,14 @@ EXPERIMENTS = {
       source="Table 5",
       form="ablation",
       settings=(
-        Setting("B", BASELINE, about="contrastive loss alone"),
+        Setting("B", BASELINE, description="contrastive loss alone"),
         Setting(
-          "B+LRC-I", _only("local", local_association__modality="image"), about="images alone"
+          "B+LRC-I", _only("local", local_association__modality="image"), description="images alone"
         ),
-        Setting("B+LRC-T", _only("local", local_association__modality="text"), about="texts alone"),
-        Setting("B+LRC", LOCAL, about="both must agree"),
+        Setting(
+          "B+LRC-T", _only("local", local_association__modality="text"), description="texts alone"
+        ),
+        Setting("B+LRC", LOCAL, description="both must agree"),
       ),
       paper_table="table5_local_R1",
     ),
@@ -193,18 +195,18 @@ EXPERIMENTS = {
       source="Table 6",
       form="ablation",
       settings=(
-        Setting("BFE", LOCAL, about="B+LRC of Table 4"),
+        Setting("BFE", LOCAL, description="B+LRC of Table 4"),
         Setting(
           "BFE+GSRC-T",
           _only("local", "global", global_association__anchor="text"),
-          about="text anchors",
+          description="text anchors",
         ),
         Setting(
           "BFE+GSRC-IT",
           _only("local", "global", global_association__anchor="both"),
-          about="mean of both",
+          description="mean of both",
         ),
-        Setting("BFE+GSRC-FR", LOCAL_AND_GLOBAL, about="image anchors"),
+        Setting("BFE+GSRC-FR", LOCAL_AND_GLOBAL, description="image anchors"),
       ),
       paper_table="table6_global_R1",
     ),
@@ -271,24 +273,24 @@ EXPERIMENTS = {
       source="",
       form="ablation",
       settings=(
-        Setting("baseline", BASELINE, about="contrastive loss alone"),
+        Setting("baseline", BASELINE, description="contrastive loss alone"),
         Setting(
           "augmented",
           _only("consistency", local_association__modality="none"),
-          about="baseline + the distorted view, matched to itself alone",
+          description="baseline + the distorted view, matched to itself alone",
         ),
-        Setting("method", {}, about="all four losses, relations mined without identities"),
+        Setting("method", {}, description="all four losses, relations mined without identities"),
         Setting(
           "oracle_relations",
           {},
-          plugged="relations",
-          about="ORACLE: all four losses, true relations",
+          oracle="relations",
+          description="ORACLE: all four losses, true relations",
         ),
         Setting(
           "oracle_captions",
           BASELINE,
-          plugged="captions",
-          about="ORACLE: baseline, each image with a caption of its person",
+          oracle="captions",
+          description="ORACLE: baseline, each image with a caption of its person",
         ),
       ),
     ),
@@ -300,21 +302,29 @@ EXPERIMENTS = {
       settings=(
         WHOLE,
         Setting(
-          "reciprocal", RECIPROCAL, about="DGIA; neighbours must retrieve the anchor in return"
+          "reciprocal",
+          RECIPROCAL,
+          description="DGIA; neighbours must retrieve the anchor in return",
         ),
-        Setting("text-match", TEXT_MATCH, about="DGIA; neighbours' captions must be similar, too"),
-        Setting("reciprocal+text-match", RECIPROCAL | TEXT_MATCH, about="DGIA; both: `:plus`"),
-        Setting("raised", RAISED, about="DGIA; thresholds follow the batch"),
+        Setting(
+          "text-match", TEXT_MATCH, description="DGIA; neighbours' captions must be similar, too"
+        ),
+        Setting(
+          "reciprocal+text-match", RECIPROCAL | TEXT_MATCH, description="DGIA; both: `:plus`"
+        ),
+        Setting("raised", RAISED, description="DGIA; thresholds follow the batch"),
         Setting(
           "raised+reciprocal+text-match",
           RAISED | RECIPROCAL | TEXT_MATCH,
-          about="DGIA; all three",
+          description="DGIA; all three",
         ),
-        Setting("other-images", OTHER_IMAGES, about="DGIA; an image's other captions take no slot"),
+        Setting(
+          "other-images", OTHER_IMAGES, description="DGIA; an image's other captions take no slot"
+        ),
         Setting(
           "raised+reciprocal+text-match+other-images",
           RAISED | RECIPROCAL | TEXT_MATCH | OTHER_IMAGES,
-          about="DGIA; all four",
+          description="DGIA; all four",
         ),
       ),
     ),

@@ -1,10 +1,10 @@
-"""What fits on which TPU: the training step compiled for slices that are not there.
+"""What fits on which TPU: the training step compiled for slices that are not attached.
 
-  pip install "dgia_jax[tpu]"
+  pip install "jax[tpu]"
   python -m experiments.speed.topologies --out experiments/results/topologies
 
 Compiles every case of `CASES` in a process of its own, minutes of CPU each and at the lowest
-priority, keeps what is done in OUT.json (a second start goes on from there), and writes OUT.md.
+priority, stores finished cases in OUT.json, from which a second start resumes, and writes OUT.md.
 """
 
 import argparse

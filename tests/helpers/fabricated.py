@@ -17,7 +17,7 @@ def finish(run, last, val=None, test=None, lines=()):
   """Writes config.json, results.json and metrics.jsonl of a run.
 
   Args:
-    run: runs.Run.
+    run: runs.ExperimentRun.
     last, val, test: R@1 on test at the last epoch and at those best on val and on test.
     lines: of metrics.jsonl.
   """

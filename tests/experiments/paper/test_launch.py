@@ -27,7 +27,9 @@ def make_runs(workdir, program, seeds=(0,)):
     fabricated.finish(run, last=20.0)
     os.rename(run.folder / "results.json", run.folder / "late.json")
     made.append(
-      runs.Run(run.name, seed, run.folder, run.config, ("-S", "-c", program, str(run.folder)))
+      runs.ExperimentRun(
+        run.name, seed, run.folder, run.config, ("-S", "-c", program, str(run.folder))
+      )
     )
   return made
 
