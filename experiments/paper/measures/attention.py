@@ -149,7 +149,7 @@ def image_feature(tower, pixels_1xHxWx3, change_YxAxSxS):
     attention_AxSxS = jax.nn.softmax(scores_AxSxS * q_SxAxE.shape[-1] ** -0.5) + change_AxSxS
     mixed_SxAxE = jnp.einsum("ast,tae->sae", attention_AxSxS.astype(v_SxAxE.dtype), v_SxAxE)
     x_SxC = x_SxC + block.attention.out(mixed_SxAxE)
-    return x_SxC + block.mlp(block.norm_2(x_SxC)), attention_AxSxS
+    return x_SxC + block.mlp(block.norm_2(x_SxC)[None])[0], attention_AxSxS
 
   x_SxC = tower.norm_pre(tower.embed_patches(pixels_1xHxWx3))[0]
   x_SxC, attention_YxAxSxS = jax.lax.scan(block_forward, x_SxC, (tower.blocks, change_YxAxSxS))
