@@ -54,6 +54,7 @@ setup(
     "rich>=13",
     "safetensors>=0.4.3",
     "tensorboardX>=2.6",
+    "tensorstore>=0.1.71",
     "tensorflow-datasets>=4.9.9,<5",
     "tokenizers>=0.21",
     "tqdm>=4.66",
