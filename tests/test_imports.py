@@ -222,6 +222,7 @@ def test_the_block_blocks():
     run_python(BLOCK + "import dgia_jax.config")
 
 
+@pytest.mark.integration
 def test_training_imports_no_tensorflow(tmp_path):
   """With a TensorFlow in reach that tells when it is imported; looking for one is allowed."""
   (tmp_path / "tensorflow").mkdir()

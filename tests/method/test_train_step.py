@@ -22,11 +22,13 @@ from tests.helpers.golden_data import arrays, assert_loss, description
 
 LOSSES = {"itc": "itc_loss", "local": "sdm_loss", "global": "mem_loss", "consistency": "cons_loss"}
 # (mesh, parts of the batch that are encoded one after another)
-ON_ONE = [
-  pytest.param((1, 1, 1), parts, marks=pytest.mark.accelerator, id=f"(1, 1, 1)-{parts}")
-  for parts in (1, 4)
+SLOWER = pytest.mark.integration
+WAYS = [
+  pytest.param((1, 1, 1), 1, marks=pytest.mark.accelerator),
+  pytest.param((1, 1, 1), 4, marks=[pytest.mark.accelerator, SLOWER]),
+  pytest.param((2, 2, 2), 1, marks=SLOWER),
+  pytest.param((2, 2, 2), 2),
 ]
-WAYS = [*ON_ONE, ((2, 2, 2), 1), ((2, 2, 2), 2)]
 
 
 @pytest.fixture
@@ -145,7 +147,7 @@ def _assert_gradients(reference, key):
 
 
 @pytest.mark.accelerator
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [1, pytest.param(2, marks=SLOWER)])
 def test_whole_step_equals_the_reference_with_every_gradient(given_views, accumulation):
   reference, facts = _gradient_reference(accumulation), description("p11_e2e_B")
   perm = reference.data["epoch1_perm"]
@@ -193,7 +195,7 @@ def test_a_loss_of_weight_zero_leaves_the_gradient(given_views, name):
     np.testing.assert_allclose(actual, norm, rtol=3e-5, atol=1e-6, err_msg=parameter)
 
 
-@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("accumulation", [pytest.param(1, marks=SLOWER), 4])
 def test_start_epochs_hold_relations_back(given_views, accumulation):
   """The distorted view is left out before its epoch; with accumulation in both encodings."""
   reference = _gradient_reference(accumulation)

@@ -101,6 +101,7 @@ def test_folders_with_special_characters(known_run, image_folder, tmp_path, caps
   assert search_cli.main(["export", *flags]) == 0 and exported.is_file()
 
 
+@pytest.mark.integration
 def test_names_that_the_terminal_cannot_show(known_run, image_folder, tmp_path):
   """Undecodable names of files, on terminals that know UTF-8 or only ASCII."""
   (image_folder / "a" / "1.png").rename(image_folder / os.fsdecode(b"caf\xe9.png"))

@@ -246,6 +246,7 @@ def finished_run(tmp_path_factory):
   return folder
 
 
+@pytest.mark.integration
 def test_a_run_starts_from_the_weights_and_vocabulary_of_another(finished_run, tmp_path):
   config = tiny_run.config(pretrained=str(finished_run), **ALL_DEVICES)
   splits = tiny_run.splits()
@@ -262,6 +263,7 @@ def test_a_run_starts_from_the_weights_and_vocabulary_of_another(finished_run, t
   assert jax.tree.map(lambda x: x.sharding, loaded) == jax.tree.map(lambda x: x.sharding, fresh)
 
 
+@pytest.mark.integration
 def test_a_run_of_another_model_is_refused(finished_run, tmp_path):
   config = tiny_run.config(
     pretrained=str(finished_run), dataset__image_size=(32, 16), **ALL_DEVICES

@@ -90,6 +90,7 @@ def test_the_estimate_follows_the_mesh_and_the_settings(parts):
   assert stored[1] == 2 * 64 * (5 + 8) * 2 * 32 * 4 / 8
 
 
+@pytest.mark.integration
 def test_the_estimate_is_below_what_the_compiler_reports(parts):
   """A lower bound must never refuse a run that fits."""
   run = parts(batch_size=64)
