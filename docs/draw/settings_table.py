@@ -13,10 +13,11 @@ from dgia_jax import config as config_lib
 
 HEAD = """# Settings
 
-Every setting of a run, with its default and its meaning. `python -m docs.draw.settings_table` generates this
-page from [`dgia_jax/config.py`](../dgia_jax/config.py). The files in [`configs/`](../configs) change some of
-the defaults. On the command line, `--config.NAME=VALUE` changes one setting. An unknown name, a value out of
-range or a combination that cannot work stops the run with a one-line message.
+Every setting of a run, with its default and its meaning. `python -m docs.draw.settings_table`
+generates this page from [`dgia_jax/config.py`](../dgia_jax/config.py). The files in
+[`configs/`](../configs) change some of the defaults. On the command line, `--config.NAME=VALUE`
+changes one setting. An unknown name, a value out of range or a combination that cannot work stops
+the run with a one-line message.
 """
 WIDTH = 110
 _FIELD = re.compile(r'^  (?:config\.([\w.]+) = (.+?)|    "(\w+)": (.+?),)(?:  # (.*))?$')
