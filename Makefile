@@ -22,7 +22,7 @@ small: $(VENV)/.installed
 
 # Units, reference numbers, and one small run from end to end.
 test: $(VENV)/.installed
-	$(PYTEST) -m "not integration and not slow and not fuzz"
+	$(PYTEST) -n 2 -m "not integration and not slow and not fuzz"
 
 # What `make test` leaves out: trainings, other processes, datasets built from files.
 test-integration: $(VENV)/.installed

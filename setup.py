@@ -61,7 +61,14 @@ setup(
     "transformers>=4.51,<6",
   ],
   extras_require={
-    "test": ["beartype>=0.20", "matplotlib>=3.8", "pytest>=8", "pytest-timeout>=2.3", "ruff>=0.9"],
+    "test": [
+      "beartype>=0.20",
+      "matplotlib>=3.8",
+      "pytest>=8",
+      "pytest-timeout>=2.3",
+      "pytest-xdist>=3.5",
+      "ruff>=0.9",
+    ],
     "gpu": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
     "serve": ["gradio>=6,<7"],  # the web page of `dgia search serve`

@@ -1,4 +1,6 @@
-"""Collectives in HLO text: one written by hand, and what the compiler makes of known programs."""
+"""Collectives in HLO text: in an example, and in programs that the compiler translates."""
+
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -10,74 +12,12 @@ from jax.sharding import PartitionSpec as P
 from dgia_jax import sharding
 from dgia_jax.dry_run import hlo_collectives
 
-# As a TPU's compiler writes it: a loop in a loop, started and finished operations, a fusion that
-# holds a collective, arrays in tiles, sources in tables at the head.
-TEXT = """\
-HloModule jit_step, is_scheduled=true
-
-FileNames
-1 "/x/dgia_jax/memory_bank.py"
-2 "/x/dgia_jax/models/layers.py"
-
-FunctionNames
-1 "search_shards"
-
-FileLocations
-1 {file_name_id=1 function_name_id=1 line=195 end_line=195 column=4}
-2 {file_name_id=2 function_name_id=1 line=12 end_line=12 column=4}
-
-StackFrames
-1 {file_location_id=2 parent_frame_id=1}
-2 {file_location_id=1 parent_frame_id=1}
-
-%add (a: f32[], b: f32[]) -> f32[] {
-  %a = f32[]{:T(128)} parameter(0)
-  %b = f32[]{:T(128)} parameter(1)
-  ROOT %sum = f32[]{:T(128)} add(%a, %b)
-}
-
-%scatter (p: f32[64,512]) -> f32[8,512] {
-  %p = f32[64,512]{1,0:T(8,128)} parameter(0)
-  ROOT %rs = f32[8,512]{1,0:T(8,128)} reduce-scatter(%p), channel_id=4, replica_groups=[1,8]<=[8], dimensions={0}, to_apply=%add
-}
-
-%inner_body (q: (s32[], bf16[16,32])) -> (s32[], bf16[16,32]) {
-  %q = (s32[]{:T(128)}, bf16[16,32]{1,0:T(8,128)(2,1)}) parameter(0)
-  %small = bf16[16,32]{1,0:T(8,128)(2,1)} get-tuple-element(%q), index=1
-  %gather-start = (bf16[16,32]{1,0:T(8,128)(2,1)}, bf16[128,32]{1,0:T(8,128)(2,1)}) all-gather-start(%small), channel_id=1, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}, metadata={op_name="jit(step)/dot" stack_frame_id=1}
-  %gather-done = bf16[128,32]{1,0:T(8,128)(2,1)} all-gather-done(%gather-start)
-  ROOT %out = (s32[]{:T(128)}, bf16[16,32]{1,0:T(8,128)(2,1)}) tuple(%small, %small)
-}
-
-%condition (q.1: (s32[], bf16[16,32])) -> pred[] {
-  %q.1 = (s32[]{:T(128)}, bf16[16,32]{1,0:T(8,128)(2,1)}) parameter(0)
-  ROOT %less = pred[]{:T(512)} constant(true)
-}
-
-%outer_body (q.2: (s32[], bf16[16,32])) -> (s32[], bf16[16,32]) {
-  %q.2 = (s32[]{:T(128)}, bf16[16,32]{1,0:T(8,128)(2,1)}) parameter(0)
-  ROOT %inner = (s32[]{:T(128)}, bf16[16,32]{1,0:T(8,128)(2,1)}) while(%q.2), condition=%condition, body=%inner_body, backend_config={"known_trip_count":{"n":"12"}}
-}
-
-%unused (x: f32[99]) -> f32[99] {
-  %x = f32[99]{0:T(128)} parameter(0)
-  ROOT %never = f32[99]{0:T(128)} all-reduce(%x), channel_id=9, replica_groups={}, to_apply=%add
-}
-
-ENTRY %main (p0: f32[64,512], p1: (s32[], bf16[16,32])) -> f32[] {
-  %p0 = f32[64,512]{1,0:T(8,128)} parameter(0)
-  %p1 = (s32[]{:T(128)}, bf16[16,32]{1,0:T(8,128)(2,1)}) parameter(1)
-  %fused = f32[8,512]{1,0:T(8,128)} fusion(%p0), kind=kCustom, calls=%scatter
-  %loop = (s32[]{:T(128)}, bf16[16,32]{1,0:T(8,128)(2,1)}) while(%p1), condition=%condition, body=%outer_body, backend_config={"known_trip_count":{"n":"3"}}
-  %exchange = (s32[8,4]{1,0:T(8,128)}, s32[8,4]{1,0:T(8,128)}) all-to-all(%p0, %p0), channel_id=2, replica_groups={{0,1}}, metadata={op_name="jit(step)/shard_map/all_to_all" stack_frame_id=2}
-  %both-start = (f32[64,512]{1,0:T(8,128)}, f32[3]{0:T(128)}) all-reduce-start(%p0, %p0), channel_id=3, replica_groups={}, to_apply=%add
-  %both-done = (f32[64,512]{1,0:T(8,128)}, f32[3]{0:T(128)}) all-reduce-done(%both-start)
-  ROOT %zero = f32[]{:T(128)} constant(0)
-}
-"""  # noqa: E501
+# As the TPU compiler writes it: a loop in a loop, started and finished operations, a fusion that
+# contains a collective, arrays in tiles, sources in tables at the head.
+TEXT = pathlib.Path(__file__).with_name("example.hlo").read_text()
 
 
-def test_a_text_written_by_hand():
+def test_the_example():
   found = {one.kind: one for one in hlo_collectives.collectives(TEXT)}
   assert sorted(found) == ["all-gather", "all-reduce", "all-to-all", "reduce-scatter"]
   gather = found["all-gather"]  # not what it takes, and not its end
