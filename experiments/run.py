@@ -1,79 +1,84 @@
-"""Reproduces the paper's tables and figures, each by one command:
+"""Reproduces the paper's tables and figures, each with one command:
 
   python -m experiments.run modules --dataset synth_pedes --seeds 0,1,2 --jobs 2
   python -m experiments.run all --dataset cuhk_pedes --source cuhk_pedes=FOLDER --dry_run
 
-Trains what is missing (finished runs are reused, whichever table they were made for; killed ones
-resume), measures finished runs where a table needs more than their scores, and writes Markdown, CSV
-and PNG to WORKDIR/report/DATASET. `--dry_run` prints the commands of the missing runs instead, one
-a line, for a job array or `xargs -P N -I CMD sh -c CMD`.
+Trains the missing runs, takes the measurements that a table needs beyond the scores, and writes
+Markdown, CSV, PNG and PDF files to WORKDIR/report/DATASET. Tables share finished runs, and
+interrupted runs resume. `--dry_run` prints the training commands of the missing runs instead, one
+per line, for a job array or `xargs -P N -I CMD sh -c CMD`.
 """
 
 import argparse
 import logging
 import pathlib
 import sys
+from collections.abc import Container, Iterable, Mapping, Sequence
+from typing import TypeVar
 
+from dgia_jax import cli
 from dgia_jax.errors import UserError
 from experiments.paper import collect, launch, report, runs, tables
 
 ALL = "all"
+Plans = Mapping[str, collect.RunsByLabel]  # by experiment name
+Value = TypeVar("Value")
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
   """Runs a command line and returns its exit code."""
   arguments = sys.argv[1:] if argv is None else list(argv)
-  logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs its file layout
-  try:
-    return _run(_parse(arguments), report.command_of(arguments))
-  except UserError as error:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print("stopped: run the same command to resume", file=sys.stderr)
-    return 130
+  logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs details of its file layout
+  return cli.run(_run, arguments, interrupted="stopped; the same command continues")
 
 
-def _run(flags, command):
-  """Plan, train, measure, report; returns the exit code."""
+def _run(arguments: Sequence[str]) -> None:
+  """Plans, trains, measures and reports.
+
+  Raises:
+    UserError: a flag is wrong, or a run or measurement is not finished.
+  """
+  flags = _parse(arguments)
   options, sources = _options(flags)
-  experiments = _chosen(flags.experiment, options.dataset.name)
+  experiments = _select_experiments(flags.experiment, options.dataset.name)
   plans = {experiment.name: collect.plan(experiment, options) for experiment in experiments}
-  wanted = _wanted(plans, flags.only, flags.shard)
-  problems = {}
+  selected = _select_runs(plans, flags.only, flags.shard)
   if flags.dry_run:
-    first = launch.starts(launch.missing(wanted))
-    for title, listed in (("first these", first), ("then these", launch.missing(wanted))):
-      if first:  # a shell does nothing for such a line
-        print(f"# {title}:")
-      for run in listed:
-        print(launch.command_line(run))
-    return 0
+    _print_commands(selected)
+    return
+  problems = []
   if not flags.report_only:
-    problems = launch.train_with_starts(wanted, flags.jobs, _say)
-  from experiments.paper import (
-    render,  # brings matplotlib and the model: not for a list of commands
-  )
+    reasons = launch.train_with_starts(selected, flags.jobs, _print_line)
+    problems += [f"{title}: {reason}" for title, reason in reasons.items()]
+  from experiments.paper import render  # imports matplotlib and the model: not for a dry run
 
   for experiment in experiments:
-    found = collect.collect(
-      experiment, options, plans[experiment.name], sources, not flags.report_only, _say
+    data = collect.collect(
+      experiment, options, plans[experiment.name], sources, not flags.report_only, _print_line
     )
-    path = report.write(render.section_of(found), found, command)
-    _say(f"{experiment.name}: {path}")
-    problems |= {f"{experiment.name}: {text}": "" for text in found.problems}
+    path = report.write(render.content_of(data), data, report.command_of(arguments))
+    _print_line(f"{experiment.name}: {path}")
+    problems += [f"{experiment.name}: {problem}" for problem in data.problems]
   if problems:
-    lines = [f"{what}: {why}" if why else what for what, why in problems.items()]
-    raise UserError(f"{len(lines)} not done: " + "; ".join(lines))
-  return 0
+    raise UserError(f"{len(problems)} not done: " + "; ".join(problems))
 
 
-def _say(text):
+def _print_commands(selected: Sequence[runs.ExperimentRun]) -> None:
+  """Prints the training commands of the missing runs, those that others start from first."""
+  starts, missing = launch.missing_starts(selected), launch.missing(selected)
+  for title, listed in (("first these", starts), ("then these", missing)):
+    if starts:  # a shell ignores these lines
+      print(f"# {title}:")
+    for run in listed:
+      print(launch.command_line(run))
+
+
+def _print_line(text: str) -> None:
   print(text, flush=True)
 
 
-def _parse(arguments):
-  parser = argparse.ArgumentParser(
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+  parser = cli.ArgumentParser(
     prog="python -m experiments.run",
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -81,52 +86,52 @@ def _parse(arguments):
   parser.add_argument("experiment", help=f"{', '.join(tables.EXPERIMENTS)}, or {ALL}")
   parser.add_argument("--dataset", default="synth_pedes", help=", ".join(tables.DATASETS))
   parser.add_argument("--seeds", default="0", help="comma-separated")
-  parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/paper"))
+  parser.add_argument(
+    "--workdir", type=pathlib.Path, default=pathlib.Path("runs/paper"), help="default: runs/paper"
+  )
   parser.add_argument("--variant", default="", help="of the config file, such as paper or tiny")
   parser.add_argument(
-    "--schedule", help="a declared schedule, or `config` for the config file's own"
+    "--schedule", help="a schedule from experiments/paper/tables.py, or `config` for the config's"
   )
   parser.add_argument(
-    "--protocol", help=f"epoch whose test scores count: {', '.join(tables.PROTOCOLS)}"
+    "--protocol", help=f"which epoch's scores are reported: {', '.join(tables.PROTOCOLS)}"
   )
   parser.add_argument(
-    "--split", default="test", choices=("test", "val"), help="val: to choose settings by"
+    "--split", default="test", choices=("test", "val"), help="val is for choosing settings"
   )
   parser.add_argument(
-    "--set",
-    action="append",
-    default=[],
-    metavar="FIELD=VALUE",
-    help="set a config field of all runs",
+    "--set", action="append", default=[], metavar="FIELD=VALUE", help="config field of every run"
   )
   parser.add_argument(
     "--source",
     action="append",
     default=[],
     metavar="DATASET=FOLDER",
-    help=f"a dataset's files; {tables.EMBEDDED} has none",
+    help=f"folder of a dataset's files; {tables.EMBEDDED} needs none",
   )
-  parser.add_argument("--jobs", type=int, default=1, help="runs in parallel")
-  parser.add_argument("--only", default="", help="train these settings only, comma-separated")
+  parser.add_argument("--jobs", type=int, default=1, help="number of runs trained in parallel")
+  parser.add_argument("--only", default="", help="train only these settings, comma-separated")
+  parser.add_argument("--shard", default="", help="i/n: train every n-th run, from the i-th on")
   parser.add_argument(
-    "--shard", default="", help="i/n: train every n-th run, starting with the i-th"
+    "--dry_run", action="store_true", help="print the training commands of the missing runs"
   )
-  parser.add_argument("--dry_run", action="store_true", help="print the commands of missing runs")
-  parser.add_argument("--report_only", action="store_true", help="neither train nor measure")
+  parser.add_argument(
+    "--report_only", action="store_true", help="report what exists; do not train or measure"
+  )
   return parser.parse_args(arguments)
 
 
-def _options(flags):
-  """runs.Options and {dataset: folder} from the flags.
+def _options(flags: argparse.Namespace) -> tuple[runs.Options, dict[str, str]]:
+  """The options of all runs, and the folder of each dataset named by `--source`.
 
   Raises:
-    UserError: a flag's value makes no sense.
+    UserError: the value of a flag is invalid.
   """
-  dataset = _named(tables.DATASETS, flags.dataset, "--dataset")
+  dataset = _look_up(tables.DATASETS, flags.dataset, "--dataset")
   protocol = flags.protocol or ("last" if flags.split == "val" else dataset.protocol)
-  _named(tables.PROTOCOLS, protocol, "--protocol")
+  _look_up(tables.PROTOCOLS, protocol, "--protocol")
   if flags.split == "val" and protocol != "last":
-    raise UserError("--split val: scores on val are kept of the last epoch; use --protocol last")
+    raise UserError("--split val: val scores are kept for the last epoch; use --protocol last")
   try:
     seeds = tuple(dict.fromkeys(int(seed) for seed in flags.seeds.split(",")))
   except ValueError as error:
@@ -136,7 +141,7 @@ def _options(flags):
   sources = {}
   for text in flags.source:
     name, _, folder = text.partition("=")
-    _named(tables.DATASETS, name, "--source")
+    _look_up(tables.DATASETS, name, "--source")
     if not folder and name != tables.EMBEDDED:
       raise UserError(f"--source {text}: give DATASET=FOLDER")
     sources[name] = folder
@@ -156,8 +161,8 @@ def _options(flags):
   return options, sources
 
 
-def _schedule(dataset, flags):
-  """Name of a declared schedule, "" for the config's own, which a variant brings with it."""
+def _schedule(dataset: tables.Dataset, flags: argparse.Namespace) -> str:
+  """Name of a declared schedule; "" for the config's own, the default with a variant."""
   if flags.schedule is None:
     return "" if flags.variant else dataset.schedule
   if flags.schedule == "config":
@@ -169,47 +174,62 @@ def _schedule(dataset, flags):
   return flags.schedule
 
 
-def _chosen(name, dataset):
-  """The experiments of a name that exist for the dataset."""
+def _select_experiments(name: str, dataset: str) -> list[tables.Experiment]:
+  """The experiment with this name, or all experiments that exist for the dataset."""
   if name == ALL:
-    found = tables.EXPERIMENTS.values()
-    return [e for e in found if not e.datasets or dataset in e.datasets]
-  experiment = _named(tables.EXPERIMENTS, name, "experiment", ALL)
+    return [e for e in tables.EXPERIMENTS.values() if not e.datasets or dataset in e.datasets]
+  experiment = _look_up(tables.EXPERIMENTS, name, "experiment", ALL)
   if experiment.datasets and dataset not in experiment.datasets:
     raise UserError(f"{name} exists for --dataset {' or '.join(experiment.datasets)} only")
   return [experiment]
 
 
-def _named(table, name, what, *more):
+def _look_up(table: Mapping[str, Value], name: str, flag: str, *more: str) -> Value:
+  """The value under a name.
+
+  Raises:
+    UserError: the name is unknown; the message lists the known names and `more`.
+  """
   if name not in table:
-    raise UserError(f"{what} {name}: unknown; choose one of {', '.join((*table, *more))}")
+    raise UserError(f"{flag} {name}: unknown; choose one of {', '.join((*table, *more))}")
   return table[name]
 
 
-def _wanted(plans, only, shard):
-  """The runs to train: those of the labels in `only`, then every n-th of the different ones.
+def _select_runs(plans: Plans, only: str, shard: str) -> list[runs.ExperimentRun]:
+  """The distinct runs with a label in `only` (all labels if empty), reduced to a shard.
 
   Raises:
     UserError: no setting has such a label, or the shard is not i/n.
   """
   labels = set(filter(None, only.split(",")))
-  unknown = labels - {label for plan in plans.values() for label in plan}
-  if unknown:
-    known = ", ".join(dict.fromkeys(label for plan in plans.values() for label in plan))
-    raise UserError(f"--only {', '.join(sorted(unknown))}: unknown setting; choose among {known}")
-  found = {}
-  for plan in plans.values():
-    for label, made in plan.items():
-      if not labels or label in labels:
-        found |= {run.folder: run for run in made}
-  # By seed first, so that a session cut short leaves whole tables of fewer seeds.
-  ordered = sorted(found.values(), key=lambda run: run.seed)
+  known = dict.fromkeys(label for plan in plans.values() for label in plan)
+  if unknown := labels - known.keys():
+    raise UserError(
+      f"--only {', '.join(sorted(unknown))}: unknown setting; choose among {', '.join(known)}"
+    )
+  distinct = _distinct_runs(plans.values(), labels or known.keys())
+  # Sorted by seed, so that an interrupted session leaves complete tables of fewer seeds.
+  ordered = sorted(distinct, key=lambda run: run.seed)
   if not shard:
     return ordered
   index, slash, count = shard.partition("/")
   if not (slash and index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
     raise UserError(f"--shard {shard}: give i/n with i from 1 to n, such as 1/4")
   return ordered[int(index) - 1 :: int(count)]
+
+
+def _distinct_runs(
+  plans: Iterable[collect.RunsByLabel], labels: Container[str]
+) -> list[runs.ExperimentRun]:
+  """The runs with these labels, one for each folder."""
+  by_folder = {
+    run.folder: run
+    for plan in plans
+    for label, runs_of_label in plan.items()
+    if label in labels
+    for run in runs_of_label
+  }
+  return list(by_folder.values())
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""Upper bounds: training runs that read true identities. Never a method.
+"""Oracles: training runs that use true identities. They are upper bounds, not methods.
 
-relations  true relations in place of mined ones, or a caption of the same person per image
-train      the command that trains such a run
+relations  replaces mined relations with true ones, or each caption with one of the same person
+train      the command that trains with an oracle
 """

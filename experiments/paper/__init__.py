@@ -1,14 +1,14 @@
 """The paper's tables and figures; `python -m experiments.run` is the command.
 
-tables         every table and figure as data: which settings it compares
+tables         declares the settings of every table and figure
 runs           one setting with one seed: its config, folder, command and stored scores
 launch         trains the missing runs in parallel processes
-collect        reads finished runs and takes the measurements a table needs
+collect        reads finished runs and takes the measurements that a table needs
 measures       measurements on a finished run, one module each
-gains          differences to a table's first setting, paired by seed
-render         from collected results to the rows and the figure of a report
-figures        the drawings
-report         rows as Markdown and CSV; writes a report
-paper_numbers  the numbers that the paper prints
-own_data       writes a second synthetic dataset in the format of your own data
+gains          gains over a table's first setting, paired by seed
+render         makes the content of each report: rows, notes and figure
+figures        draws the figures
+report         writes a report as Markdown, CSV, PNG and PDF
+paper_numbers  numbers published in the paper
+own_data       draws a second synthetic dataset, in the format of a user's own data
 """

@@ -1,66 +1,77 @@
-"""Reads the finished runs of an experiment and takes the measurements that its report needs."""
+"""Reads the runs of an experiment and takes the measurements that its table needs."""
 
 import dataclasses
 import functools
 import importlib
 import json
+import pathlib
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from dgia_jax import files
+from dgia_jax.data import pairs as pairs_lib
 from dgia_jax.errors import UserError
 from experiments.paper import runs, tables
+from experiments.paper.runs import ExperimentRun
 
 MEASURES = "measures"  # folder inside a run's folder
+
+RunsByLabel = Mapping[str, Sequence[ExperimentRun]]  # one run per seed
+Sources = Mapping[str, str]  # dataset name -> folder of its files
 
 
 @dataclasses.dataclass(frozen=True)
 class CollectedResults:
-  """Everything a report is made from.
+  """All numbers from which a table or figure is made.
 
   Attributes:
-    experiment: tables.Experiment.
-    options: runs.Options.
-    sources: {dataset name: folder of its files}, for tests on other datasets.
-    runs: {label: [ExperimentRun of each seed]}.
-    results: {run folder: what results.json holds} of finished runs.
-    measures: {run folder: {target dataset: what was measured}} of measured runs.
-    problems: sentences on what could not be measured.
+    experiment: the table or figure.
+    options: of all runs.
+    sources: folders of the other datasets to test on.
+    runs: the runs of each setting.
+    results: results.json of each finished run, by run folder.
+    measurements: {run folder: {target dataset: measurement}}.
+    problems: one sentence for each measurement that failed.
   """
 
   experiment: tables.Experiment
   options: runs.Options
-  sources: dict
-  runs: dict
-  results: dict
-  measures: dict = dataclasses.field(default_factory=dict)
-  problems: list = dataclasses.field(default_factory=list)
+  sources: Sources
+  runs: RunsByLabel
+  results: Mapping[pathlib.Path, runs.Results]
+  measurements: dict[pathlib.Path, dict[str, Any]] = dataclasses.field(default_factory=dict)
+  problems: list[str] = dataclasses.field(default_factory=list)
 
   @property
-  def title(self):
-    """By which the paper's numbers are found; "" for scores on val, which the paper has none of."""
+  def paper_title(self) -> str:
+    """Key of the dataset's published numbers; "" for val scores, which the paper lacks."""
     return self.options.dataset.title if self.options.split == "test" else ""
 
-  def finished(self, label):
-    """[(ExperimentRun, results)] of a setting's finished seeds, in the order of the seeds."""
+  def finished(self, label: str) -> list[tuple[ExperimentRun, runs.Results]]:
+    """The finished runs of a setting with their results, in the order of the seeds."""
     return [
       (run, self.results[run.folder]) for run in self.runs[label] if run.folder in self.results
     ]
 
-  def scores(self, label):
-    """[{"R1", ..}] of a setting's finished seeds, at the epoch the protocol takes."""
-    return [runs.scores_of(found, self.options, run.folder) for run, found in self.finished(label)]
+  def scores(self, label: str) -> list[runs.Scores]:
+    """Scores of a setting's finished runs, at the epoch that the protocol selects."""
+    return [
+      runs.scores_of(results, self.options, run.folder) for run, results in self.finished(label)
+    ]
 
-  def measured(self, label, target=None):
-    """What was measured on a setting's runs, one for each seed that has it."""
+  def measured(self, label: str, target: str = "") -> list[Any]:
+    """Measurements of a setting's runs on a dataset (default: the runs' own)."""
     target = target or self.options.dataset.name
-    found = [self.measures.get(run.folder, {}).get(target) for run in self.runs[label]]
-    return [values for values in found if values is not None]
+    by_run = [self.measurements.get(run.folder, {}).get(target) for run in self.runs[label]]
+    return [measurement for measurement in by_run if measurement is not None]
 
 
-def plan(experiment, options):
-  """{label: [ExperimentRun of each seed]} of an experiment.
+def plan(experiment: tables.Experiment, options: runs.Options) -> RunsByLabel:
+  """The runs of an experiment.
 
   Raises:
-    UserError: a setting cannot work with the options.
+    UserError: a setting does not work with the options.
   """
   return {
     setting.label: [runs.make_run(options, setting, seed) for seed in options.seeds]
@@ -68,48 +79,51 @@ def plan(experiment, options):
   }
 
 
-def collect(experiment, options, planned, sources, compute, say):
-  """Reads what is there and, when asked to, measures what is missing.
+def collect(
+  experiment: tables.Experiment,
+  options: runs.Options,
+  planned: RunsByLabel,
+  sources: Sources,
+  compute: bool,
+  print_line: Callable[[str], None],
+) -> CollectedResults:
+  """Reads the finished runs and takes the missing measurements.
 
   Args:
     experiment, options, sources: as in `CollectedResults`.
-    planned: what `plan` gave.
-    compute: False to use measures already taken only.
-    say: function (text) that prints one line.
-
-  Returns:
-    CollectedResults.
+    planned: from `plan`.
+    compute: False uses stored measurements only.
+    print_line: receives lines of progress.
 
   Raises:
     UserError: a run's folder cannot be read.
   """
-  results = {}
-  for run in {run.folder: run for made in planned.values() for run in made}.values():
-    found = runs.results(run)
-    if found is not None:
-      results[run.folder] = found
-  collected = CollectedResults(experiment, options, sources, planned, results)
+  distinct = {run.folder: run for seeds in planned.values() for run in seeds}.values()
+  results = {run.folder: runs.results(run) for run in distinct}
+  results = {folder: content for folder, content in results.items() if content is not None}
+  data = CollectedResults(experiment, options, sources, planned, results)
   if not experiment.measure:
-    return collected
+    return data
   module = importlib.import_module(f"experiments.paper.measures.{experiment.measure}")
   for target in targets(experiment, options, sources):
-    for run in (run for made in planned.values() for run in made if run.folder in results):
+    for run in (run for run in distinct if run.folder in results):
       try:
-        found = _measured(module, experiment, options, run, target, sources, compute, say)
+        measurement = _measured(module, data, run, target, compute, print_line)
       except UserError as error:
-        message = f"{run.title}, {target}: not measured: {error}"
-        say(message)
-        collected.problems.append(message)
+        problem = f"{run.title}, {target}: not measured: {error}"
+        print_line(problem)
+        data.problems.append(problem)
         continue
-      if found is not None:
-        collected.measures.setdefault(run.folder, {})[target] = found
-  return collected
+      if measurement is not None:
+        data.measurements.setdefault(run.folder, {})[target] = measurement
+  return data
 
 
-def targets(experiment, options, sources):
-  """Names of the datasets an experiment measures on.
+def targets(experiment: tables.Experiment, options: runs.Options, sources: Sources) -> list[str]:
+  """Names of the datasets that an experiment measures on.
 
-  Across datasets: the paper's others for one of the paper's, and all that `--source` names.
+  The cross-dataset experiment uses all datasets of `--source` and, for a benchmark of the paper,
+  the other benchmarks. All other experiments use the runs' own dataset.
   """
   own = options.dataset.name
   if experiment.measure != "cross_dataset":
@@ -118,11 +132,19 @@ def targets(experiment, options, sources):
   return [name for name in dict.fromkeys((*others, *sources)) if name != own]
 
 
-def _measured(module, experiment, options, run, target, sources, compute, say):
-  """A measure from its file, or taken now and written there; None when it may not be taken."""
+def _measured(
+  module: types.ModuleType,
+  data: CollectedResults,
+  run: ExperimentRun,
+  target: str,
+  compute: bool,
+  print_line: Callable[[str], None],
+) -> Any:
+  """A stored measurement, or a new one, which is stored; None if it is missing and not computed."""
+  options = data.options
   choice = runs.checkpoint_choice(run, options.protocol)
-  across = "" if target == options.dataset.name else f"-{target}"
-  path = run.folder / MEASURES / f"{experiment.name}{across}-{choice}.json"
+  name = data.experiment.name + ("" if target == options.dataset.name else f"-{target}")
+  path = run.folder / MEASURES / f"{name}-{choice}.json"
   if path.exists():
     try:
       return json.loads(path.read_text(encoding="utf-8"))
@@ -130,20 +152,22 @@ def _measured(module, experiment, options, run, target, sources, compute, say):
       raise UserError(f"{path} is damaged ({error}): delete it") from error
   if not compute:
     return None
-  say(f"{run.title}: measuring {experiment.name}{across}")
-  splits = {"test": _test_pairs(run, options, target, sources.get(target, ""))}
-  found = module.measure(run.config, run.folder, splits, choice)
+  print_line(f"{run.title}: measuring {name}")
+  splits = {"test": _test_pairs(run, options, target, data.sources.get(target, ""))}
+  measurement = module.measure(run.config, run.folder, splits, choice)
   path.parent.mkdir(exist_ok=True)
-  files.write_json(path, found)
-  return found
+  files.write_json(path, measurement)
+  return measurement
 
 
-def _test_pairs(run, options, target, source):
-  """The test pairs of a dataset at the run's image size."""
+def _test_pairs(
+  run: ExperimentRun, options: runs.Options, target: str, source: str
+) -> pairs_lib.PairTable:
+  """The test pairs of a dataset, at the run's image size."""
   settings = run.config.dataset
   if target != options.dataset.name:
-    file = tables.DATASETS[target].config
-    settings = importlib.import_module(f"configs.{file}").get_config().dataset
+    config_name = tables.DATASETS[target].config
+    settings = importlib.import_module(f"configs.{config_name}").get_config().dataset
     settings.image_size = run.config.dataset.image_size
     settings.resize = run.config.dataset.resize
     settings.data_dir, settings.source = run.config.dataset.data_dir, source
@@ -151,18 +175,18 @@ def _test_pairs(run, options, target, source):
 
 
 @functools.lru_cache(maxsize=1)
-def _load_test_pairs(settings):
-  """Test pairs for a config's `dataset` group given as JSON; runs of several seeds share them."""
-  from dgia_jax.data import datasets, pairs
+def _load_test_pairs(settings_json: str) -> pairs_lib.PairTable:
+  """The test pairs of a config's `dataset` group; cached because runs of several seeds share it."""
+  from dgia_jax.data import datasets
 
-  settings = json.loads(settings)
+  settings = json.loads(settings_json)
   size = tuple(settings["image_size"])
-  files = {name: settings[name] for name in ("source", "annotations", "images") if settings[name]}
+  paths = {name: settings[name] for name in ("source", "annotations", "images") if settings[name]}
   builder = datasets.load_builder(
     settings["name"],
     image_size=size,
     data_dir=settings["data_dir"],
-    **files,
+    **paths,
     **settings["options"],
   )
-  return pairs.load_pairs(builder, "test", size, settings["resize"])
+  return pairs_lib.load_pairs(builder, "test", size, settings["resize"])

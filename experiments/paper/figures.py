@@ -1,111 +1,148 @@
-"""The figures, drawn with matplotlib: the paper's numbers in grey, ours in colour."""
+"""The paper's figures, drawn with matplotlib: published numbers in grey, ours in colour.
+
+Every function takes the path of a PNG and writes a PDF with the same name beside it.
+"""
 
 import os
 import pathlib
 import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-PAPER, OURS, OTHER = "0.55", "tab:blue", "tab:orange"  # OTHER: a second line of ours
+from experiments.paper.report import Row
+
+PAPER, OURS, SECOND = "0.55", "tab:blue", "tab:orange"  # SECOND: another series of ours
 
 
-def rows_compared(rows, path, ylabel="R@1 (%)"):
-  """Our means as dots with their spread, the paper's numbers as short lines, one column per row.
+class Line(NamedTuple):
+  """One line of a `curve`: its colour and its points (x, row)."""
 
-  Rows without any number are left out.
+  colour: str
+  points: Sequence[tuple[float, Row]]
 
-  Args:
-    rows: report.Row, in order; at least one number among them.
-    path: of the PNG.
-    ylabel: of the axis.
+
+def compare_rows(rows: Sequence[Row], path: pathlib.Path, ylabel: str) -> None:
+  """Our means with their standard deviations beside the published numbers, one tick per row.
+
+  Rows without any number are left out; at least one row must have a number.
   """
   rows = [row for row in rows if row.values or row.paper is not None]
-  figure = Figure(figsize=(max(4.0, 1.3 * len(rows) + 1.5), 3.4), layout="constrained")
+  figure = Figure(figsize=(max(3.2, 1.1 * len(rows) + 1.2), 3.0), layout="constrained")
   axes = figure.subplots()
-  ours = [(x, row.mean, row.spread or 0.0) for x, row in enumerate(rows) if row.values]
+  ours = [(x, row.mean, row.deviation or 0.0) for x, row in enumerate(rows) if row.values]
   if ours:
-    x, mean, spread = zip(*ours, strict=True)
-    axes.errorbar(x, mean, spread, fmt="o", color=OURS, capsize=4, label="ours")
-  paper = [(x, row.paper) for x, row in enumerate(rows) if row.paper is not None]
-  if paper:
-    x, y = np.array(paper).T
+    x, mean, deviation = zip(*ours, strict=True)
+    axes.errorbar(x, mean, deviation, fmt="o", color=OURS, capsize=4, label="ours")
+  published = [(x, row.paper) for x, row in enumerate(rows) if row.paper is not None]
+  if published:
+    x, y = np.array(published).T
     axes.hlines(y, x - 0.3, x + 0.3, color=PAPER, lw=3, label="paper")
-  labels = [textwrap.fill(row.setting.replace("+", "+ "), 12) for row in rows]
-  axes.set_xticks(range(len(rows)), labels, fontsize=8)
-  axes.set_xlim(-0.6, len(rows) - 0.4)
+  _name_ticks(axes, [row.setting for row in rows])
   axes.set_ylabel(ylabel)
   axes.grid(axis="y", alpha=0.3)
   _legend(axes)
   _save(figure, path)
 
 
-def paired_gains(rows, path, ylabel):
-  """Gains paired by seed: a small dot per seed, their mean and spread, and the zero line.
+def paired_gains(
+  gains: Mapping[str, Mapping[str, Mapping[int, float]]],
+  published: Mapping[str, float],
+  baseline: str,
+  path: pathlib.Path,
+) -> None:
+  """Gains over the baseline, paired by seed: a small dot per seed, and the mean with its deviation.
 
   Args:
-    rows: report.Row with the gains of every seed; rows without values are left out.
+    gains: {setting: {score as printed: {seed: gain}}}; every setting has the same scores.
+    published: {setting: published gain} for the first score.
+    baseline: label of the setting that the gains refer to.
     path: of the PNG.
-    ylabel: of the axis.
   """
-  rows = [row for row in rows if row.values]
-  figure = Figure(figsize=(max(3.6, 1.3 * len(rows) + 1.5), 3.4), layout="constrained")
-  axes = figure.subplots()
-  axes.axhline(0.0, color="black", lw=0.8)
-  for x, row in enumerate(rows):
-    axes.plot([x - 0.18] * len(row.values), row.values, "o", color=OURS, alpha=0.35, ms=4)
-    axes.errorbar(x, row.mean, row.spread, fmt="o", color=OURS, capsize=4)
-  labels = [textwrap.fill(row.setting.replace("+", "+ "), 12) for row in rows]
-  axes.set_xticks(range(len(rows)), labels, fontsize=8)
-  axes.set_xlim(-0.6, len(rows) - 0.4)
-  axes.set_ylabel(ylabel)
-  axes.grid(axis="y", alpha=0.3)
+  metrics = list(next(iter(gains.values())))
+  width = 1.0 * len(gains) + 1.0
+  figure = Figure(figsize=(max(3.0, width) * len(metrics), 3.0), layout="constrained")
+  panels = figure.subplots(1, len(metrics), squeeze=False)[0]
+  for axes, metric in zip(panels, metrics, strict=True):
+    axes.axhline(0, color="black", lw=0.8)
+    for x, (label, by_metric) in enumerate(gains.items()):
+      values = list(by_metric[metric].values())
+      offsets = np.linspace(-0.12, 0.12, len(values)) if len(values) > 1 else [0.0]
+      if len(values) > 1:
+        axes.scatter(x + offsets, values, s=12, color=OURS, alpha=0.45, lw=0)
+      deviation = np.std(values, ddof=1) if len(values) > 1 else 0.0
+      axes.errorbar(x, np.mean(values), deviation, fmt="o", color=OURS, capsize=4)
+      if metric == metrics[0] and label in published:
+        axes.hlines(published[label], x - 0.3, x + 0.3, color=PAPER, lw=3)
+    _name_ticks(axes, gains)
+    axes.set(ylabel=f"gain over {baseline} in {metric} (points)")
+    axes.grid(axis="y", alpha=0.3)
+  if published.keys() & gains.keys():
+    panels[0].legend(
+      handles=[
+        Line2D([], [], color=OURS, marker="o", ls="", label="ours"),
+        Line2D([], [], color=PAPER, lw=3, label="paper"),
+      ]
+    )
   _save(figure, path)
 
 
-def curve(points, path, xlabel, ylabel):
-  """Lines over a number, as Figure 3.
-
-  Args:
-    points: {line: (colour, [(x, Row)])}.
-    path: of the PNG.
-    xlabel, ylabel: of the axes.
-  """
-  figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+def curve(lines: Mapping[str, Line], path: pathlib.Path, xlabel: str, ylabel: str) -> None:
+  """Scores over a number, as in Figure 3; the keys of `lines` are their names in the legend."""
+  figure = Figure(figsize=(4.4, 3.1), layout="constrained")
   axes = figure.subplots()
-  for name, (colour, rows) in points.items():
-    ours = [(x, row.mean, row.spread or 0.0) for x, row in rows if row.values]
+  for name, line in lines.items():
+    ours = [(x, row.mean, row.deviation or 0.0) for x, row in line.points if row.values]
     if ours:
-      x, mean, spread = zip(*ours, strict=True)
-      axes.errorbar(x, mean, spread, color=colour, marker="o", capsize=3, label=name)
-    paper = [(x, row.paper) for x, row in rows if row.paper is not None]
-    if paper:
-      axes.plot(*zip(*paper, strict=True), "--s", color=PAPER, label=f"{name}, paper")
+      x, mean, deviation = zip(*ours, strict=True)
+      label = f"{name}, ours" if any(row.paper is not None for _, row in line.points) else name
+      axes.errorbar(x, mean, deviation, color=line.colour, marker="o", capsize=3, label=label)
+    published = [(x, row.paper) for x, row in line.points if row.paper is not None]
+    if published:
+      marker = "s" if line.colour == OURS else "^"
+      axes.plot(
+        *zip(*published, strict=True), ls="--", marker=marker, color=PAPER, label=f"{name}, paper"
+      )
   axes.set(xlabel=xlabel, ylabel=ylabel)
   axes.grid(alpha=0.3)
   _legend(axes)
   _save(figure, path)
 
 
-def precision(kinds, finals, path):
-  """Precision of mined relations over epochs, local and global beside each other, as Figure 4.
+def precision(
+  percents: Mapping[str, Mapping[int, Sequence[float]]],
+  published: Mapping[str, float | None],
+  path: pathlib.Path,
+) -> None:
+  """Precision of mined relations over epochs, as in Figure 4: one panel per kind of relation.
 
   Args:
-    kinds: {"local": {epoch: [percent of each seed]}, "global": ..}.
-    finals: {kind: the paper's number at the end, or None}.
+    percents: {"local" or "global": {epoch: percent of each seed}}; kinds without any number are
+      left out.
+    published: the paper's final precision of each kind, None if it has none.
     path: of the PNG.
   """
-  figure = Figure(figsize=(8, 3.4), layout="constrained")
-  for axes, (kind, epochs) in zip(figure.subplots(1, 2), kinds.items(), strict=True):
-    x = sorted(epochs)
-    if x:
-      mean = np.array([np.mean(epochs[epoch]) for epoch in x])
-      low, high = (np.array([f(epochs[epoch]) for epoch in x]) for f in (min, max))
-      axes.plot(x, mean, marker="o", color=OURS, label="ours, mean over seeds")
-      axes.fill_between(x, low, high, color=OURS, alpha=0.2, label="lowest to highest seed")
-    if finals[kind] is not None:
-      axes.axhline(finals[kind], color=PAPER, ls="--", label="paper, at its end")
+  kinds = [kind for kind in percents if percents[kind] or published[kind] is not None]
+  figure = Figure(figsize=(3.6 * len(kinds), 3.0), layout="constrained")
+  for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
+    by_epoch = percents[kind]
+    epochs = sorted(by_epoch)
+    if epochs:
+      mean, low, high = (
+        np.array([reduce(by_epoch[epoch]) for epoch in epochs]) for reduce in (np.mean, min, max)
+      )
+      axes.plot(epochs, mean, marker="o", color=OURS, label="ours, mean")
+      if any(len(values) > 1 for values in by_epoch.values()):
+        axes.fill_between(
+          epochs, low, high, color=OURS, alpha=0.2, lw=0, label="ours, range over seeds"
+        )
+    if published[kind] is not None:
+      axes.axhline(published[kind], color=PAPER, ls="--", label="paper, final epoch")
     axes.set(title=f"{kind} relations", xlabel="epoch", ylabel="correct / mined (%)")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
@@ -113,52 +150,62 @@ def precision(kinds, finals, path):
   _save(figure, path)
 
 
-def people(points_of, path):
-  """Images (dots) and captions (crosses) of test people, a colour each, one panel a setting.
+def people(points_by_setting: Mapping[str, Sequence[Mapping]], path: pathlib.Path) -> None:
+  """Features of test people on a plane: one colour per person, one panel per setting.
 
   Args:
-    points_of: {label: [{"person", "kind", "x", "y"}]}.
+    points_by_setting: as measured by `measures.tsne`.
     path: of the PNG.
   """
-  figure = Figure(figsize=(4.4 * len(points_of), 4.2), layout="constrained")
-  panels = figure.subplots(1, len(points_of), squeeze=False)[0]
+  markers = {"image": "o", "text": "x"}
+  panels = len(points_by_setting)
+  figure = Figure(figsize=(3.4 * panels, 3.6), layout="constrained")
   colours = matplotlib.colormaps["tab20"]
-  for axes, (label, points) in zip(panels, points_of.items(), strict=True):
+  for axes, (setting, points) in zip(
+    figure.subplots(1, panels, squeeze=False)[0], points_by_setting.items(), strict=True
+  ):
     persons = sorted({point["person"] for point in points})
-    for kind, marker in (("image", "o"), ("text", "x")):
-      chosen = [point for point in points if point["kind"] == kind]
+    for kind, marker in markers.items():
+      of_kind = [point for point in points if point["kind"] == kind]
       axes.scatter(
-        [point["x"] for point in chosen],
-        [point["y"] for point in chosen],
-        s=26,
+        [point["x"] for point in of_kind],
+        [point["y"] for point in of_kind],
+        s=22,
         marker=marker,
-        c=[colours(persons.index(point["person"]) % 20) for point in chosen],
-        label=kind,
+        c=[colours(persons.index(point["person"]) % 20) for point in of_kind],
       )
-    axes.set(title=label, xticks=[], yticks=[])
-    axes.legend(fontsize=8)
+    axes.set(title=setting, xticks=[], yticks=[])
+  grey = [
+    Line2D([], [], ls="", color="0.3", marker=marker, label=kind)
+    for kind, marker in markers.items()
+  ]
+  figure.legend(handles=grey, loc="outside lower center", ncols=2)
   _save(figure, path)
 
 
-def regions(examples, decode, path):
-  """Captions with their image, and for each chosen word the image under its relevance.
+def regions(
+  examples: Sequence[Mapping[str, Any]], decode: Callable[[str], np.ndarray], path: pathlib.Path
+) -> None:
+  """Captions with their images, and the relevance of the image's regions for each chosen word.
 
   Args:
-    examples: as `measures.attention.measure` gives them.
-    decode: function (text) -> uint8 (H, W, 3).
+    examples: as measured by `measures.attention`.
+    decode: converts an example's image to uint8 (H, W, 3).
     path: of the PNG.
   """
   columns = 1 + max(len(example["words"]) for example in examples)
-  figure = Figure(figsize=(1.9 * columns + 2.6, 3.0 * len(examples)), layout="constrained")
+  images = [decode(example["image"]) for example in examples]
+  aspect = images[0].shape[0] / images[0].shape[1]
+  figure = Figure(figsize=(1.3 * columns + 2.6, (1.3 * aspect + 0.4) * len(examples)),
+                  layout="constrained")  # fmt: skip
   grid = figure.subplots(
     len(examples), columns + 1, squeeze=False, width_ratios=[1.7] + [1] * columns
   )
-  for panels, example in zip(grid, examples, strict=True):
-    image = decode(example["image"])
+  for panels, example, image in zip(grid, examples, images, strict=True):
     height, width = image.shape[:2]
     for axes in panels:
       axes.axis("off")
-    caption = textwrap.fill(example["caption"], 34)
+    caption = textwrap.fill(example["caption"], 30)
     panels[0].text(0, 0.5, caption, va="center", fontsize=8, transform=panels[0].transAxes)
     panels[1].imshow(image)
     panels[1].set_title(f"cosine {example['cosine']:.2f}", fontsize=8)
@@ -169,7 +216,7 @@ def regions(examples, decode, path):
         relevance / max(relevance.max(), 1e-12),
         extent=(-0.5, width - 0.5, height - 0.5, -0.5),
         cmap="viridis",
-        alpha=0.5,
+        alpha=0.55,
         interpolation="bilinear",
         vmin=0,
         vmax=1,
@@ -178,16 +225,24 @@ def regions(examples, decode, path):
   _save(figure, path)
 
 
-def _legend(axes):
-  """Adds a legend when there is more than one series to tell apart."""
+def _name_ticks(axes: Axes, labels: Sequence[str] | Mapping[str, Any]) -> None:
+  """Labels the ticks 0, 1, ... of the x axis, broken into short lines."""
+  wrapped = [textwrap.fill(label.replace("+", "+ "), 12) for label in labels]
+  axes.set_xticks(range(len(wrapped)), wrapped)
+  axes.set_xlim(-0.6, len(wrapped) - 0.4)
+
+
+def _legend(axes: Axes) -> None:
+  """A legend, unless the axes show a single series."""
   if len(axes.get_legend_handles_labels()[0]) > 1:
-    axes.legend(fontsize=8)
+    axes.legend()
 
 
-def _save(figure, path):
-  """Writes the PNG, and a PDF beside it for papers; each replaces its file in one move."""
-  for suffix in (".png", ".pdf"):
-    target = pathlib.Path(path).with_suffix(suffix)
+def _save(figure: Figure, path: pathlib.Path) -> None:
+  """Writes the PNG and a PDF beside it, each atomically."""
+  for suffix, options in ((".pdf", {"metadata": {"CreationDate": None}}), (".png", {"dpi": 130})):
+    target = path.with_suffix(suffix)
     partial = target.with_name(f".{target.stem}.partial{suffix}")
-    figure.savefig(partial, dpi=130)
+    with matplotlib.rc_context({"pdf.fonttype": 42}):
+      figure.savefig(partial, **options)
     os.replace(partial, target)

@@ -1,41 +1,54 @@
-"""What each setting of an experiment gains over the first, seed by seed."""
+"""Gains of each setting over an experiment's first setting, paired by seed."""
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments.paper import runs
+from experiments.paper import paper_numbers, report, runs
+from experiments.paper.collect import CollectedResults
+
+# setting -> metric -> gain of each seed
+Gains = Mapping[str, Mapping[str, Mapping[int, float]]]
 
 
-def by_setting(collected, metrics):
-  """{label: {metric: gains over the first setting}}, of the settings with a seed in common.
+def by_setting(data: CollectedResults, metrics: Sequence[str]) -> Gains:
+  """Gains over the first setting, for the settings that share a finished seed with it.
 
-  Taken seed by seed: runs of one seed share order, views and, where there is one, their start, so
-  that much of what differs between seeds cancels.
+  Runs with the same seed share the order of the data, the views and any pretrained start. Pairing
+  them cancels much of the variation between seeds.
   """
-  first, *others = (setting.label for setting in collected.experiment.settings)
-  scores_by_seed = lambda label: {
-    run.seed: runs.scores_of(found, collected.options, run.folder)
-    for run, found in collected.finished(label)
-  }
-  base, gains = scores_by_seed(first), {}
+  first, *others = (setting.label for setting in data.experiment.settings)
+  baseline, gains = _scores_by_seed(data, first), {}
   for label in others:
-    scores = scores_by_seed(label)
-    seeds = sorted(base.keys() & scores.keys())
-    if seeds:
+    scores = _scores_by_seed(data, label)
+    if seeds := sorted(baseline.keys() & scores.keys()):
       gains[label] = {
-        name: tuple(scores[seed][name] - base[seed][name] for seed in seeds) for name in metrics
+        metric: {seed: scores[seed][metric] - baseline[seed][metric] for seed in seeds}
+        for metric in metrics
       }
   return gains
 
 
-def table(collected, metrics):
-  """Table of what each setting gains over the first, or None when no seed is in common."""
+def table(data: CollectedResults, metrics: Sequence[str]) -> report.Table | None:
+  """Table of the mean gains, or None if no setting shares a seed with the first."""
   rows = []
-  for label, gains in by_setting(collected, metrics).items():
-    cells = []
-    for values in gains.values():
-      spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
-      cells.append(f"{np.mean(values):+.2f}{spread}")
-    rows.append((label, *cells, len(values)))
-  first = collected.experiment.settings[0].label
-  header = (f"gain over {first}, seed by seed", *(f"of {name}" for name in metrics), "seeds")
-  return (header, rows) if rows else None
+  for label, gains in by_setting(data, metrics).items():
+    by_metric = [list(by_seed.values()) for by_seed in gains.values()]
+    rows.append((label, *map(_mean_and_deviation, by_metric), len(by_metric[0])))
+  if not rows:
+    return None
+  first = data.experiment.settings[0].label
+  printed = (paper_numbers.METRICS[metric] for metric in metrics)
+  return (f"gain over {first}, paired by seed", *printed, "seeds"), rows
+
+
+def _scores_by_seed(data: CollectedResults, label: str) -> dict[int, runs.Scores]:
+  return {
+    run.seed: runs.scores_of(results, data.options, run.folder)
+    for run, results in data.finished(label)
+  }
+
+
+def _mean_and_deviation(values: Sequence[float]) -> str:
+  deviation = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+  return f"{np.mean(values):+.2f}{deviation}"

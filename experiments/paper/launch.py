@@ -1,15 +1,16 @@
-"""Trains runs in processes of their own, several at a time, each at most once.
+"""Trains runs in parallel processes, each run at most once.
 
-A run is a plain command, so a killed one resumes when the command is given again. A lock on a file
-in its folder is held by the training process itself and ends with it, however it ends: a second
-runner, here or on a machine that shares the folder, leaves the run alone. (On a shared file system
-without locks give every machine a `--shard` of its own.)
+Each run is a plain training command, so an interrupted run resumes when the command is repeated.
+The training process holds a file lock in the run's folder until it exits. Another launcher, on this
+machine or on one that shares the folder, skips a locked run. On a shared file system without locks,
+give every machine its own `--shard`.
 """
 
 import concurrent.futures
 import contextlib
 import fcntl
 import os
+import pathlib
 import shlex
 import signal
 import socket
@@ -17,55 +18,58 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from experiments.paper import runs as runs_lib
+from experiments.paper.runs import ExperimentRun
 
 LOCK = ".lock"
+PrintLine = Callable[[str], None]
 
 
-def missing(runs):
-  """Those of the runs that are not finished, each folder once, in order."""
+def missing(runs: Iterable[ExperimentRun]) -> list[ExperimentRun]:
+  """The unfinished runs in order, one for each folder."""
   unique = {run.folder: run for run in runs}
   return [run for run in unique.values() if runs_lib.results(run) is None]
 
 
-def starts(runs):
-  """The runs that unfinished ones of `runs` start from and that are not finished themselves."""
+def missing_starts(runs: Iterable[ExperimentRun]) -> list[ExperimentRun]:
+  """The unfinished runs from which the unfinished ones of `runs` start."""
   return missing([run.start for run in missing(runs) if run.start is not None])
 
 
-def train_with_starts(runs, jobs, say):
-  """Trains what is not finished of the runs; those they start from first.
-
-  Args and returns: as `train`.
-  """
-  problems = train(starts(runs), jobs, say)
+def train_with_starts(
+  runs: Sequence[ExperimentRun], jobs: int, print_line: PrintLine
+) -> dict[str, str]:
+  """Like `train`, for the unfinished runs, after the runs from which they start."""
+  problems = train(missing_starts(runs), jobs, print_line)
   ready = [r for r in missing(runs) if r.start is None or runs_lib.results(r.start) is not None]
   waiting = {r.title: f"waits for {r.start.title}" for r in missing(runs) if r not in ready}
-  return problems | waiting | train(ready, jobs, say)
+  return problems | waiting | train(ready, jobs, print_line)
 
 
-def command_line(run):
-  """The command that trains a run, as one line for a shell."""
+def command_line(run: ExperimentRun) -> str:
+  """The shell command that trains a run."""
   return shlex.join(["python", *run.arguments])
 
 
-def train(runs, jobs, say):
-  """Trains runs, `jobs` at a time; on as many cores as jobs, each run has one to itself.
+def train(runs: Sequence[ExperimentRun], jobs: int, print_line: PrintLine) -> dict[str, str]:
+  """Trains runs in parallel; if there are as many jobs as cores, each job is pinned to one core.
 
-  SIGTERM and Ctrl-C stop the running ones, which save their state first.
+  SIGTERM and Ctrl-C stop the running processes, which save their state first.
 
   Args:
-    runs: as `missing` gives them.
-    jobs: processes at a time.
-    say: function (text) that prints one line of progress.
+    runs: from `missing`.
+    jobs: number of parallel processes.
+    print_line: receives lines of progress.
 
   Returns:
-    {run title: why it is not finished} of those that are not.
+    {run title: reason} of the runs that are not finished.
   """
   cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
   pins = [cores[i] if jobs == len(cores) > 1 else None for i in range(jobs)]
-  launcher = _Launcher(pins, say, len(runs))
+  launcher = _Launcher(pins, print_line, len(runs))
   with _terminated_as_interrupt(), concurrent.futures.ThreadPoolExecutor(jobs) as pool:
     futures = {run.title: pool.submit(launcher.train, run) for run in runs}
     try:
@@ -78,20 +82,20 @@ def train(runs, jobs, say):
 
 
 class _Launcher:
-  """What the threads share: free cores, running processes, and whether to stop."""
+  """State shared by the threads: free cores, running processes, and whether to stop."""
 
-  def __init__(self, pins, say, count):
-    self._pins, self._say, self._count = pins, say, count
+  def __init__(self, pins: list[int | None], print_line: PrintLine, count: int):
+    self._pins, self._print_line, self._count = pins, print_line, count
     self._started, self._children, self._stopping = 0, set(), False
     self._guard = threading.Lock()
 
-  def train(self, run):
-    """Trains one run to its end; returns None, or why it is not finished."""
+  def train(self, run: ExperimentRun) -> str | None:
+    """Trains one run; returns the reason if it is not finished."""
     with _lock(run.folder) as (lock, holder):
       if lock is None:
-        self._say(f"{run.title}: already being trained by {holder}")
+        self._print_line(f"{run.title}: already being trained by {holder}")
         return f"being trained by {holder}"
-      if runs_lib.results(run) is not None:  # another machine finished it in the meantime
+      if runs_lib.results(run) is not None:  # another machine has finished it
         return None
       pin, start = self._pins.pop(), time.time()
       try:
@@ -100,26 +104,27 @@ class _Launcher:
         self._pins.append(pin)
     log = run.folder / runs_lib.LOG
     if runs_lib.results(run) is not None:
-      self._say(f"{run.title}: finished in {time.time() - start:.0f} s")
+      self._print_line(f"{run.title}: finished in {time.time() - start:.0f} s")
       return None
     if self._stopping:
-      return "stopped; run the same command to resume"
-    self._say(f"{run.title}: exit code {code}: {_last_line(log)}")
+      return "stopped; the same command continues"
+    self._print_line(f"{run.title}: exit code {code}: {_last_line(log)}")
     return f"exit code {code}: {_last_line(log)} (see {log})"
 
-  def _run_process(self, run, lock, pin):
+  def _run_process(self, run: ExperimentRun, lock: int, pin: int | None) -> int | None:
+    """Exit code of the training process; None if the launcher is stopping."""
     with (run.folder / runs_lib.LOG).open("a", encoding="utf-8") as log:
       with self._guard:
         if self._stopping:
           return None
         self._started += 1
-        self._say(f"{run.title}: started ({self._started} of {self._count}): {run.folder}")
+        self._print_line(f"{run.title}: started ({self._started} of {self._count}): {run.folder}")
         child = subprocess.Popen(
           [sys.executable, *run.arguments],
           stdout=log,
           stderr=subprocess.STDOUT,
-          pass_fds=[lock],  # the lock lives as long as the training does
-          start_new_session=True,  # Ctrl-C is ours to pass on
+          pass_fds=[lock],  # the lock lasts until the training process exits
+          start_new_session=True,  # the terminal sends Ctrl-C to this process only
         )
         self._children.add(child)
       if pin is not None:
@@ -129,38 +134,45 @@ class _Launcher:
       finally:
         self._children.discard(child)
 
-  def stop(self):
-    """Asks all running processes to save and end."""
+  def stop(self) -> None:
+    """Asks all running processes to save their state and exit."""
     with self._guard:
       self._stopping = True
       for child in list(self._children):
         child.terminate()
 
 
+class _Lock(NamedTuple):
+  """File descriptor of a held lock; None if another process, `holder`, holds it."""
+
+  descriptor: int | None
+  holder: str
+
+
 @contextlib.contextmanager
-def _lock(folder):
-  """Yields (file descriptor of the lock, ""), or (None, who holds it)."""
+def _lock(folder: pathlib.Path) -> Iterator[_Lock]:
+  """Tries to lock a run's folder until the end of the context."""
   folder.mkdir(parents=True, exist_ok=True)
   descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
   try:
     try:
       fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-      yield None, os.read(descriptor, 200).decode(errors="replace") or "another process"
+      holder = os.read(descriptor, 200).decode(errors="replace") or "another process"
+      yield _Lock(None, holder)
       return
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"host {socket.gethostname()}, process {os.getpid()}".encode(), 0)
-    yield descriptor, ""
+    yield _Lock(descriptor, "")
   finally:
     os.close(descriptor)
 
 
 @contextlib.contextmanager
-def _terminated_as_interrupt():
-  """SIGTERM ends the runner as Ctrl-C does."""
+def _terminated_as_interrupt() -> Iterator[None]:
+  """SIGTERM raises KeyboardInterrupt, as Ctrl-C does."""
 
-  def interrupt(number, frame):
-    del number, frame
+  def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
   previous = signal.signal(signal.SIGTERM, interrupt)
@@ -170,6 +182,6 @@ def _terminated_as_interrupt():
     signal.signal(signal.SIGTERM, previous)
 
 
-def _last_line(path):
+def _last_line(path: pathlib.Path) -> str:
   lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-  return lines[-1] if lines else "it wrote nothing"
+  return lines[-1] if lines else "no output"

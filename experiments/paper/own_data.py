@@ -1,10 +1,10 @@
-"""Draws people into a folder of image files and a JSON list, as a dataset of one's own would come.
+"""Draws a second synthetic dataset in the format of a user's own data: images and a JSON list.
 
 Command: python -m experiments.paper.own_data --out data/own
 Writes:  data/own/annotations.json and data/own/images/SPLIT/*.png
 
-A second test bed beside synth_pedes, for `--dataset custom`: other people, two captions an image,
-of which each says less, three images a person, harder cameras.
+For experiments with `--dataset custom`. Compared with synth_pedes it has other people, three images
+per person, two captions per image that each mention fewer attributes, and harder cameras.
 """
 
 import argparse
@@ -28,17 +28,9 @@ SETTINGS = Settings(
 )
 
 
-def write(settings, folder):
-  """Draws every split of the settings into a folder.
-
-  Args:
-    settings: of synth_pedes.
-    folder: made when absent.
-
-  Returns:
-    Number of images written.
-  """
-  folder, entries = pathlib.Path(folder), []
+def write(settings: Settings, folder: pathlib.Path) -> int:
+  """Draws every split into a folder, which is created if missing; returns the number of images."""
+  entries = []
   for split in settings.splits:
     for record in generate(settings, split):
       path = folder / "images" / record["image_path"]
@@ -56,8 +48,8 @@ def write(settings, folder):
   return len(entries)
 
 
-def main():
-  """Command line."""
+def main() -> None:
+  """Runs the command line."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--out", type=pathlib.Path, required=True)
   out = parser.parse_args().out

@@ -1,4 +1,4 @@
-"""Numbers beside the paper's: rows of a table, and how they become Markdown, CSV and PNG."""
+"""Writes reports: tables of our numbers beside the paper's, as Markdown, CSV, PNG and PDF."""
 
 import csv
 import dataclasses
@@ -6,86 +6,90 @@ import io
 import os
 import pathlib
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
-from experiments.paper import tables
+from experiments.paper import runs, tables
+from experiments.paper.collect import CollectedResults
 
 NOT_RUN, NO_NUMBER = "not run", "–"
+
+Table = tuple[Sequence[str], Sequence[Sequence[Any]]]  # header, rows of cells
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One number of a table: the paper's, and ours of every finished seed.
+  """One row of a table: a published number and ours.
 
   Attributes:
-    setting: as the paper prints it.
-    measure: what is measured, with its unit where it is not percent.
-    paper: the paper's number, None where it has none.
-    values: ours, one for each finished seed.
-    shown: False for rows that stand in the CSV only.
+    setting: label as printed in the paper.
+    measure: name of the quantity, with its unit unless that is percent.
+    paper: the published number, None if the paper has none.
+    values: our numbers, one per finished seed.
+    shown: False for rows that only the CSV holds.
   """
 
   setting: str
   measure: str
   paper: float | None
-  values: tuple
+  values: tuple[float, ...]
   shown: bool = True
 
   @property
-  def mean(self):
-    """Mean over seeds; None when there is none."""
+  def mean(self) -> float | None:
+    """Mean over seeds; None without a finished seed."""
     return float(np.mean(self.values)) if self.values else None
 
   @property
-  def spread(self):
+  def deviation(self) -> float | None:
     """Sample standard deviation over seeds; None for fewer than two."""
     return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
 
   @property
-  def difference(self):
-    """Ours less the paper's; None when either is missing."""
+  def difference(self) -> float | None:
+    """Our mean minus the published number; None if either is missing."""
     return None if self.paper is None or not self.values else self.mean - self.paper
 
 
 @dataclasses.dataclass(frozen=True)
-class Section:
-  """What a form makes of an experiment.
+class ReportContent:
+  """Content of one report.
 
   Attributes:
-    rows: of the table.
-    notes: sentences for the reader, Markdown.
-    draw: function (path) that writes the figure; None when there is nothing to draw yet.
+    rows: of the main table.
+    notes: paragraphs of Markdown.
+    draw: writes the figure to a path; None if there is nothing to draw yet.
     caption: of the figure.
-    context: (header, rows of cells) of a second table, or None.
-    data: (header, rows) for the CSV instead of `rows`, or None.
+    second_table: printed below the figure.
+    csv_table: replaces `rows` in the CSV.
   """
 
-  rows: tuple = ()
-  notes: tuple = ()
-  draw: Callable | None = None
+  rows: tuple[Row, ...] = ()
+  notes: tuple[str, ...] = ()
+  draw: Callable[[pathlib.Path], None] | None = None
   caption: str = ""
-  context: tuple | None = None
-  data: tuple | None = None
+  second_table: Table | None = None
+  csv_table: Table | None = None
 
 
-def format_mean(row):
-  """Mean and, over several seeds, sample standard deviation, as text."""
+def format_mean(row: Row) -> str:
+  """Mean over seeds as text, with the sample standard deviation for several seeds."""
   if not row.values:
     return NOT_RUN
-  spread = "" if row.spread is None else f" ± {row.spread:.2f}"
-  return f"{row.mean:.2f}{spread}"
+  deviation = "" if row.deviation is None else f" ± {row.deviation:.2f}"
+  return f"{row.mean:.2f}{deviation}"
 
 
-def table(header, rows):
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
   """Lines of a Markdown table."""
   line = lambda cells: "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
   return [line(header), "|" + "---|" * len(header), *map(line, rows)]
 
 
-def comparison(rows):
-  """Lines of the table paper | ours | difference, in the order of `rows`."""
+def comparison(rows: Iterable[Row]) -> list[str]:
+  """Lines of the Markdown table that compares our numbers with the paper's."""
   cells = [
     (
       row.setting,
@@ -98,127 +102,129 @@ def comparison(rows):
     for row in rows
     if row.shown
   ]
-  return table(("setting", "measure", "paper", "ours", "difference", "seeds"), cells)
+  return markdown_table(("setting", "measure", "paper", "ours", "difference", "seeds"), cells)
 
 
-def data_of(rows):
-  """Header and rows of the CSV, numbers unrounded, empty where there is none."""
+def csv_table(rows: Iterable[Row]) -> Table:
+  """Header and cells of the CSV, unrounded; missing numbers are empty."""
   header = ("setting", "measure", "paper", "mean", "std", "seeds", "difference")
   cells = [
-    (r.setting, r.measure, r.paper, r.mean, r.spread, len(r.values), r.difference) for r in rows
+    (r.setting, r.measure, r.paper, r.mean, r.deviation, len(r.values), r.difference) for r in rows
   ]
   return header, [tuple("" if cell is None else cell for cell in row) for row in cells]
 
 
-def write(section, collected, command):
-  """Writes an experiment's Markdown, CSV and PNG, and the list of all reports.
+def write(content: ReportContent, data: CollectedResults, command: str) -> pathlib.Path:
+  """Writes an experiment's report and the index of all reports.
 
   Args:
-    section: what its form made of it.
-    collected: collect.CollectedResults, the results the section was made from.
-    command: that made it, for the reader.
+    content: of the report.
+    data: from which the content was made.
+    command: that reproduces the report.
 
   Returns:
     Path of the Markdown file.
   """
-  experiment, options = collected.experiment, collected.options
+  experiment, options = data.experiment, data.options
   folder = folder_of(options)
   folder.mkdir(parents=True, exist_ok=True)
   text = io.StringIO()
-  header, rows = section.data or data_of(section.rows)
+  header, rows = content.csv_table or csv_table(content.rows)
   csv.writer(text, lineterminator="\n").writerows([header, *rows])
   _write(folder / f"{experiment.name}.csv", text.getvalue())
   picture = folder / f"{experiment.name}.png"
-  if section.draw is None:
-    picture.unlink(missing_ok=True)
-    picture.with_suffix(".pdf").unlink(missing_ok=True)
+  if content.draw is None:
+    for stale in (picture, picture.with_suffix(".pdf")):
+      stale.unlink(missing_ok=True)
   else:
-    section.draw(picture)
+    content.draw(picture)
   path = folder / f"{experiment.name}.md"
-  _write(path, "\n".join(_lines(section, collected, command)) + "\n")
+  _write(path, "\n".join(_lines(content, data, command)) + "\n")
   _write(folder / "README.md", "\n".join(_index(folder, options)) + "\n")
   return path
 
 
-def folder_of(options):
-  """Where the reports of a dataset lie."""
+def folder_of(options: runs.Options) -> pathlib.Path:
+  """Folder of a dataset's reports."""
   name = options.dataset.name + ("" if options.split == "test" else f"-{options.split}")
   return options.workdir / "report" / name
 
 
-def _lines(section, collected, command):
-  experiment, options = collected.experiment, collected.options
+def _lines(content: ReportContent, data: CollectedResults, command: str) -> Iterator[str]:
+  experiment, options = data.experiment, data.options
   yield f"# {experiment.title}: {options.dataset.title}"
   yield ""
-  yield f"{experiment.source} of the paper." if experiment.source else "Not in the paper."
-  if section.rows:
+  yield f"{experiment.printed_in} of the paper." if experiment.printed_in else "Not in the paper."
+  if content.rows:
     yield (
-      f"Percent unless said otherwise; {options.split} scores are those of "
-      f"{tables.PROTOCOLS[options.protocol]}; ours: mean ± sample standard deviation over "
-      f"finished seeds (asked for: {', '.join(map(str, options.seeds))})."
+      f"Percent unless stated otherwise; {options.split} scores of "
+      f"{tables.PROTOCOLS[options.protocol]}; ours: mean ± sample standard deviation over the "
+      f"finished seeds (requested: {', '.join(map(str, options.seeds))})."
     )
     yield ""
-    yield from comparison(section.rows)
-  if section.draw is not None:
+    yield from comparison(content.rows)
+  if content.draw is not None:
     yield ""
     yield f"![{experiment.title}]({experiment.name}.png)"
-    if section.caption:
+    if content.caption:
       yield ""
-      yield section.caption
-  if section.context:
+      yield content.caption
+  if content.second_table:
     yield ""
-    yield from table(*section.context)
-  for note in (*section.notes, *collected.problems):
+    yield from markdown_table(*content.second_table)
+  for note in (*content.notes, *data.problems):
     yield ""
     yield note
   yield ""
   yield "## Runs"
   yield ""
-  yield from table(*_runs(collected))
+  yield from markdown_table(*_runs_table(data))
   yield ""
   yield "```"
   yield command
   yield "```"
 
 
-def _runs(collected):
-  """How each setting's runs were made and how long they took."""
-  header = ("setting", "what it is", "fields that differ", "finished", "training s a run", "device")
+def _runs_table(data: CollectedResults) -> Table:
+  """The config changes, number of finished runs and training time of each setting."""
+  header = ("setting", "description", "changed fields", "finished", "training s per run", "device")
   rows = []
-  for setting in collected.experiment.settings:
-    done = [found for _, found in collected.finished(setting.label)]
-    seconds = [found["wall_time_seconds"] for found in done if "wall_time_seconds" in found]
+  for setting in data.experiment.settings:
+    finished = [results for _, results in data.finished(setting.label)]
+    seconds = [
+      results["wall_time_seconds"] for results in finished if "wall_time_seconds" in results
+    ]
     fields = ", ".join(f"{name}={value}" for name, value in setting.fields.items())
     rows.append(
       (
         setting.label,
         setting.description,
         fields or "none",
-        f"{len(done)} of {len(collected.options.seeds)}",
+        f"{len(finished)} of {len(data.options.seeds)}",
         f"{np.mean(seconds):.0f}" if seconds else "",
-        ", ".join(sorted({found.get("device", "") for found in done})),
+        ", ".join(sorted({results.get("device", "") for results in finished})),
       )
     )
   return header, rows
 
 
-def _index(folder, options):
-  """Markdown list of the reports that exist, in the order of the tables."""
+def _index(folder: pathlib.Path, options: runs.Options) -> Iterator[str]:
+  """Markdown list of the existing reports, in the order of the declarations."""
   yield f"# Reports: {options.dataset.title}"
   yield ""
   for name, experiment in tables.EXPERIMENTS.items():
     if (folder / f"{name}.md").exists():
-      where = experiment.source or "not in the paper"
-      yield f"- [{experiment.title}]({name}.md) ({where}; [CSV]({name}.csv))"
+      printed_in = experiment.printed_in or "not in the paper"
+      yield f"- [{experiment.title}]({name}.md) ({printed_in}; [CSV]({name}.csv))"
 
 
-def command_of(arguments):
-  """A command line of the runner, as one line for a shell."""
+def command_of(arguments: Iterable[str]) -> str:
+  """The shell command that runs `experiments.run` with these arguments."""
   return shlex.join(["python", "-m", "experiments.run", *arguments])
 
 
-def _write(path, text):
-  """Replaces a file in one move, so that a reader never finds half of it."""
-  partial = pathlib.Path(path).with_name(f".{path.name}.partial")
+def _write(path: pathlib.Path, text: str) -> None:
+  """Replaces a file atomically, so that no reader sees a partial file."""
+  partial = path.with_name(f".{path.name}.partial")
   partial.write_text(text, encoding="utf-8")
   os.replace(partial, path)

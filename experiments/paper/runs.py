@@ -1,7 +1,7 @@
-"""One setting with one seed: its config, its folder, its command, and what it left behind.
+"""One setting with one seed: its config, folder, training command and stored results.
 
-Two settings that come to the same config are the same run, whichever tables they stand in: the
-folder is found by a digest of all fields that differ from the defaults.
+Two settings with the same resolved config are one run, even in different tables: the name of the
+folder holds a digest of all fields that differ from the defaults.
 """
 
 import ast
@@ -12,8 +12,10 @@ import importlib
 import json
 import pathlib
 import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from dgia_jax import config as config_lib
 from dgia_jax.errors import UserError
@@ -21,65 +23,68 @@ from dgia_jax.training import workdir as workdir_lib
 from experiments.paper import tables
 
 LOG = "log.txt"
-START = "start"  # label of the run that others take their weights from
+START = "start"  # label of the run from which others take their weights
+
+Results = dict[str, Any]  # content of results.json
+Scores = Mapping[str, float]  # metric -> percent
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What a command line says about all runs of one dataset.
+  """Options of a command line, common to all runs of one dataset.
 
   Attributes:
-    dataset: tables.Dataset.
-    workdir: folder of everything.
-    seeds: of the runs.
+    dataset: on which all runs are trained.
+    workdir: folder of all runs and reports.
+    seeds: one run per setting and seed.
     variant: of the config file, "" for none.
     schedule: a name in `dataset.schedules`, or "" for the config's own.
-    overrides: {config field: value} for every run; a setting's own fields come after them.
+    overrides: {config field: value} for every run; a setting's own fields take precedence.
     protocol: a name in `tables.PROTOCOLS`.
-    split: whose scores are tabulated: test, or val to choose settings by.
+    split: split of the reported scores: test, or val for choosing settings.
   """
 
   dataset: tables.Dataset
   workdir: pathlib.Path
-  seeds: tuple = (0,)
+  seeds: tuple[int, ...] = (0,)
   variant: str = ""
   schedule: str = ""
-  overrides: dict = dataclasses.field(default_factory=dict)
+  overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   protocol: str = "last"
   split: str = "test"
 
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentRun:
-  """A run that is made or is to be made.
+  """A run, finished or not.
 
   Attributes:
     name: readable, without the seed.
-    seed: of the run.
-    folder: its work directory.
-    config: resolved.
-    arguments: of `python`, one string each, that train it.
-    start: the ExperimentRun whose weights it starts from, to be made first; None for none.
+    seed: also part of `config`.
+    folder: working directory of the run.
+    config: the resolved config.
+    arguments: of the `python` command that trains the run.
+    start: the run that provides the initial weights and is trained first; None if there is none.
   """
 
   name: str
   seed: int
   folder: pathlib.Path
-  config: ml_collections.ConfigDict
-  arguments: tuple
+  config: ConfigDict
+  arguments: tuple[str, ...]
   start: "ExperimentRun | None" = None
 
   @property
-  def title(self):
-    """For people."""
+  def title(self) -> str:
+    """Name and seed, for messages."""
     return f"{self.name} seed {self.seed}"
 
 
-def parse_overrides(texts):
-  """["field=value"] -> {field: value}; a value that is no Python literal is text.
+def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
+  """["field=value"] -> {field: value}; a value that is not a Python literal is text.
 
   Raises:
-    UserError: for text without "=", and for the seed, which has its own flag.
+    UserError: "=" is missing, the value is a dict, or the field is the seed (use `--seeds`).
   """
   fields = {}
   for text in texts:
@@ -92,50 +97,50 @@ def parse_overrides(texts):
     try:
       value = ast.literal_eval(value)
     except (ValueError, SyntaxError):
-      pass  # plain text, such as a path
+      pass  # text, such as a path
     if isinstance(value, dict | set):
       raise UserError(f"--set {text}: give single fields, such as --set {name}.FIELD=VALUE")
     fields[name] = tuple(value) if isinstance(value, list) else value
   return fields
 
 
-def schedule_of(options):
-  """tables.Schedule of the options; one without fields for the config's own."""
+def schedule_of(options: Options) -> tables.Schedule:
+  """The schedule of the options; an empty one for the config's own."""
   if not options.schedule:
     return tables.Schedule({})
   return options.dataset.schedules[options.schedule]
 
 
-def fields_of(options, setting, seed):
+def fields_of(options: Options, setting: tables.Setting, seed: int) -> dict[str, Any]:
   """{config field: value} that a run changes in its dataset's config file."""
-  common = tables.COMMON | schedule_of(options).fields | options.overrides
+  common = {**tables.COMMON, **schedule_of(options).fields, **options.overrides}
   start = start_of(options, seed)
   if start is not None:
     common |= {"pretrained": str(start.folder)}
   return common | setting.fields | {"seed": seed}
 
 
-def start_of(options, seed):
-  """The run whose weights all others of a seed start from; None without a start."""
+def start_of(options: Options, seed: int) -> ExperimentRun | None:
+  """The run from which all others of a seed start; None if the schedule has none."""
   fields = schedule_of(options).start
   if fields is None:
     return None
-  own = dataclasses.replace(options, schedule="")  # its fields are all in `start`
+  own = dataclasses.replace(options, schedule="")  # `start` holds all fields
   return make_run(own, tables.Setting(START, fields), seed)
 
 
-def resolve(options, setting, seed):
-  """The run's config, checked.
+def resolve(options: Options, setting: tables.Setting, seed: int) -> ConfigDict:
+  """The checked config of a run.
 
   Raises:
-    UserError: a field is unknown or its value cannot work.
+    UserError: a field is unknown or its value is invalid.
   """
   config = importlib.import_module(f"configs.{options.dataset.config}").get_config(options.variant)
   for name, value in fields_of(options, setting, seed).items():
     try:
       config.update_from_flattened_dict({name: value})
     except (KeyError, AttributeError, TypeError, ValueError) as error:
-      # ml_collections lists all fields in between: its first sentence and its guess are enough.
+      # Keep the first sentence and the suggestion; ml_collections lists all fields in between.
       lines = str(error.args[0] if error.args else error).splitlines()
       hint = f" ({lines[-1]})" if lines[-1].startswith("Did you mean") else ""
       reason = lines[0].split(" Other fields present")[0] + hint
@@ -144,15 +149,12 @@ def resolve(options, setting, seed):
   return config
 
 
-def digest(config, start=None):
-  """Eight hex digits that are equal for configs that compute the same, but for the seed.
+def digest(config: ConfigDict, start: ExperimentRun | None = None) -> str:
+  """Eight hex digits, equal for configs that differ only in the seed or in where they run.
 
-  Taken over the fields that differ from the defaults, so that a field that is added later, with a
-  default that changes nothing, leaves finished runs their folders.
-
-  Args:
-    config: resolved.
-    start: the ExperimentRun it starts from, wherever that lies; None for none.
+  The digest covers the fields that differ from the defaults. A field that is added later, with a
+  default that changes nothing, therefore does not rename the folders of finished runs. The path of
+  the run that provides the initial weights, `start`, does not matter.
   """
   base = config_lib.base()
   names = [name for name in config_lib.differences(config, base) if name != "seed"]
@@ -162,7 +164,7 @@ def digest(config, start=None):
   return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def make_run(options, setting, seed):
+def make_run(options: Options, setting: tables.Setting, seed: int) -> ExperimentRun:
   """The run of a setting and a seed.
 
   Raises:
@@ -172,31 +174,33 @@ def make_run(options, setting, seed):
   key = _key(config, start, setting)
   name = _name(options, key, setting.label)
   parent = options.workdir / "runs" / options.dataset.name
-  found = sorted(parent.glob(f"*.{key}.seed{seed}"))
-  folder = found[0] if found else parent / f"{name}.{key}.seed{seed}"
+  existing = sorted(parent.glob(f"*.{key}.seed{seed}"))
+  folder = existing[0] if existing else parent / f"{name}.{key}.seed{seed}"
   arguments = tuple(_arguments(options, setting, seed, folder))
   return ExperimentRun(name, seed, folder, config, arguments, start)
 
 
-def _key(config, start, setting):
-  """What tells runs of different settings apart, whatever their seeds."""
+def _key(config: ConfigDict, start: ExperimentRun | None, setting: tables.Setting) -> str:
+  """Identifies a setting in folder names, independently of the seed."""
   return digest(config, start) + (f"-{setting.oracle}" if setting.oracle else "")
 
 
-def _name(options, key, label):
-  """The label by which a config is first declared, as part of a folder's name."""
-  first = _first_labels(
+def _name(options: Options, key: str, label: str) -> str:
+  """The label with which a config is first declared, made safe for a folder name."""
+  first_labels = _first_labels(
     options.dataset.name,
     options.variant,
     options.schedule,
     tuple(sorted(options.overrides.items())),
   )
-  return re.sub(r"[^A-Za-z0-9.+-]+", "_", first.get(key, label))
+  return re.sub(r"[^A-Za-z0-9.+-]+", "_", first_labels.get(key, label))
 
 
 @functools.cache
-def _first_labels(dataset, variant, schedule, overrides):
-  """{key: label} over all declared settings."""
+def _first_labels(
+  dataset: str, variant: str, schedule: str, overrides: tuple[tuple[str, Any], ...]
+) -> dict[str, str]:
+  """{key: label} of all declared settings."""
   options = Options(
     tables.DATASETS[dataset],
     pathlib.Path(),
@@ -214,7 +218,10 @@ def _first_labels(dataset, variant, schedule, overrides):
   return labels
 
 
-def _arguments(options, setting, seed, folder):
+def _arguments(
+  options: Options, setting: tables.Setting, seed: int, folder: pathlib.Path
+) -> Iterator[str]:
+  """Arguments of the `python` command that trains a run."""
   variant = f":{options.variant}" if options.variant else ""
   module = ["dgia_jax.main"]
   if setting.oracle:
@@ -226,28 +233,29 @@ def _arguments(options, setting, seed, folder):
     yield f"--config.{name}={value}"
 
 
-def results(run):
-  """What results.json of a finished run holds; None while it is not finished.
+def results(run: ExperimentRun) -> Results | None:
+  """Content of a finished run's results.json; None if the run is not finished.
 
   Raises:
-    UserError: the file is damaged, or the folder holds a run of another config.
+    UserError: the file is damaged, or the folder holds a run with another config.
   """
   path = run.folder / workdir_lib.RESULTS
   try:
-    found = json.loads(path.read_text(encoding="utf-8"))
-    finished = found["last"]["epoch"] == run.config.num_epochs
+    content = json.loads(path.read_text(encoding="utf-8"))
+    finished = content["last"]["epoch"] == run.config.num_epochs
   except FileNotFoundError:
     return None
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise UserError(
-      f"{path} cannot be read ({type(error).__name__}: {error}): delete the folder to train again"
+      f"{path} cannot be read ({type(error).__name__}: {error}): "
+      "delete the folder to train it again"
     ) from error
   _check_config(run)
-  return found if finished else None
+  return content if finished else None
 
 
-def metrics(run):
-  """The lines of metrics.jsonl, one dict each; a last line cut short by a kill is left out.
+def metrics(run: ExperimentRun) -> list[dict[str, Any]]:
+  """The lines of metrics.jsonl; an incomplete last line, left by a killed run, is skipped.
 
   Raises:
     UserError: the file is missing or damaged.
@@ -256,35 +264,32 @@ def metrics(run):
   try:
     lines = path.read_text(encoding="utf-8").splitlines()
   except (OSError, UnicodeDecodeError) as error:
-    raise UserError(f"{path} cannot be read ({error}): delete the folder to train again") from error
-  found = []
+    raise UserError(
+      f"{path} cannot be read ({error}): delete the folder to train it again"
+    ) from error
+  parsed = []
   for number, line in enumerate(lines, 1):
     try:
-      found.append(json.loads(line))
+      parsed.append(json.loads(line))
     except ValueError as error:
       if number < len(lines):
         raise UserError(f"{path} line {number} is damaged: remove that line") from error
-  return found
+  return parsed
 
 
-def scores_of(found, options, folder):
-  """Text-to-image scores of results.json at the epoch that the protocol takes.
-
-  Args:
-    found: what `results` gave.
-    options: Options.
-    folder: of the run, for the message.
+def scores_of(results: Results, options: Options, folder: pathlib.Path) -> Scores:
+  """Text-to-image scores of results.json, at the epoch that the protocol selects.
 
   Raises:
-    UserError: the run has no such scores.
+    UserError: the run has no such scores; the message names its `folder`.
   """
   protocol = options.protocol
   try:
     if options.split == "val":
-      return found["last_by_split"]["val"]["t2i"]
+      return results["last_by_split"]["val"]["t2i"]
     if protocol == "last":
-      return found["last"]["t2i"]
-    return found["best_by_split"]["val" if protocol == "val" else "test"]["t2i"]
+      return results["last"]["t2i"]
+    return results["best_by_split"]["val" if protocol == "val" else "test"]["t2i"]
   except KeyError as error:
     raise UserError(
       f"{folder}: its {workdir_lib.RESULTS} has no {error} for --protocol {protocol}: "
@@ -292,11 +297,11 @@ def scores_of(found, options, folder):
     ) from error
 
 
-def checkpoint_choice(run, protocol):
-  """Which kept checkpoint, "last" or "best", is that of the protocol.
+def checkpoint_choice(run: ExperimentRun, protocol: str) -> str:
+  """The stored checkpoint that matches the protocol: "last" or "best".
 
   Raises:
-    UserError: the best that was kept is the best on another split.
+    UserError: the stored best checkpoint was chosen on another split.
   """
   if protocol == "last":
     return "last"
@@ -310,14 +315,15 @@ def checkpoint_choice(run, protocol):
   return "best"
 
 
-def _check_config(run):
+def _check_config(run: ExperimentRun) -> None:
+  """Raises UserError if the folder holds a run with another config."""
   stored = workdir_lib.read_config(run.folder)
   base = config_lib.base()
-  # A field that the stored config lacks was added after the run; at its default it changes nothing.
+  # A field missing from the stored config was added later; its default changes nothing.
   changed = [
     name
     for name in config_lib.differences(run.config, stored)
-    if not (name == "pretrained" and run.start)  # the same run, by another path
+    if not (name == "pretrained" and run.start)  # the same run under another path
     and _value(stored, name, missing=_value(base, name, missing=None)) != _value(run.config, name)
   ]
   if changed:
@@ -327,8 +333,8 @@ def _check_config(run):
     )
 
 
-def _value(config, name, **missing):
-  """A field of a config or of nested dicts, tuples as lists; `missing=` where there is none."""
+def _value(config: Mapping | ConfigDict, name: str, **missing: Any) -> Any:
+  """A field of a config or of nested dicts, with tuples as lists; `missing=` is its default."""
   value = config
   for part in name.split("."):
     if "missing" in missing and part not in value:

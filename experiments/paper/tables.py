@@ -1,55 +1,62 @@
-"""Every table and figure of the paper as data: which config fields each setting changes.
+"""Declares every table and figure: its settings and the config fields that each setting changes.
 
-A setting is a label and the fields that differ from the dataset's config; `{}` is the whole
-method. Nothing here says how runs are made or reported: `run` trains what a declaration asks for,
-and settings that come to the same config are one run, whichever tables they stand in.
+A setting is a label with the fields that differ from the dataset's config; `{}` is the whole
+method. `experiments.run` trains and reports the declared settings. Settings with the same resolved
+config are trained once, even if they appear in several tables.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
-# Fields of every run: no picture and no spare checkpoint for each of dozens of runs.
-COMMON = {"eval.contact_sheet": False, "checkpoint.keep": 1}
+Fields = dict[str, Any]  # config field -> value
+
+# Fields of every run; they save disk space over dozens of runs.
+COMMON: Fields = {"eval.contact_sheet": False, "checkpoint.keep": 1}
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-  """How long runs are, and what they start from.
+  """Length and initial weights of the runs.
 
   Attributes:
-    fields: {config field: value} of every run.
-    start: fields of a contrastive run from scratch that is made first, once a seed, and whose
-      weights and vocabulary all other runs start from, as the paper's start from CLIP. Then
-      relations are mined from features that mean something, and settings that are compared differ
-      in nothing but themselves. None: every run starts as the config says.
+    fields: config fields of every run.
+    start: config fields of a contrastive run from scratch, trained first, once per seed. All other
+      runs take its weights and vocabulary, as the paper's runs take those of CLIP. Relations are
+      then mined from meaningful features, and the compared settings share their initial weights.
+      None: every run starts as its config says.
   """
 
-  fields: dict
-  start: dict | None = None
+  fields: Fields
+  start: Fields | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """Where a dataset's runs start from.
+  """Defaults of a dataset's runs.
 
   Attributes:
     name: as in the config.
-    title: as the paper prints it; the paper's numbers are found by it.
+    title: as printed in the paper; the key of the paper's numbers.
     config: name of the file in configs/.
-    protocol: which epoch's test scores are tabulated unless told otherwise.
-    schedules: {name: Schedule} that replace the config's own.
-    schedule: the one that is used unless told otherwise; "" is the config's own.
+    protocol: default of `--protocol`.
+    schedules: alternatives to the config's own schedule, by name.
+    schedule: default of `--schedule`; "" is the config's own.
   """
 
   name: str
   title: str
   config: str
   protocol: str = "val"
-  schedules: dict = dataclasses.field(default_factory=dict)
+  schedules: Mapping[str, Schedule] = dataclasses.field(default_factory=dict)
   schedule: str = ""
 
 
-def _only(*losses, **fields):
-  """Fields that switch off the losses not named; the contrastive one stays."""
+def _only(*losses: str, **fields: Any) -> Fields:
+  """Fields that keep the contrastive loss and the named ones, and switch off the others.
+
+  `__` in the name of another field stands for a dot.
+  """
   off = {
     f"loss.weights.{name}": 0.0 for name in ("local", "global", "consistency") if name not in losses
   }
@@ -69,7 +76,7 @@ RAISED = {
 }
 OTHER_IMAGES = {"global_association.exclude_same_image": True}
 
-# For tiny towers on a CPU core. The start is made once a seed; then the recipe's own start epochs.
+# For tiny towers on one CPU core; relations are mined from the same epochs on as in the paper.
 WARM = Schedule(
   fields={
     "num_epochs": 4,
@@ -79,12 +86,12 @@ WARM = Schedule(
   },
   start=BASELINE | {"num_epochs": 10},
 )
-# Two thirds of the embedded dataset's people, so that dozens of runs fit into an hour.
+# Two thirds of the embedded dataset's people: dozens of runs then take about an hour.
 FEWER = {"dataset.options.train_people": 1800}
 WARM_FEWER = Schedule(WARM.fields | FEWER, WARM.start | FEWER)
 
-EMBEDDED = "synth_pedes"  # drawn by the package: needs no files
-DATASETS = {
+EMBEDDED = "synth_pedes"  # drawn by the package, needs no files
+DATASETS: Mapping[str, Dataset] = {
   dataset.name: dataset
   for dataset in (
     Dataset("cuhk_pedes", "CUHK-PEDES", "cuhk_pedes", protocol="test_best"),
@@ -96,11 +103,11 @@ DATASETS = {
 }
 BENCHMARKS = ("cuhk_pedes", "icfg_pedes", "rstp_reid")
 
-# Which epoch's test scores a table shows.
+# The epoch whose test scores a table shows.
 PROTOCOLS = {
   "last": "the last epoch",
-  "val": "the epoch that was best on val",
-  "test_best": "the epoch that was best on test itself, as the paper's numbers are made",
+  "val": "the epoch with the best R@1 on val",
+  "test_best": "the epoch with the best R@1 on test itself, the paper's protocol",
 }
 
 
@@ -109,14 +116,14 @@ class Setting:
   """A row of a table, or a point of a figure.
 
   Attributes:
-    label: as the paper prints it.
-    fields: {config field: value}; {} is the whole method.
-    oracle: "" or the oracle of `experiments.oracle` that the run is trained with.
-    description: what it is, where the label does not say it.
+    label: as printed in the paper.
+    fields: config fields; {} is the whole method.
+    oracle: name of the oracle in `experiments.oracle` that provides relations or captions.
+    description: for labels that do not explain themselves.
   """
 
   label: str
-  fields: dict
+  fields: Fields
   oracle: str = ""
   description: str = ""
 
@@ -127,72 +134,76 @@ class Experiment:
 
   Attributes:
     name: on the command line.
-    title: what it shows.
-    source: where the paper has it; "" for what the paper does not have.
-    form: the function of `experiments.paper.render` that reports it.
+    title: heading of the report.
+    printed_in: table or figure of the paper; "" for additions of ours.
+    form: function of `experiments.paper.render` that makes the report.
     settings: in the paper's order.
-    paper_table: key of `paper.ablation`, "" where the form knows where to look.
-    measure: "" when a run's own results suffice, else a module of `experiments.paper.measures`.
-    datasets: it exists for these only; () = for all.
+    paper_table: argument of `paper_numbers.ablation`; "" for other forms.
+    measure: module of `experiments.paper.measures`; "" if results.json is enough.
+    datasets: for which the experiment exists; () = all.
   """
 
   name: str
   title: str
-  source: str
+  printed_in: str
   form: str
-  settings: tuple
+  settings: tuple[Setting, ...]
   paper_table: str = ""
   measure: str = ""
-  datasets: tuple = ()
+  datasets: tuple[str, ...] = ()
 
 
 WHOLE = Setting("DGIA", {})
 
-EXPERIMENTS = {
+EXPERIMENTS: Mapping[str, Experiment] = {
   experiment.name: experiment
   for experiment in (
     Experiment(
       name="main",
-      title="DGIA beside published methods",
-      source="Tables 1-3",
+      title="DGIA and published methods",
+      printed_in="Tables 1-3",
       form="main",
       settings=(WHOLE,),
     ),
     Experiment(
       name="modules",
-      title="What each module adds",
-      source="Table 4",
+      title="Contribution of each module",
+      printed_in="Table 4",
       form="ablation",
       settings=(
-        Setting("B", BASELINE, description="contrastive loss alone"),
+        Setting("B", BASELINE, description="contrastive loss only"),
         Setting("B+LRC", LOCAL, description="with local association"),
         Setting("B+GSRC-FR", _only("global"), description="with global association"),
         Setting("B+LRC+GSRC-FR", LOCAL_AND_GLOBAL, description="with both"),
-        Setting("B+LRC+GSRC-FR+IASC-CL", {}, description="with consistency too: DGIA"),
+        Setting("B+LRC+GSRC-FR+IASC-CL", {}, description="with both and consistency: DGIA"),
       ),
       paper_table="table4_modules_R1",
     ),
     Experiment(
       name="local",
-      title="Which similarity local relations are mined by",
-      source="Table 5",
+      title="Similarity used for local relations",
+      printed_in="Table 5",
       form="ablation",
       settings=(
-        Setting("B", BASELINE, description="contrastive loss alone"),
+        Setting("B", BASELINE, description="contrastive loss only"),
         Setting(
-          "B+LRC-I", _only("local", local_association__modality="image"), description="images alone"
+          "B+LRC-I",
+          _only("local", local_association__modality="image"),
+          description="image similarity",
         ),
         Setting(
-          "B+LRC-T", _only("local", local_association__modality="text"), description="texts alone"
+          "B+LRC-T",
+          _only("local", local_association__modality="text"),
+          description="text similarity",
         ),
-        Setting("B+LRC", LOCAL, description="both must agree"),
+        Setting("B+LRC", LOCAL, description="both must exceed the threshold"),
       ),
       paper_table="table5_local_R1",
     ),
     Experiment(
       name="global",
-      title="Which similarity anchors are searched by",
-      source="Table 6",
+      title="Similarity used for global relations",
+      printed_in="Table 6",
       form="ablation",
       settings=(
         Setting("BFE", LOCAL, description="B+LRC of Table 4"),
@@ -213,7 +224,7 @@ EXPERIMENTS = {
     Experiment(
       name="mask_ratio",
       title="R@1 over the share of masked words in training",
-      source="Figure 3",
+      printed_in="Figure 3",
       form="mask_ratio",
       settings=tuple(
         Setting(str(ratio), {"augment.mask_ratio": ratio})
@@ -223,14 +234,14 @@ EXPERIMENTS = {
     Experiment(
       name="relation_accuracy",
       title="Precision of mined relations over training",
-      source="Figure 4",
+      printed_in="Figure 4",
       form="relation_accuracy",
       settings=(WHOLE,),
     ),
     Experiment(
       name="cross_dataset",
       title="Trained on one dataset, tested on another",
-      source="Supplement, Table 1",
+      printed_in="Supplement, Table 1",
       form="cross_dataset",
       settings=(WHOLE,),
       measure="cross_dataset",
@@ -238,15 +249,15 @@ EXPERIMENTS = {
     Experiment(
       name="masked_queries",
       title="Queries with masked words",
-      source="Supplement, Table 2",
+      printed_in="Supplement, Table 2",
       form="masked_queries",
       settings=(WHOLE,),
       measure="masked_queries",
     ),
     Experiment(
       name="complexity",
-      title="Parameters, arithmetic and time",
-      source="Supplement, Table 3",
+      title="Parameters, FLOPs and time",
+      printed_in="Supplement, Table 3",
       form="complexity",
       settings=(WHOLE,),
       measure="complexity",
@@ -254,32 +265,32 @@ EXPERIMENTS = {
     Experiment(
       name="tsne",
       title="Features of test people",
-      source="Supplement, Figure 1",
+      printed_in="Supplement, Figure 1",
       form="tsne",
       settings=(Setting("B", BASELINE), WHOLE),
       measure="tsne",
     ),
     Experiment(
       name="attention",
-      title="Words and the image regions that speak for them",
-      source="Figure 2",
+      title="Image regions that support single words",
+      printed_in="Figure 2",
       form="attention",
       settings=(WHOLE,),
       measure="attention",
     ),
     Experiment(
       name="reference",
-      title="What knowing identities is worth",
-      source="",
+      title="Gain from true identities",
+      printed_in="",
       form="ablation",
       settings=(
-        Setting("baseline", BASELINE, description="contrastive loss alone"),
+        Setting("baseline", BASELINE, description="contrastive loss only"),
         Setting(
           "augmented",
           _only("consistency", local_association__modality="none"),
-          description="baseline + the distorted view, matched to itself alone",
+          description="baseline with the distorted view, without mined relations",
         ),
-        Setting("method", {}, description="all four losses, relations mined without identities"),
+        Setting("method", {}, description="all four losses, mined relations"),
         Setting(
           "oracle_relations",
           {},
@@ -290,14 +301,14 @@ EXPERIMENTS = {
           "oracle_captions",
           BASELINE,
           oracle="captions",
-          description="ORACLE: baseline, each image with a caption of its person",
+          description="ORACLE: baseline, captions swapped within each person",
         ),
       ),
     ),
     Experiment(
       name="plus",
       title="Beyond the paper",
-      source="",
+      printed_in="",
       form="beyond",
       settings=(
         WHOLE,
@@ -307,10 +318,12 @@ EXPERIMENTS = {
           description="DGIA; neighbours must retrieve the anchor in return",
         ),
         Setting(
-          "text-match", TEXT_MATCH, description="DGIA; neighbours' captions must be similar, too"
+          "text-match", TEXT_MATCH, description="DGIA; neighbours' captions must also be similar"
         ),
         Setting(
-          "reciprocal+text-match", RECIPROCAL | TEXT_MATCH, description="DGIA; both: `:plus`"
+          "reciprocal+text-match",
+          RECIPROCAL | TEXT_MATCH,
+          description="DGIA; both filters: `:plus`",
         ),
         Setting("raised", RAISED, description="DGIA; thresholds follow the batch"),
         Setting(
@@ -319,7 +332,9 @@ EXPERIMENTS = {
           description="DGIA; all three",
         ),
         Setting(
-          "other-images", OTHER_IMAGES, description="DGIA; an image's other captions take no slot"
+          "other-images",
+          OTHER_IMAGES,
+          description="DGIA; the image's other captions are not neighbours",
         ),
         Setting(
           "raised+reciprocal+text-match+other-images",

@@ -1,4 +1,4 @@
-"""The command line of the runner."""
+"""The command line of `experiments.run`."""
 
 import shlex
 
@@ -9,8 +9,8 @@ from experiments.paper import runs, tables
 from tests.helpers import fabricated
 
 
-def planned(capsys, *arguments):
-  """The commands a dry run prints, split as a shell would, but for those of the starts."""
+def planned(capsys: pytest.CaptureFixture, *arguments: str) -> list[list[str]]:
+  """The commands printed by a dry run, split as in a shell, without those of the starts."""
   assert run.main([*arguments, "--dry_run"]) == 0
   commands = [shlex.split(line, comments=True) for line in capsys.readouterr().out.splitlines()]
   return [command for command in commands if command and "/start." not in command[4]]
@@ -24,7 +24,7 @@ def test_a_dry_run_prints_one_command_for_each_missing_run(tmp_path, capsys):
   assert len({command[4] for command in commands}) == 10
   assert all(command[4].startswith(f"--workdir={tmp_path}/a b/runs/") for command in commands)
   seeds = [command[-1] for command in commands]
-  assert seeds == ["--config.seed=0"] * 5 + ["--config.seed=1"] * 5  # whole tables first
+  assert seeds == ["--config.seed=0"] * 5 + ["--config.seed=1"] * 5  # complete tables first
 
 
 def test_the_starts_come_first(tmp_path, capsys):
@@ -39,25 +39,25 @@ def test_the_starts_come_first(tmp_path, capsys):
     assert sum(f"--config.pretrained={folder} " in line for line in rest) == 5, seed
 
 
-def test_a_finished_run_is_not_asked_for_again(tmp_path, capsys):
+def test_a_finished_run_is_not_trained_again(tmp_path, capsys):
   options = runs.Options(tables.DATASETS["synth_pedes"], tmp_path, schedule="warm")
-  made = runs.make_run(options, tables.EXPERIMENTS["main"].settings[0], 0)
-  fabricated.finish(made, last=20.0)
+  finished = runs.make_run(options, tables.EXPERIMENTS["main"].settings[0], 0)
+  fabricated.finish(finished, last=20.0)
   arguments = ("--workdir", str(tmp_path))
   assert planned(capsys, "main", *arguments) == []
   assert len(planned(capsys, "modules", *arguments)) == 4
   assert len(planned(capsys, "mask_ratio", *arguments)) == 8
 
 
-def test_all_trains_what_tables_share_once(tmp_path, capsys):
+def test_all_trains_shared_runs_once(tmp_path, capsys):
   commands = planned(capsys, "all", "--workdir", str(tmp_path))
-  # Settings of Tables 4-6 and Figure 4, eight other mask ratios, three reference runs, and what
-  # goes beyond the paper.
+  # Settings of Tables 4-6 and Figure 4, eight other mask ratios, three reference runs, and the
+  # ideas beyond the paper.
   beyond = len(tables.EXPERIMENTS["plus"].settings) - 1
   assert len(commands) == 9 + 8 + 3 + beyond
 
 
-def test_shards_share_the_runs_out(tmp_path, capsys):
+def test_shards_partition_the_runs(tmp_path, capsys):
   whole = planned(capsys, "all", "--workdir", str(tmp_path), "--seeds", "0,1,2")
   parts = [
     planned(capsys, "all", "--workdir", str(tmp_path), "--seeds", "0,1,2", "--shard", f"{i}/4")
@@ -80,8 +80,8 @@ def test_set_variant_schedule_and_source_reach_the_command(tmp_path, capsys):
   assert "--config=configs/synth_pedes.py:small" in command
   assert "--config.batch_size=32" in command
   assert "--config.dataset.source=some where" in command
-  assert not [word for word in command if "num_epochs" in word]  # a variant brings its own
-  # The embedded dataset has no files: named alone it is one to test on.
+  assert not [word for word in command if "num_epochs" in word]  # a variant has its own
+  # The embedded dataset has no files; `--source synth_pedes` only adds it as a test dataset.
   (command,) = planned(capsys, "main", "--workdir", str(tmp_path), "--source", "synth_pedes")
   assert not [word for word in command if "dataset.source" in word]
   (command,) = planned(capsys, "main", "--workdir", str(tmp_path))
@@ -118,12 +118,12 @@ def test_mistakes_end_in_one_line_and_code_2(tmp_path, capsys, arguments, messag
 
 def test_a_damaged_run_folder_is_one_line(tmp_path, capsys):
   options = runs.Options(tables.DATASETS["synth_pedes"], tmp_path, schedule="warm")
-  made = runs.make_run(options, tables.EXPERIMENTS["main"].settings[0], 0)
-  fabricated.finish(made, last=20.0)
-  (made.folder / "results.json").write_text('{"last": 3}')
+  finished = runs.make_run(options, tables.EXPERIMENTS["main"].settings[0], 0)
+  fabricated.finish(finished, last=20.0)
+  (finished.folder / "results.json").write_text('{"last": 3}')
   assert run.main(["main", "--workdir", str(tmp_path), "--report_only"]) == 2
   error = capsys.readouterr().err
-  assert str(made.folder) in error and error.count("\n") == 1
+  assert str(finished.folder) in error and error.count("\n") == 1
 
 
 TINY = [
@@ -133,8 +133,8 @@ TINY = [
 
 
 @pytest.mark.slow
-def test_from_nothing_to_a_report_in_one_command(tmp_path, capsys, monkeypatch):
-  """The real thing at its smallest: trains two runs, measures one, and reuses both."""
+def test_one_command_trains_measures_and_reports(tmp_path, capsys, monkeypatch):
+  """Trains two tiny runs, measures one, and reuses both."""
   monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
   monkeypatch.setenv("XLA_FLAGS", "")
   sets = [word for field in TINY for word in ("--set", field)]
@@ -143,8 +143,8 @@ def test_from_nothing_to_a_report_in_one_command(tmp_path, capsys, monkeypatch):
   out = capsys.readouterr().out
   assert out.count(": started") == out.count(": finished") == 2
   text = (tmp_path / "report" / "synth_pedes" / "modules.md").read_text()
-  assert "| B+LRC | R@1 | no paper number | not run |" in text
-  assert "| B | R@1 | no paper number | not run |" not in text
+  assert "| B+LRC | R@1 | – | not run |" in text
+  assert "| B | R@1 | – | not run |" not in text
   for name in ("masked_queries", "relation_accuracy", "complexity", "attention", "cross_dataset"):
     assert run.main([name, *arguments]) == 0
     assert (tmp_path / "report" / "synth_pedes" / f"{name}.png").exists()

@@ -1,25 +1,33 @@
-"""Runs that look finished: the files a training leaves behind, with made-up numbers."""
+"""Fabricated runs: the files of a finished training, with made-up numbers."""
 
 import json
+from collections.abc import Iterable, Mapping
 
 from dgia_jax import files
 from dgia_jax.training import workdir as workdir_lib
+from experiments.paper import runs
 
 NAMES = ("R1", "R5", "R10", "mAP", "mINP")
 
 
-def scores(first):
-  """Five different scores that start at `first`."""
-  return {name: first + 10.0 * place for place, name in enumerate(NAMES)}
+def scores(first: float) -> dict[str, float]:
+  """Five different scores, beginning with `first`."""
+  return {name: first + 10.0 * i for i, name in enumerate(NAMES)}
 
 
-def finish(run, last, val=None, test=None, lines=()):
+def finish(
+  run: runs.ExperimentRun,
+  last: float,
+  val: float | None = None,
+  test: float | None = None,
+  log: Iterable[Mapping] = (),
+) -> None:
   """Writes config.json, results.json and metrics.jsonl of a run.
 
   Args:
-    run: runs.ExperimentRun.
-    last, val, test: R@1 on test at the last epoch and at those best on val and on test.
-    lines: of metrics.jsonl.
+    run: to finish.
+    last, val, test: R@1 on test at the last epoch, and at the epochs best on val and on test.
+    log: lines of metrics.jsonl.
   """
   run.folder.mkdir(parents=True, exist_ok=True)
   files.write_json(run.folder / workdir_lib.CONFIG, run.config.to_dict())
@@ -33,5 +41,5 @@ def finish(run, last, val=None, test=None, lines=()):
     "seed": run.seed,
   }
   files.write_json(run.folder / workdir_lib.RESULTS, content)
-  text = "".join(json.dumps(line) + "\n" for line in lines)
+  text = "".join(json.dumps(line) + "\n" for line in log)
   (run.folder / workdir_lib.METRICS).write_text(text)

@@ -1,8 +1,8 @@
-"""Measurements on a finished run, for tables that need more than its scores.
+"""Measurements on a finished run, for tables that need more than the scores in results.json.
 
-Each module has `measure(config, folder, splits, choice)`, which returns plain data for a JSON file.
+`measure(config, folder, splits, choice)` of each module returns the content of a JSON file.
 
-finished        opens a finished run
+finished        opens a finished run; describes the arguments of `measure`
 attention       Figure 2
 cross_dataset   supplement, Table 1
 masked_queries  supplement, Table 2

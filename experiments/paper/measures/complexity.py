@@ -1,40 +1,45 @@
-"""Supplement Table 3: parameters, arithmetic, and the time the test split takes, part by part.
+"""Supplement Table 3: parameters, FLOPs, and the time that each part of a test takes.
 
-FLOPs are those of one image and one text through the towers, in multiply-adds, which is what the
-paper's 20.25 G are; `dgia_jax.dry_run.flops` counts a multiply-add as two operations. Time is wall
-time on whatever machine this runs on, compilation left out: reading and decoding all test images,
-embedding images and captions that lie in memory, and ranking the gallery for every caption with all
-scores.
+FLOPs are those of the towers for one image and one text, in multiply-adds (paper: 20.25 G);
+`dgia_jax.dry_run.flops` counts a multiply-add as two operations. Times are wall times on the
+current machine, without compilation: reading and decoding all test images, embedding images and
+captions from memory, and ranking the gallery for every caption, including all scores.
 """
 
 import dataclasses
+import pathlib
 import time
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from dgia_jax import sharding
 from dgia_jax.data import batches as batches_lib
+from dgia_jax.data.pairs import PairTable
 from dgia_jax.dry_run import flops
 from dgia_jax.models import dual_encoder
 from dgia_jax.training import evaluate, retrieval_metrics
 from experiments.paper.measures import finished
 
+Result = TypeVar("Result")
 
-def measure(config, folder, splits, choice):
+
+def measure(
+  config: ConfigDict, folder: pathlib.Path, splits: finished.Splits, choice: str
+) -> dict[str, Any]:
   """Sizes and times of a run.
-
-  Args:
-    config, folder, splits, choice: as `finished.open_run`.
 
   Returns:
     {"step", "device", "queries", "gallery", "params_M", "flops_G" (multiply-adds), "load_s",
     "embed_s", "rank_s"}.
   """
-  parts, params, step = finished.open_run(config, folder, splits, choice)
+  setup, params, step = finished.open_run(config, folder, splits, choice)
   pairs = splits["test"]
-  evaluator = evaluate.Evaluator(parts)
-  layouts = (sharding.batch(parts.mesh), sharding.replicated(parts.mesh))
+  evaluator = evaluate.Evaluator(setup)
+  layouts = (sharding.batch(setup.mesh), sharding.replicated(setup.mesh))
 
   images, load_s = _timed(lambda: _load(pairs, config))
   in_memory = dataclasses.replace(pairs, images=images)
@@ -63,7 +68,7 @@ def measure(config, folder, splits, choice):
   }
 
 
-def _load(pairs, config):
+def _load(pairs: PairTable, config: ConfigDict) -> np.ndarray:
   """All images of a split as one uint8 (M, H, W, 3) array."""
   batches = batches_lib.image_batches(
     pairs, batch_size=config.eval.batch_size, workers=config.dataset.workers
@@ -71,8 +76,8 @@ def _load(pairs, config):
   return np.concatenate([batch["image"] for batch in batches])[: pairs.num_images]
 
 
-def _timed(function):
-  """Its result, and the seconds it took."""
+def _timed(function: Callable[[], Result]) -> tuple[Result, float]:
+  """The result of a function and its run time in seconds."""
   start = time.perf_counter()
   result = function()
   return result, time.perf_counter() - start

@@ -1,24 +1,27 @@
-"""Supplement Table 1: a run trained on one dataset, tested on another, without any training there.
+"""Supplement Table 1: tests a run on a dataset on which it was not trained.
 
-Images come at the run's own size, captions through the run's own tokenizer.
+Images have the run's own size, and captions pass through the run's own tokenizer.
 """
+
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
 
 from dgia_jax.training import evaluate
 from experiments.paper.measures import finished
 
 
-def measure(config, folder, splits, choice):
-  """Scores of a run on the test split of any dataset.
-
-  Args:
-    config, folder, choice: as `finished.open_run`.
-    splits: {"test": PairTable} of the dataset to test on, read at the run's image size.
+def measure(
+  config: ConfigDict, folder: pathlib.Path, splits: finished.Splits, choice: str
+) -> dict[str, Any]:
+  """Text-to-image scores of a run on the test split of any dataset, in percent.
 
   Returns:
-    {"step", "queries", "gallery", "scores": {"R1", .., "mINP"}}, percent, text to image.
+    {"step", "queries", "gallery", "scores": {"R1", .., "mINP"}}.
   """
-  parts, params, step = finished.open_run(config, folder, splits, choice)
-  scores, _ = evaluate.Evaluator(parts).score(params, "test")
+  setup, params, step = finished.open_run(config, folder, splits, choice)
+  scores, _ = evaluate.Evaluator(setup).score(params, "test")
   pairs = splits["test"]
   return {
     "step": step,

@@ -1,33 +1,47 @@
-"""A finished run opened for measuring: its parts, and the parameters of one checkpoint."""
+"""Opens a finished run for measuring: its setup and the parameters of one checkpoint."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from dgia_jax import sharding
+from dgia_jax.data.pairs import PairTable
 from dgia_jax.training import checkpoint, setup
 
+Splits = Mapping[str, PairTable]  # split name -> pairs
 
-def open_run(config, folder, splits, choice):
-  """Opens a run; nothing in its folder changes.
+
+class OpenRun(NamedTuple):
+  """A run's setup, the parameters on its mesh, and the step of their checkpoint."""
+
+  setup: setup.TrainingSetup
+  params: dict[str, Any]
+  step: int
+
+
+def open_run(config: ConfigDict, folder: pathlib.Path, splits: Splits, choice: str) -> OpenRun:
+  """Opens a run without changing its folder.
 
   Args:
     config: the run's resolved config.
-    folder: its work directory.
-    splits: {"test": PairTable}: what to measure on, of this dataset or another.
+    folder: the run's working directory.
+    splits: "test" holds the pairs to measure on, of this dataset or another.
     choice: "best" or "last" checkpoint.
 
-  Returns:
-    The TrainingSetup, the parameters laid out on its mesh, and the checkpoint's step.
-
   Raises:
-    UserError: the folder holds no complete checkpoint, or the config does not fit.
+    UserError: the folder holds no complete checkpoint, or the config does not match it.
   """
-  # Nothing is trained: the training split gives only sizes, so the test pairs may stand for it.
-  parts = setup.create(config, folder, {"train": splits["test"]} | splits)
+  # Nothing is trained: only the sizes of the training split matter, so the test pairs replace it.
+  opened = setup.create(config, folder, {"train": splits["test"]} | splits)
   step, params = checkpoint.restore_params(folder, choice)
-  return parts, jax.device_put(params, sharding.parameters(parts.mesh, params)), step
+  params = jax.device_put(params, sharding.parameters(opened.mesh, params))
+  return OpenRun(opened, params, step)
 
 
-def spread(total, count):
-  """`count` places spread evenly over `total`, ascending, fewer when there are not so many."""
+def spread(total: int, count: int) -> np.ndarray:
+  """`count` numbers spread evenly from 0 to `total` - 1, ascending; at most `total` of them."""
   return np.unique(np.linspace(0, total - 1, min(count, total)).astype(int))

@@ -1,15 +1,20 @@
-"""Supplement Table 2: how retrieval suffers when words of the queries are masked.
+"""Supplement Table 2: scores when words of the queries are masked.
 
-Every word of a test caption becomes the mask token with the given probability, independently (the
-paper does not say how it masks), and the gallery is ranked again. A ratio's scores are the mean of
-several maskings, each drawn from its own key.
+Each word of a test caption is replaced with the mask token independently with the given probability
+(the paper does not say how it masks). The scores of a ratio are means over several maskings with
+different random keys.
 """
 
 import functools
+import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
+from ml_collections import ConfigDict
 
 from dgia_jax import sharding
 from dgia_jax.method import augment
@@ -21,32 +26,39 @@ RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5)
 MASKINGS = 5
 
 
-def measure(config, folder, splits, choice, ratios=RATIOS, maskings=MASKINGS):
-  """Scores of a run on test captions with masked words.
+def measure(
+  config: ConfigDict,
+  folder: pathlib.Path,
+  splits: finished.Splits,
+  choice: str,
+  ratios: Sequence[float] = RATIOS,
+  maskings: int = MASKINGS,
+) -> dict[str, Any]:
+  """Scores of a run on test captions with masked words, in percent.
 
   Args:
     config, folder, splits, choice: as `finished.open_run`.
-    ratios: probabilities of a word to be masked.
-    maskings: draws per ratio.
+    ratios: probabilities of masking a word.
+    maskings: number of maskings per ratio.
 
   Returns:
-    {"step", "maskings", "scores": {ratio as text: {"R1", .., "mINP"}}}, percent.
+    {"step", "maskings", "scores": {ratio as text: {"R1", .., "mINP"}}}.
   """
-  parts, params, step = finished.open_run(config, folder, splits, choice)
+  setup, params, step = finished.open_run(config, folder, splits, choice)
   pairs = splits["test"]
-  evaluator = evaluate.Evaluator(parts)
+  evaluator = evaluate.Evaluator(setup)
   images_MxD = evaluator.embed_images(params, pairs)
-  tokens_NxL = parts.tokenizer.encode(pairs.captions)
-  ranked = functools.partial(
+  tokens_NxL = setup.tokenizer.encode(pairs.captions)
+  score = functools.partial(
     retrieval_metrics.retrieval_metrics_from_features,
-    layouts=(sharding.batch(parts.mesh), sharding.replicated(parts.mesh)),
+    layouts=(sharding.batch(setup.mesh), sharding.replicated(setup.mesh)),
   )
 
-  def scores_of(ratio, masking):
+  def scores_of(ratio: float, masking: int) -> dict[str, float]:
     key = jax.random.fold_in(jax.random.key(masking), round(1000 * ratio))
-    masked_NxL = mask(key, tokens_NxL, parts.tokenizer.mask_id, ratio)
+    masked_NxL = mask(key, tokens_NxL, setup.tokenizer.mask_id, ratio)
     texts_NxD = evaluator.embed_tokens(params, masked_NxL)
-    return ranked(texts_NxD, images_MxD, pairs.person_of_pair_N, pairs.person_of_image_M)
+    return score(texts_NxD, images_MxD, pairs.person_of_pair_N, pairs.person_of_image_M)
 
   scores = {}
   for ratio in ratios:
@@ -57,8 +69,10 @@ def measure(config, folder, splits, choice, ratios=RATIOS, maskings=MASKINGS):
   return {"step": step, "maskings": maskings, "scores": scores}
 
 
-def mask(key, tokens_NxL, mask_id, ratio):
-  """int32 (N, L): each word of encoded captions masked with probability `ratio`."""
+def mask(
+  key: jax.Array, tokens_NxL: Int[np.ndarray, "N L"], mask_id: int, ratio: float
+) -> Int[np.ndarray, "N L"]:
+  """Masks each word of encoded captions with probability `ratio`."""
   masked = augment.mask_tokens(
     key, jnp.asarray(tokens_NxL), mask_id=mask_id, ratio=ratio, mask_first=False
   )

@@ -1,4 +1,4 @@
-"""Processes that train: each run once, failures told, a held run left alone."""
+"""Training processes: each run is trained once, failures are reported, locked runs are skipped."""
 
 import dataclasses
 import fcntl
@@ -8,89 +8,89 @@ import pathlib
 import signal
 import threading
 import time
+from collections.abc import Iterable
 
 import pytest
 
 from experiments.paper import launch, runs, tables
 from tests.helpers import fabricated
 
-# Finishes a run as a training would: makes its results.json final.
+# Finishes a run as a training does: writes its final results.json.
 FINISH = "import os, sys; os.rename(sys.argv[1] + '/late.json', sys.argv[1] + '/results.json')"
 
 
-def make_runs(workdir, program, seeds=(0,)):
-  """Runs whose training is a Python program; results appear when it renames late.json."""
-  options = runs.Options(tables.DATASETS["synth_pedes"], pathlib.Path(workdir))
-  made = []
+def make_runs(
+  workdir: pathlib.Path, program: str, seeds: Iterable[int] = (0,)
+) -> list[runs.ExperimentRun]:
+  """Runs whose training is a Python program, which renames late.json to results.json."""
+  options = runs.Options(tables.DATASETS["synth_pedes"], workdir)
+  unfinished = []
   for seed in seeds:
     run = runs.make_run(options, tables.EXPERIMENTS["main"].settings[0], seed)
     fabricated.finish(run, last=20.0)
     os.rename(run.folder / "results.json", run.folder / "late.json")
-    made.append(
-      runs.ExperimentRun(
-        run.name, seed, run.folder, run.config, ("-S", "-c", program, str(run.folder))
-      )
-    )
-  return made
+    arguments = ("-S", "-c", program, str(run.folder))
+    unfinished.append(dataclasses.replace(run, arguments=arguments))
+  return unfinished
 
 
 def test_missing_runs_are_trained_once(tmp_path):
-  made, said = make_runs(tmp_path, FINISH, seeds=(0, 1, 2)), []
-  assert launch.missing([*made, *made]) == made
-  assert launch.train(made, jobs=2, say=said.append) == {}
-  assert launch.missing(made) == []
-  assert sum("finished in" in line for line in said) == 3
+  planned, lines = make_runs(tmp_path, FINISH, seeds=(0, 1, 2)), []
+  assert launch.missing([*planned, *planned]) == planned
+  assert launch.train(planned, jobs=2, print_line=lines.append) == {}
+  assert launch.missing(planned) == []
+  assert sum("finished in" in line for line in lines) == 3
 
 
-def test_what_others_start_from_is_trained_first_and_missed_when_it_fails(tmp_path):
+def test_a_start_is_trained_first_and_its_failure_holds_up_the_others(tmp_path):
   def pair(program):
     first, second = make_runs(tmp_path, program, seeds=(0, 1))
     return first, dataclasses.replace(second, start=first)
 
   first, second = pair("import sys; sys.exit('error: bad')")
-  problems = launch.train_with_starts([second], jobs=2, say=lambda text: None)
+  problems = launch.train_with_starts([second], jobs=2, print_line=lambda text: None)
   assert list(problems) == [first.title, second.title]
   assert problems[second.title] == f"waits for {first.title}"
   first, second = pair(FINISH)
-  said = []
-  assert launch.train_with_starts([second], jobs=2, say=said.append) == {}
-  started = [line.split(":")[0] for line in said if "started" in line]
+  lines = []
+  assert launch.train_with_starts([second], jobs=2, print_line=lines.append) == {}
+  started = [line.split(":")[0] for line in lines if "started" in line]
   assert started == [first.title, second.title]
 
 
-def test_a_failure_is_told_with_its_last_line_and_stops_no_other(tmp_path):
+def test_a_failure_is_reported_with_its_last_line_and_other_runs_continue(tmp_path):
   program = f"import sys\nif sys.argv[1].endswith('seed0'): sys.exit('error: bad')\n{FINISH}"
   first, second = make_runs(tmp_path, program, seeds=(0, 1))
-  reasons = launch.train([first, second], jobs=1, say=lambda text: None)
+  reasons = launch.train([first, second], jobs=1, print_line=lambda text: None)
   assert list(reasons) == [first.title]
   assert "exit code 1: error: bad" in reasons[first.title]
   assert launch.missing([first, second]) == [first]
 
 
-def test_a_run_that_another_process_holds_is_left_alone(tmp_path):
+def test_a_run_locked_by_another_process_is_skipped(tmp_path):
   (run,) = make_runs(tmp_path, FINISH)
   with (run.folder / launch.LOCK).open("w") as holder:
     holder.write("host far, process 7")
     holder.flush()
     fcntl.flock(holder, fcntl.LOCK_EX)
-    reasons = launch.train([run], jobs=1, say=lambda text: None)
+    reasons = launch.train([run], jobs=1, print_line=lambda text: None)
   assert reasons == {run.title: "being trained by host far, process 7"}
-  assert launch.train([run], jobs=1, say=lambda text: None) == {}
+  assert launch.train([run], jobs=1, print_line=lambda text: None) == {}
 
 
-def test_a_jobs_core_is_its_own(tmp_path):
+def test_every_job_is_pinned_to_its_own_core(tmp_path):
   cores = sorted(os.sched_getaffinity(0))
   if len(cores) < 2:
-    pytest.skip("one core: nothing to share out")
-  tell = "import json, os, sys; json.dump(sorted(os.sched_getaffinity(0)), open(sys.argv[1] + "
-  program = "import time; time.sleep(0.2); " + tell + f"'/cores.json', 'w')); {FINISH}"
-  made = make_runs(tmp_path, program, seeds=range(len(cores)))
-  assert launch.train(made, jobs=len(cores), say=lambda text: None) == {}
-  pinned = [json.loads((run.folder / "cores.json").read_text()) for run in made]
-  assert all(len(found) == 1 for found in pinned)
+    pytest.skip("needs two cores")
+  write = "import json, os, sys; json.dump(sorted(os.sched_getaffinity(0)), open(sys.argv[1] + "
+  program = "import time; time.sleep(0.2); " + write + f"'/cores.json', 'w')); {FINISH}"
+  planned = make_runs(tmp_path, program, seeds=range(len(cores)))
+  assert launch.train(planned, jobs=len(cores), print_line=lambda text: None) == {}
+  pinned = [json.loads((run.folder / "cores.json").read_text()) for run in planned]
+  assert all(len(cores_of_run) == 1 for cores_of_run in pinned)
 
 
-def test_sigterm_is_passed_on_and_ends_the_runner(tmp_path):
+def test_sigterm_stops_the_training_processes_and_the_launcher(tmp_path):
   program = (
     "import signal, sys, time\n"
     "def stop(*_):\n  open(sys.argv[1] + '/saved', 'w').close()\n  sys.exit(0)\n"
@@ -107,12 +107,12 @@ def test_sigterm_is_passed_on_and_ends_the_runner(tmp_path):
   thread = threading.Thread(target=terminate)
   thread.start()
   with pytest.raises(KeyboardInterrupt):
-    launch.train([first, second], jobs=1, say=lambda text: None)
+    launch.train([first, second], jobs=1, print_line=lambda text: None)
   thread.join()
   assert (first.folder / "saved").exists()
   assert not (second.folder / "ready").exists()
 
 
-def test_a_command_is_one_line_for_a_shell(tmp_path):
+def test_a_command_line_is_quoted_for_a_shell(tmp_path):
   (run,) = make_runs(tmp_path, "print('a b')")
   assert launch.command_line(run).startswith("python -S -c 'print('")

@@ -1,39 +1,50 @@
-"""Reports made from fabricated runs: the numbers by hand, and what is missing said as missing."""
+"""Reports of fabricated runs: their numbers, and how missing numbers are shown."""
 
 import csv
 import pathlib
+from collections.abc import Iterable, Mapping
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from experiments import run
-from experiments.paper import render, report, runs, tables
+from experiments.paper import figures, render, report, runs, tables
 from tests.helpers import fabricated
 
 
-def prepare(workdir, dataset, experiment, values, protocol="last", lines=()):
-  """Finishes runs: {label: {seed: R@1}}."""
-  chosen = tables.DATASETS[dataset]
-  options = runs.Options(chosen, workdir, schedule=chosen.schedule, protocol=protocol)
+def prepare(
+  workdir: pathlib.Path,
+  dataset: str,
+  experiment: str,
+  values: Mapping[str, Mapping[int, float]],
+  protocol: str = "last",
+  log: Iterable[Mapping] = (),
+) -> None:
+  """Writes finished runs with these values of R@1: {label: {seed: R@1}}."""
+  declared = tables.DATASETS[dataset]
+  options = runs.Options(declared, workdir, schedule=declared.schedule, protocol=protocol)
   for setting in tables.EXPERIMENTS[experiment].settings:
     for seed, value in values.get(setting.label, {}).items():
-      made = runs.make_run(options, setting, seed)
-      fabricated.finish(made, last=value, val=value + 1, test=value + 2, lines=lines)
+      run_of_seed = runs.make_run(options, setting, seed)
+      fabricated.finish(run_of_seed, last=value, val=value + 1, test=value + 2, log=log)
 
 
-def reported(workdir, dataset, experiment, *more):
-  """(Markdown, CSV as {(setting, measure): row}) that the command line writes."""
+def reported(
+  workdir: pathlib.Path, dataset: str, experiment: str, *more: str
+) -> tuple[str, dict[tuple[str, str], dict[str, str]]]:
+  """Markdown and CSV ({(setting, measure): row}) written by the command line."""
   code = run.main(
     [experiment, "--dataset", dataset, "--workdir", str(workdir), "--report_only", *more]
   )
   assert code == 0
-  folder = pathlib.Path(workdir) / "report" / dataset
+  folder = workdir / "report" / dataset
   with (folder / f"{experiment}.csv").open(newline="") as file:
     rows = {(row["setting"], row["measure"]): row for row in csv.DictReader(file)}
   return (folder / f"{experiment}.md").read_text(), rows
 
 
-def test_means_spread_and_differences_are_those_by_hand(tmp_path):
+def test_means_deviations_and_differences(tmp_path):
   values = {"B": {0: 60.0, 1: 62.0, 2: 67.0}, "B+LRC": {1: 70.0}}
   prepare(tmp_path, "cuhk_pedes", "modules", values)
   text, rows = reported(tmp_path, "cuhk_pedes", "modules", "--seeds", "0,1,2", "--protocol", "last")
@@ -48,21 +59,22 @@ def test_means_spread_and_differences_are_those_by_hand(tmp_path):
   assert "| B+GSRC-FR | R@1 | 67.56 | not run |  | 0 |" in text
   assert rows["B+GSRC-FR", "R@1"]["mean"] == ""
   assert "the last epoch" in text and "1 of 3" in text
-  order = [line.split(" | ")[0] for line in text.splitlines() if " | R@1 | " in line]
+  first_table = text.split("![")[0].splitlines()
+  order = [line.split(" | ")[0] for line in first_table if " | R@1 | " in line]
   assert order == [f"| {s.label}" for s in tables.EXPERIMENTS["modules"].settings]
 
 
-def test_gains_are_taken_seed_by_seed(tmp_path):
+def test_gains_are_paired_by_seed(tmp_path):
   values = {"B": {0: 60.0, 1: 62.0, 2: 67.0}, "B+LRC": {1: 63.0, 2: 70.0}, "B+GSRC-FR": {4: 99.0}}
   prepare(tmp_path, "rstp_reid", "modules", values)
   text, _ = reported(tmp_path, "rstp_reid", "modules", "--seeds", "0,1,2,4", "--protocol", "last")
-  assert "| gain over B, seed by seed | of R1 | of mAP | seeds |" in text
+  assert "| gain over B, paired by seed | R@1 | mAP | seeds |" in text
   assert "| B+LRC | +2.00 ± 1.41 | +2.00 ± 1.41 | 2 |" in text
   assert "| B+GSRC-FR | +" not in text
 
 
 @pytest.mark.parametrize("protocol, expected", [("last", 60.0), ("val", 61.0), ("test_best", 62.0)])
-def test_the_protocol_chooses_the_scores_and_is_named(tmp_path, protocol, expected):
+def test_the_protocol_selects_the_scores_and_is_named(tmp_path, protocol, expected):
   prepare(tmp_path, "rstp_reid", "main", {"DGIA": {0: 60.0}})
   text, rows = reported(tmp_path, "rstp_reid", "main", "--protocol", protocol)
   assert float(rows["DGIA", "R@1"]["mean"]) == expected
@@ -85,14 +97,14 @@ def test_main_shows_published_methods_and_makes_no_claim(tmp_path):
   assert "Nothing here claims the state of the art" in text
 
 
-def test_own_data_has_no_paper_column_numbers(tmp_path):
+def test_other_datasets_have_no_published_numbers(tmp_path):
   prepare(tmp_path, "synth_pedes", "local", {"B": {0: 20.0}})
   text, rows = reported(tmp_path, "synth_pedes", "local")
   assert "| B | R@1 | – | 21.00 |  | 1 |" in text  # the epoch best on val
   assert all(row["paper"] == row["difference"] == "" for row in rows.values())
 
 
-def test_scores_on_val_stand_apart_and_beside_no_paper(tmp_path):
+def test_val_scores_have_their_own_folder_and_no_published_numbers(tmp_path):
   prepare(tmp_path, "cuhk_pedes", "modules", {"B": {0: 60.0}})
   assert run.main(
     ["modules", "--dataset", "cuhk_pedes", "--workdir", str(tmp_path), "--report_only",
@@ -100,77 +112,113 @@ def test_scores_on_val_stand_apart_and_beside_no_paper(tmp_path):
   ) == 0  # fmt: skip
   text = (tmp_path / "report" / "cuhk_pedes-val" / "modules.md").read_text()
   assert "| B | R@1 | – | 50.00 |  | 1 |" in text
-  assert "val scores are those of the last epoch" in text
+  assert "val scores of the last epoch" in text
 
 
-def test_nothing_run_is_a_report_without_numbers_of_ours(tmp_path):
+def test_reports_without_finished_runs(tmp_path):
   for name in tables.EXPERIMENTS:
     assert run.main([name, "--workdir", str(tmp_path), "--report_only"]) == 0
   folder = tmp_path / "report" / "synth_pedes"
   for name in tables.EXPERIMENTS:
     assert "not run" in (folder / f"{name}.md").read_text()
-    assert not (folder / f"{name}.png").exists()
+    assert not list(folder.glob(f"{name}.p[dn][fg]"))
   index = (folder / "README.md").read_text()
   assert [line for line in index.splitlines() if "](main.md)" in line]
   assert index.count(".csv") == len(tables.EXPERIMENTS)
 
 
-def train_line(step, epoch, precision, relations):
+def train_line(step: int, epoch: int, precision: float | None, relations: float) -> dict:
+  """A line of metrics.jsonl."""
   kinds = ("local", "global")
   values = {f"{kind}_precision": precision for kind in kinds}
   values |= {f"{kind}_relations": relations for kind in kinds}
   return {"step": step, "epoch": epoch, "split": "train", **values}
 
 
-def test_precision_of_an_epoch_counts_every_relation_once():
-  lines = [
+def test_the_precision_of_an_epoch_weights_every_relation_equally():
+  log = [
     train_line(10, 1, None, 0.0),
-    train_line(20, 2, 50.0, 2.0),  # 10 steps with 2 relations a pair: half of them right
+    train_line(20, 2, 50.0, 2.0),  # 10 steps with 2 relations per pair: half of them correct
     {"step": 20, "epoch": 2, "split": "val"},
     train_line(25, 2, 80.0, 1.0),  # 5 steps with 1
     train_line(35, 3, 90.0, 1.0),
   ]
-  found = render.epoch_precision(lines, "global")
-  assert found == pytest.approx({2: (20 * 50 + 5 * 80) / 25, 3: 90.0})
+  precision = render.epoch_precision(log, "global")
+  assert precision == pytest.approx({2: (20 * 50 + 5 * 80) / 25, 3: 90.0})
 
 
-def test_relation_accuracy_over_epochs_and_at_the_end(tmp_path):
-  lines = [train_line(10, 2, 40.0, 1.0), train_line(20, 3, 70.0, 1.0)]
-  prepare(tmp_path, "cuhk_pedes", "relation_accuracy", {"DGIA": {0: 60.0, 1: 60.0}}, lines=lines)
+def test_relation_accuracy_of_each_epoch_and_the_last(tmp_path):
+  log = [train_line(10, 2, 40.0, 1.0), train_line(20, 3, 70.0, 1.0)]
+  prepare(tmp_path, "cuhk_pedes", "relation_accuracy", {"DGIA": {0: 60.0, 1: 60.0}}, log=log)
   text, rows = reported(tmp_path, "cuhk_pedes", "relation_accuracy", "--seeds", "0,1")
-  assert "| DGIA | global relations, last epoch | 92.00 | 70.00 ± 0.00 | -22.00 | 2 |" in text
-  assert "| DGIA | local relations, last epoch | – | 70.00 ± 0.00 |  | 2 |" in text
-  assert float(rows["DGIA", "local relations, epoch 2"]["mean"]) == 40.0
+  assert (
+    "| DGIA | correct global relations, last epoch | 92.00 | 70.00 ± 0.00 | -22.00 | 2 |" in text
+  )
+  assert "| DGIA | correct local relations, last epoch | – | 70.00 ± 0.00 |  | 2 |" in text
+  assert float(rows["DGIA", "correct local relations, epoch 2"]["mean"]) == 40.0
   assert "epoch 2" not in text.split("## Runs")[0].replace("begins in epoch 2", "")
 
 
-def test_beyond_the_paper_tells_how_many_relations_are_right(tmp_path):
+def test_beyond_the_paper_reports_the_precision_of_relations(tmp_path):
   values = {"DGIA": {0: 60.0, 1: 61.0}, "reciprocal": {0: 63.0}}
-  lines = [train_line(10, 2, 40.0, 1.0), train_line(20, 3, 70.0, 1.0)]
-  prepare(tmp_path, "synth_pedes", "plus", values, lines=lines)
+  log = [train_line(10, 2, 40.0, 1.0), train_line(20, 3, 70.0, 1.0)]
+  prepare(tmp_path, "synth_pedes", "plus", values, log=log)
   prepare(tmp_path, "synth_pedes", "plus", {"text-match": {0: 59.0}})
   text, rows = reported(
     tmp_path, "synth_pedes", "plus", "--seeds", "0,1", "--protocol", "last", "--split", "test"
   )
-  assert "| DGIA | global relations, last epoch | – | 70.00 ± 0.00 |  | 2 |" in text
-  assert "| other-images | global relations, last epoch | – | not run |  | 0 |" in text
-  assert float(rows["reciprocal", "local relations, last epoch"]["mean"]) == 70.0
+  assert "| DGIA | correct global relations, last epoch | – | 70.00 ± 0.00 |  | 2 |" in text
+  assert "| other-images | correct global relations, last epoch | – | not run |  | 0 |" in text
+  assert float(rows["reciprocal", "correct local relations, last epoch"]["mean"]) == 70.0
   assert "| reciprocal | +3.00 | +3.00 | 1 |" in text
-  # It is finished, and logged no relations.
+  # This run is finished and logged no relations.
   assert ("text-match", "R@1") in rows
-  assert ("text-match", "global relations, last epoch") not in rows
+  assert ("text-match", "correct global relations, last epoch") not in rows
 
 
-@pytest.mark.parametrize("name", ["main", "modules", "mask_ratio", "relation_accuracy"])
+@pytest.mark.parametrize("name", ["main", "modules", "mask_ratio", "relation_accuracy", "plus"])
 def test_figures_are_drawn(tmp_path, name):
-  lines = [train_line(10, 2, 40.0, 1.0), train_line(20, 3, 70.0, 1.0)]
+  log = [train_line(10, 2, 40.0, 1.0), train_line(20, 3, 70.0, 1.0)]
   values = {s.label: {0: 60.0, 1: 61.0} for s in tables.EXPERIMENTS[name].settings[:2]}
-  prepare(tmp_path, "icfg_pedes", name, values, lines=lines)
+  prepare(tmp_path, "icfg_pedes", name, values, log=log)
   text, _ = reported(tmp_path, "icfg_pedes", name, "--seeds", "0,1")
   assert f"({name}.png)" in text
-  with Image.open(tmp_path / "report" / "icfg_pedes" / f"{name}.png") as image:
+  picture = tmp_path / "report" / "icfg_pedes" / f"{name}.png"
+  with Image.open(picture) as image:
     assert image.width > 300 and len(image.convert("L").getcolors(1 << 20)) > 10
+  assert picture.with_suffix(".pdf").read_bytes().startswith(b"%PDF-")
 
 
-def test_bars_in_a_cell_do_not_break_the_table():
-  assert report.table(("a|b",), [("c|d",)]) == ["| a\\|b |", "|---|", "| c\\|d |"]
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+  """The figures drawn from now on."""
+  saved = []
+  monkeypatch.setattr(figures, "_save", lambda figure, path: saved.append(figure))
+  return saved
+
+
+def test_settings_without_numbers_and_single_series_leave_no_trace(monkeypatch):
+  saved = drawn(monkeypatch)
+  rows = [report.Row("a", "R@1", None, (1.0, 2.0)), report.Row("b", "R@1", None, ())]
+  figures.compare_rows(rows, pathlib.Path("x.png"), "percent")
+  (axes,) = saved[0].axes
+  assert [label.get_text() for label in axes.get_xticklabels()] == ["a"]
+  assert axes.get_legend() is None
+
+
+def test_gains_are_drawn_per_seed_beside_zero_and_the_published_gain(monkeypatch, tmp_path):
+  saved = drawn(monkeypatch)
+  values = {"B": {0: 60.0, 1: 61.0}, "B+LRC": {0: 62.0, 1: 65.0}}
+  prepare(tmp_path, "cuhk_pedes", "modules", values)
+  reported(tmp_path, "cuhk_pedes", "modules", "--seeds", "0,1", "--protocol", "last")
+  r1, mean_ap = saved[0].axes
+  assert [label.get_text() for label in r1.get_xticklabels()] == ["B+ LRC"]
+  by_seed = r1.collections[0].get_offsets()
+  assert sorted(by_seed[:, 1]) == [2.0, 4.0]
+  assert list(r1.lines[0].get_ydata()) == [0, 0]
+  ((_, published), _) = r1.collections[-1].get_segments()[0]
+  assert published == pytest.approx(69.04 - 64.69)
+  assert r1.get_legend() is not None and mean_ap.get_legend() is None
+
+
+def test_vertical_bars_in_cells_are_escaped():
+  assert report.markdown_table(("a|b",), [("c|d",)]) == ["| a\\|b |", "|---|", "| c\\|d |"]

@@ -1,7 +1,8 @@
-"""Which run a setting is, and what is read back from its folder."""
+"""The run of a setting, and what is read from its folder."""
 
 import json
 import pathlib
+from typing import Any
 
 import pytest
 from absl import flags
@@ -17,20 +18,22 @@ from tests.helpers.paths import ROOT
 EXPERIMENTS = tables.EXPERIMENTS
 
 
-def options(workdir="runs", dataset="synth_pedes", **fields):
-  chosen = tables.DATASETS[dataset]
-  return runs.Options(chosen, pathlib.Path(workdir), **{"schedule": chosen.schedule, **fields})
+def options(
+  workdir: pathlib.Path | str = "runs", dataset: str = "synth_pedes", **fields: Any
+) -> runs.Options:
+  declared = tables.DATASETS[dataset]
+  return runs.Options(declared, pathlib.Path(workdir), **{"schedule": declared.schedule, **fields})
 
 
-def folders(name, **fields):
+def folders(name: str, **fields: Any) -> list[pathlib.Path]:
   return [runs.make_run(options(**fields), s, 0).folder for s in EXPERIMENTS[name].settings]
 
 
 @pytest.mark.parametrize("dataset", tables.DATASETS)
 def test_settings_resolve_to_checked_configs_that_differ(dataset):
   for experiment in EXPERIMENTS.values():
-    made = [runs.make_run(options(dataset=dataset), s, 3).folder for s in experiment.settings]
-    assert len(set(made)) == len(made), experiment.name
+    paths = [runs.make_run(options(dataset=dataset), s, 3).folder for s in experiment.settings]
+    assert len(set(paths)) == len(paths), experiment.name
 
 
 def test_a_setting_changes_the_fields_it_names():
@@ -55,42 +58,44 @@ def test_the_same_config_is_the_same_run_in_every_table():
   assert len(distinct) == 9
 
 
-def test_folders_tell_dataset_setting_and_seed_apart():
+def test_folders_differ_by_dataset_setting_and_seed():
   setting = EXPERIMENTS["main"].settings[0]
-  found = {
+  paths = {
     runs.make_run(options(dataset=dataset, overrides=overrides), setting, seed).folder
     for dataset in tables.DATASETS
     for overrides in ({}, {"batch_size": 32})
     for seed in (0, 1)
   }
-  assert len(found) == 4 * len(tables.DATASETS)
-  assert all("DGIA." in path.name for path in found)
+  assert len(paths) == 4 * len(tables.DATASETS)
+  assert all("DGIA." in path.name for path in paths)
 
 
-def test_all_settings_of_a_seed_start_from_one_run_wherever_it_lies():
-  made = [runs.make_run(options(), s, 4) for s in EXPERIMENTS["reference"].settings]
-  (start,) = {run.start.folder for run in made}
-  assert all(run.config.pretrained == str(start) for run in made)
-  assert made[0].start.config.loss.weights["global"] == 0 and not made[0].start.config.pretrained
-  assert made[0].start.start is None
+def test_all_settings_of_a_seed_start_from_one_run_in_any_workdir():
+  planned = [runs.make_run(options(), s, 4) for s in EXPERIMENTS["reference"].settings]
+  (start,) = {run.start.folder for run in planned}
+  assert all(run.config.pretrained == str(start) for run in planned)
+  assert (
+    planned[0].start.config.loss.weights["global"] == 0 and not planned[0].start.config.pretrained
+  )
+  assert planned[0].start.start is None
   other = runs.make_run(options("elsewhere"), EXPERIMENTS["reference"].settings[0], 4)
-  assert other.folder.name == made[0].folder.name
+  assert other.folder.name == planned[0].folder.name
   cold = runs.make_run(options(schedule=""), EXPERIMENTS["reference"].settings[0], 4)
   assert cold.start is None and not cold.config.pretrained
 
 
-def test_a_setting_of_all_runs_reaches_the_start():
-  chosen = options(overrides={"batch_size": 32, "num_epochs": 2})
-  made = runs.make_run(chosen, EXPERIMENTS["main"].settings[0], 0)
-  assert made.config.batch_size == made.start.config.batch_size == 32
-  assert (made.config.num_epochs, made.start.config.num_epochs) == (2, 10)
+def test_an_override_applies_to_the_start_too():
+  overridden = options(overrides={"batch_size": 32, "num_epochs": 2})
+  run = runs.make_run(overridden, EXPERIMENTS["main"].settings[0], 0)
+  assert run.config.batch_size == run.start.config.batch_size == 32
+  assert (run.config.num_epochs, run.start.config.num_epochs) == (2, 10)
 
 
-def test_where_a_run_runs_is_no_part_of_it():
+def test_the_mesh_and_logging_do_not_change_the_folder():
   assert folders("modules") == folders("modules", overrides={"mesh.fsdp": 2, "log_every_steps": 7})
 
 
-def test_a_run_made_under_another_name_is_found_again(tmp_path):
+def test_a_run_stored_under_another_label_is_reused(tmp_path):
   run = runs.make_run(options(tmp_path), EXPERIMENTS["main"].settings[0], 0)
   _, key, seed = run.folder.name.rsplit(".", 2)
   other = run.folder.with_name(f"mask-0.5.{key}.{seed}")
@@ -99,17 +104,17 @@ def test_a_run_made_under_another_name_is_found_again(tmp_path):
 
 
 def test_commands_parse_to_the_declared_config(monkeypatch):
-  """The flags of the training command, parsed as it parses them, give the same config."""
+  """The training command parses its own flags to the same config."""
   monkeypatch.chdir(ROOT)
-  chosen = options(overrides={"dataset.image_size": (96, 32), "dataset.data_dir": "a b"})
+  spaced = options(overrides={"dataset.image_size": (96, 32), "dataset.data_dir": "a b"})
   for setting in (*EXPERIMENTS["global"].settings, *EXPERIMENTS["mask_ratio"].settings[:2]):
-    run = runs.make_run(chosen, setting, 4)
+    run = runs.make_run(spaced, setting, 4)
     assert run.arguments[:2] == ("-m", "dgia_jax.main")
     command = ["main", *map(run_flags.with_keywords_quoted, run.arguments[2:])]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, flag_values=values, lock_config=True)
     flags.DEFINE_string("workdir", None, "", flag_values=values)
-    monkeypatch.setattr("sys.argv", command)  # config_flags looks for its overrides there
+    monkeypatch.setattr("sys.argv", command)  # config_flags reads overrides from here
     values(command)
     assert values.config.to_dict() == run.config.to_dict()
     assert values.workdir == str(run.folder)
@@ -123,14 +128,14 @@ def test_commands_parse_to_the_declared_config(monkeypatch):
     (["loss.weights={'itc': 1.0}"], "single fields"),
   ],
 )
-def test_overrides_that_make_no_sense(texts, message):
+def test_invalid_overrides(texts, message):
   with pytest.raises(UserError, match=message):
     runs.parse_overrides(texts)
 
 
 def test_overrides_are_python_values_or_text():
-  found = runs.parse_overrides(["a.b=3", "config.c=(1, 2)", "d=[1]", "e=/x=y", "f=True"])
-  assert found == {"a.b": 3, "c": (1, 2), "d": (1,), "e": "/x=y", "f": True}
+  fields = runs.parse_overrides(["a.b=3", "config.c=(1, 2)", "d=[1]", "e=/x=y", "f=True"])
+  assert fields == {"a.b": 3, "c": (1, 2), "d": (1,), "e": "/x=y", "f": True}
 
 
 @pytest.mark.parametrize("field, value", [("num_epoch", 3), ("batch_size", "many"), ("a.b", 1)])
@@ -145,18 +150,18 @@ def run(tmp_path):
   return runs.make_run(options(tmp_path), EXPERIMENTS["main"].settings[0], 0)
 
 
-def test_results_are_there_once_the_last_epoch_is_done(run):
+def test_a_run_is_finished_after_its_last_epoch(run):
   assert runs.results(run) is None
   fabricated.finish(run, last=20.0)
   assert runs.results(run)["last"]["t2i"]["R1"] == 20.0
   path = run.folder / "results.json"
   content = json.loads(path.read_text())
-  content["last"]["epoch"] -= 1  # evaluated on the way
+  content["last"]["epoch"] -= 1  # an intermediate evaluation
   path.write_text(json.dumps(content))
   assert runs.results(run) is None
 
 
-def test_damaged_folders_are_told_in_one_line(run):
+def test_damaged_files_give_one_line(run):
   fabricated.finish(run, last=20.0)
   (run.folder / "results.json").write_text("{")
   with pytest.raises(UserError, match=r"results.json cannot be read"):
@@ -183,17 +188,17 @@ def test_a_folder_of_another_config_is_refused(run):
 
 def test_scores_of_each_protocol(run):
   fabricated.finish(run, last=20.0, val=21.0, test=22.0)
-  found = runs.results(run)
-  scores = lambda protocol: runs.scores_of(found, options(protocol=protocol), run.folder)["R1"]
+  results = runs.results(run)
+  scores = lambda protocol: runs.scores_of(results, options(protocol=protocol), run.folder)["R1"]
   assert [scores(protocol) for protocol in tables.PROTOCOLS] == [20.0, 21.0, 22.0]
-  del found["best_by_split"]["val"]
+  del results["best_by_split"]["val"]
   with pytest.raises(UserError, match="--protocol val"):
     scores("val")
-  found["last_by_split"] = {"val": {"t2i": fabricated.scores(5.0)}}
-  assert runs.scores_of(found, options(split="val"), run.folder)["R1"] == 5.0
+  results["last_by_split"] = {"val": {"t2i": fabricated.scores(5.0)}}
+  assert runs.scores_of(results, options(split="val"), run.folder)["R1"] == 5.0
 
 
-def test_only_the_selected_checkpoint_is_kept(run):
+def test_the_checkpoint_of_each_protocol(run):
   assert run.config.eval.select_on == "val"
   assert runs.checkpoint_choice(run, "last") == "last"
   assert runs.checkpoint_choice(run, "val") == "best"
@@ -201,8 +206,8 @@ def test_only_the_selected_checkpoint_is_kept(run):
     runs.checkpoint_choice(run, "test_best")
 
 
-def test_a_later_field_leaves_folders_where_they_are(monkeypatch):
-  """A field that is added with a default changes no digest."""
+def test_a_new_field_does_not_rename_folders(monkeypatch):
+  """A new field with a default leaves all digests unchanged."""
   before = folders("modules")
   original = config_lib.base
 

@@ -1,4 +1,4 @@
-"""The declarations against the paper's tables."""
+"""The declared experiments match the paper's tables."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from experiments.paper import paper_numbers, render, tables
 EXPERIMENTS = tables.EXPERIMENTS
 
 
-def labels(name):
+def labels(name: str) -> list[str]:
   return [setting.label for setting in EXPERIMENTS[name].settings]
 
 
@@ -21,7 +21,7 @@ def test_every_table_and_figure_is_declared_and_has_a_form():
 
 
 @pytest.mark.parametrize("name", ["modules", "local", "global"])
-def test_rows_stand_in_the_papers_order(name):
+def test_rows_are_in_the_papers_order(name):
   published = paper_numbers.numbers()[EXPERIMENTS[name].paper_table]["settings"]
   assert labels(name) == published
 
@@ -32,7 +32,7 @@ def test_mask_ratios_are_the_papers():
   ]["ratios"]
 
 
-def test_titles_find_the_papers_numbers():
+def test_published_numbers_are_consistent():
   for name in tables.BENCHMARKS:
     title = tables.DATASETS[name].title
     assert (
@@ -46,7 +46,7 @@ def test_titles_find_the_papers_numbers():
     assert "ICPG" in paper_numbers.not_in_the_paper(title)
 
 
-def test_a_dataset_of_ones_own_has_no_paper_numbers():
+def test_other_datasets_have_no_published_numbers():
   for title in ("synth_pedes", "custom"):
     assert (
       paper_numbers.scores(title)
