@@ -227,7 +227,8 @@ def regions(
 
 def _name_ticks(axes: Axes, labels: Sequence[str] | Mapping[str, Any]) -> None:
   """Labels the ticks 0, 1, ... of the x axis, broken into short lines."""
-  wrapped = [textwrap.fill(label.replace("+", "+ "), 12) for label in labels]
+  # Labels break after a plus sign, too.
+  wrapped = [textwrap.fill(label.replace("+", "+ "), 12).replace("+ ", "+") for label in labels]
   axes.set_xticks(range(len(wrapped)), wrapped)
   axes.set_xlim(-0.6, len(wrapped) - 0.4)
 

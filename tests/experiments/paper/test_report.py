@@ -211,7 +211,7 @@ def test_gains_are_drawn_per_seed_beside_zero_and_the_published_gain(monkeypatch
   prepare(tmp_path, "cuhk_pedes", "modules", values)
   reported(tmp_path, "cuhk_pedes", "modules", "--seeds", "0,1", "--protocol", "last")
   r1, mean_ap = saved[0].axes
-  assert [label.get_text() for label in r1.get_xticklabels()] == ["B+ LRC"]
+  assert [label.get_text() for label in r1.get_xticklabels()] == ["B+LRC"]
   by_seed = r1.collections[0].get_offsets()
   assert sorted(by_seed[:, 1]) == [2.0, 4.0]
   assert list(r1.lines[0].get_ydata()) == [0, 0]
