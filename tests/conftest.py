@@ -3,8 +3,8 @@
 Compiled programs are shared through a persistent cache: by all tests and the processes they start,
 in a temporary folder, or in $JAX_COMPILATION_CACHE_DIR where that is set.
 
-jaxtyping's import hook checks every annotation of the package, array shapes included, while the
-tests run.
+jaxtyping's import hook checks the annotations of the package and of the paper's experiments, array
+shapes included, while the tests run.
 
 With DGIA_JAX_ACCELERATOR=1 the tests marked `accelerator` run on the GPU or TPU that is there.
 """
@@ -31,7 +31,8 @@ import jaxtyping  # noqa: E402
 
 import tests.helpers.typecheck  # noqa: E402, F401  (the hook looks it up by name)
 
-jaxtyping.install_import_hook("dgia_jax", "tests.helpers.typecheck.check")
+CHECKED = ["dgia_jax", "experiments.paper", "experiments.oracle", "experiments.run"]
+jaxtyping.install_import_hook(CHECKED, "tests.helpers.typecheck.check")
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402

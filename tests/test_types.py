@@ -23,7 +23,9 @@ def untyped(tree, prefix=""):
         yield f"{prefix}{node.name}({', '.join(missing)})" + (" -> ?" if not node.returns else "")
 
 
-@pytest.mark.parametrize("folder", ["dgia_jax", "configs"])
+@pytest.mark.parametrize(
+  "folder", ["dgia_jax", "configs", "experiments/oracle", "experiments/paper"]
+)
 def test_public_signatures_are_typed(folder):
   found = {}
   for path in sorted((ROOT / folder).rglob("*.py")):

@@ -5,24 +5,26 @@ Writes:  docs/images/concepts.png
 """
 
 import argparse
+import pathlib
 
 import matplotlib
 
-matplotlib.use("Agg")  # writes a file, needs no display
+matplotlib.use("Agg")  # no display needed
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 DATA, MODEL, MINED, LOSS, STORED = "#e8eef7", "#dcecdc", "#fbeed3", "#f7dede", "#e9e1f2"
 UPDATE = "#7a5ca8"
 
-# name: (x, y of the centre, width, height, colour, text)
+# name: (centre x, centre y, width, height, colour, text)
 BOXES = {
   "batch": (1.1, 3.4, 1.7, 1.3, DATA, "batch\nuint8 images,\ntoken ids,\nbank rows"),
   "clean": (3.3, 5.1, 1.7, 0.8, DATA, "clean view"),
   "distorted": (3.3, 1.5, 1.7, 1.0, DATA, "distorted view\nflip, crop, erase,\nmasked words"),
   "towers": (5.3, 3.4, 1.4, 1.4, MODEL, "image tower\nand\ntext tower"),
   "features": (7.5, 5.1, 1.7, 0.8, MODEL, "features v, t"),
-  "bank": (7.5, 3.3, 2.0, 1.0, STORED, "memory bank\nN rows a modality,\nover all devices"),
+  "bank": (7.5, 3.3, 2.0, 1.0, STORED, "memory bank\nN rows per modality,\non all devices"),
   "distorted features": (7.5, 1.5, 1.7, 0.8, MODEL, "features v', t'"),
   "local": (10.3, 5.1, 2.4, 0.8, MINED, "local relations:\nboth cosines > 0.7"),
   "search": (
@@ -43,17 +45,18 @@ ARROWS = (
   ("distorted local", "consistency loss"), ("itc loss", "update"), ("local loss", "update"),
   ("global loss", "update"), ("consistency loss", "update"),
 )  # fmt: skip
-LATER = (("features", "bank"),)  # after the loss
+UPDATES = (("features", "bank"),)  # after the loss
 
 
-def main():
+def main() -> None:
+  """Runs the command line."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--out", default="docs/images/concepts.png")
   draw(parser.parse_args().out)
 
 
-def draw(out):
-  """Writes the picture."""
+def draw(out: pathlib.Path | str) -> None:
+  """Writes the picture to a PNG file."""
   figure, axis = plt.subplots(figsize=(13, 5.6), layout="constrained")
   patches = {}
   for name, (x, y, width, height, colour, text) in BOXES.items():
@@ -71,7 +74,7 @@ def draw(out):
     axis.text(x, y, text, ha="center", va="center", fontsize=9.5)
   for start, end in ARROWS:
     _arrow(axis, patches[start], patches[end], color="#555555")
-  for start, end in LATER:
+  for start, end in UPDATES:
     _arrow(axis, patches[start], patches[end], color=UPDATE, linestyle="--")
   axis.text(7.05, 2.2, "written after the loss:\n0.9 new + 0.1 old", color=UPDATE)
   axis.text(13.1, 7.6, "the four losses", ha="center", fontweight="bold")
@@ -82,7 +85,7 @@ def draw(out):
   plt.close(figure)
 
 
-def _arrow(axis, start, end, **style):
+def _arrow(axis: Axes, start: FancyBboxPatch, end: FancyBboxPatch, **style: str) -> None:
   axis.add_patch(
     FancyArrowPatch(
       posA=_centre(start),
@@ -96,7 +99,7 @@ def _arrow(axis, start, end, **style):
   )
 
 
-def _centre(patch):
+def _centre(patch: FancyBboxPatch) -> tuple[float, float]:
   box = patch.get_bbox()
   return (box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2
 

@@ -1,4 +1,4 @@
-"""Draws the picture of synth_pedes in the README: people, some of their views and the captions.
+"""Draws the picture of synth_pedes in the README: people with some of their views and captions.
 
 Command: python -m docs.draw.synth_pedes
 Takes:   10 seconds
@@ -7,24 +7,28 @@ Writes:  docs/images/synth_pedes.png
 
 import argparse
 import os
+import pathlib
 import textwrap
 
 import matplotlib
 
-matplotlib.use("Agg")  # writes a file, needs no display
+matplotlib.use("Agg")  # no display needed
 import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
 from PIL import Image
 
 from dgia_jax.data.synth_pedes import Settings
 from dgia_jax.data.synth_pedes.generate import draw_person
 
 PEOPLE = (4, 10, 13, 34, 50, 63)  # of the training split
-DETAIL = 4  # the people above are drawn this many times larger than the training pictures
-COLUMNS = 2  # people side by side
-VIEWS = 4  # of each person above, so that captions have room
+DETAIL = 4  # enlargement of these people, relative to the training images
+COLUMNS = 2  # people per row
+VIEWS = 4  # per person, to leave room for captions
 
 
-def main():
+def main() -> None:
+  """Runs the command line."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--out", default="docs/images/synth_pedes.png")
   out = parser.parse_args().out
@@ -33,8 +37,8 @@ def main():
   print(f"wrote {out}")
 
 
-def draw_figure(settings, out):
-  """Writes the figure: `PEOPLE` enlarged with captions, then pictures as models see them."""
+def draw_figure(settings: Settings, out: pathlib.Path | str) -> None:
+  """Writes the figure: `PEOPLE` enlarged, with captions, then images at the size of training."""
   large = settings.replace(height=settings.height * DETAIL, width=settings.width * DETAIL)
   rows = -(-len(PEOPLE) // COLUMNS)
   figure = plt.figure(figsize=(11, 3.0 * rows + 1.5))
@@ -49,7 +53,7 @@ def draw_figure(settings, out):
       caption = "\n".join(textwrap.wrap(record["captions"][0], 23))
       axis.text(0.5, -0.04, caption, transform=axis.transAxes, ha="center", va="top", fontsize=7)
   halves[1].suptitle(
-    f"As models see them: {settings.height} x {settings.width} pixels, all"
+    f"At training size: {settings.height} x {settings.width} pixels, all"
     f" {settings.images_per_person} views of each person",
     fontsize=8,
     y=0.98,
@@ -62,11 +66,11 @@ def draw_figure(settings, out):
     _show(axis, image_HxWx3)
   figure.savefig(out, dpi=130)
   plt.close(figure)
-  # 256 colours: a third of the size, and no difference to be seen.
+  # 256 colours take a third of the space, without a visible difference.
   Image.open(out).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(out, optimize=True)
 
 
-def _show(axis, image_HxWx3):
+def _show(axis: Axes, image_HxWx3: np.ndarray) -> None:
   axis.imshow(image_HxWx3, interpolation="nearest")
   axis.set_axis_off()
 
