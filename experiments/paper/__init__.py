@@ -1,14 +1,15 @@
 """The paper's tables and figures; `python -m experiments.run` is the command.
 
-tables         declares the settings of every table and figure
-runs           one setting with one seed: its config, folder, command and stored scores
-launch         trains the missing runs in parallel processes
-collect        reads finished runs and takes the measurements that a table needs
-measures       measurements on a finished run, one module each
-gains          gains over a table's first setting, paired by seed
-render         makes the content of each report: rows, notes and figure
-figures        draws the figures
-report         writes a report as Markdown, CSV, PNG and PDF
-paper_numbers  numbers published in the paper
-own_data       draws a second synthetic dataset, in the format of a user's own data
+tables              declares the settings of every table and figure
+runs                one setting with one seed: its config, folder, command and stored scores
+launch              trains the missing runs in parallel processes
+collect             reads finished runs and takes the measurements that a table needs
+measures            measurements on a finished run, one module each
+gains               gains over a table's first setting, paired by seed
+relation_precision  precision of the mined relations, from the logs of the runs
+render              makes the content of each report: rows, notes and figure
+figures             draws the figures
+report              writes a report as Markdown, CSV, PNG and PDF
+paper_numbers       numbers published in the paper
+own_data            draws a second synthetic dataset, in the format of a user's own data
 """

@@ -6,11 +6,10 @@ Settings appear in the order of the paper.
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from experiments.paper import figures, gains, paper_numbers, runs, tables
+from experiments.paper import figures, gains, paper_numbers, relation_precision, runs, tables
 from experiments.paper.collect import CollectedResults, targets
 from experiments.paper.measures import attention as attention_measure
 from experiments.paper.measures import masked_queries as masking
@@ -67,7 +66,7 @@ def beyond(data: CollectedResults) -> ReportContent:
   content, rows = ablation(data), []
   for setting in data.experiment.settings:
     rows += [row for row in content.rows if row.setting == setting.label]
-    for kind, by_seed in _precision(data, setting.label).items():
+    for kind, by_seed in relation_precision.by_kind(data, setting.label).items():
       if any(by_seed) or not by_seed:  # otherwise the runs are finished and mined no relations
         rows.append(_final_precision(setting.label, kind, by_seed, shown=kind == "global"))
   note = (
@@ -95,12 +94,6 @@ def _draw_gains(data: CollectedResults, published: Mapping[str, float]) -> Draw 
     return None
   published_gains = {label: value - published[first] for label, value in published.items()}
   return lambda path: figures.paired_gains(by_setting, published_gains, first, path)
-
-
-def _precision(data: CollectedResults, label: str) -> dict[str, list[dict[int, float]]]:
-  """{"local" or "global": {epoch: percent} of each finished seed}."""
-  logs = [runs.metrics(run) for run, _ in data.finished(label)]
-  return {kind: [epoch_precision(log, kind) for log in logs] for kind in ("local", "global")}
 
 
 def _final_precision(
@@ -138,7 +131,7 @@ def relation_accuracy(data: CollectedResults) -> ReportContent:
   (setting,) = data.experiment.settings
   published = {"local": None, "global": paper_numbers.relation_accuracy(data.paper_title)}
   percents, rows = {}, []
-  for kind, by_seed in _precision(data, setting.label).items():
+  for kind, by_seed in relation_precision.by_kind(data, setting.label).items():
     epochs = sorted(set().union(*by_seed))
     percents[kind] = {
       epoch: [by_epoch[epoch] for by_epoch in by_seed if epoch in by_epoch] for epoch in epochs
@@ -162,27 +155,6 @@ def relation_accuracy(data: CollectedResults) -> ReportContent:
   if any(percents.values()) or published["global"] is not None:
     draw = lambda path: figures.precision(percents, published, path)
   return ReportContent(rows=tuple(rows), notes=notes, draw=draw)
-
-
-def epoch_precision(log: Sequence[Mapping[str, Any]], kind: str) -> dict[int, float]:
-  """Precision of each epoch in percent, from the lines of metrics.jsonl.
-
-  A line holds the precision and the mean number of relations per pair since the previous line.
-  The average over an epoch weights each line by this number and by its steps.
-  """
-  correct, mined, previous_step = {}, {}, 0
-  for line in log:
-    if line["split"] != "train":
-      continue
-    steps, previous_step = line["step"] - previous_step, line["step"]
-    precision = line.get(f"{kind}_precision")
-    if precision is None:
-      continue
-    weight = steps * line[f"{kind}_relations"]
-    epoch = line["epoch"]
-    correct[epoch] = correct.get(epoch, 0.0) + weight * precision
-    mined[epoch] = mined.get(epoch, 0.0) + weight
-  return {epoch: correct[epoch] / mined[epoch] for epoch in correct if mined[epoch]}
 
 
 def cross_dataset(data: CollectedResults) -> ReportContent:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from experiments import run
-from experiments.paper import figures, render, report, runs, tables
+from experiments.paper import figures, relation_precision, report, runs, tables
 from tests.helpers import fabricated
 
 
@@ -143,7 +143,7 @@ def test_the_precision_of_an_epoch_weights_every_relation_equally():
     train_line(25, 2, 80.0, 1.0),  # 5 steps with 1
     train_line(35, 3, 90.0, 1.0),
   ]
-  precision = render.epoch_precision(log, "global")
+  precision = relation_precision.by_epoch(log, "global")
   assert precision == pytest.approx({2: (20 * 50 + 5 * 80) / 25, 3: 90.0})
 
 
