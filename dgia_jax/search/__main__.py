@@ -149,11 +149,11 @@ def draw_sheet(
     raise UserError(f"--sheet={path}: no image was found that could be drawn")
   height = contact_sheet.CELL_HEIGHT
   try:
-    # Reduced while they are read: large pictures would fill the memory.
-    images = [
-      [images_lib.read_thumbnail(match.path, 4 * height, height) for match in matches]
-      for matches in results
-    ]
+    # Each file is read once and reduced at once: large pictures would fill the memory.
+    paths = list(dict.fromkeys(match.path for matches in results for match in matches))
+    read = lambda path: images_lib.read_thumbnail(path, 4 * height, height)
+    thumbnails = dict(zip(paths, images_lib.ordered_map(read, paths, 0), strict=True))
+    images = [[thumbnails[match.path] for match in matches] for matches in results]
     scores = [[match.score for match in matches] for matches in results]
     contact_sheet.contact_sheet(names, images, None, path, scores=scores)
   except (OSError, images_lib.UnreadableImageError) as error:

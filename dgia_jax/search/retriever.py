@@ -6,7 +6,6 @@ gallery = retriever.embed_images(paths)
 scores, rows = retriever.rank(retriever.embed_texts("a woman in a red coat"), gallery, top=10)
 """
 
-import hashlib
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,6 +25,7 @@ from dgia_jax.errors import UserError
 from dgia_jax.method import losses
 from dgia_jax.models import backend, dual_encoder, embedder, pretrained
 from dgia_jax.search.gallery import Gallery
+from dgia_jax.training import array_digests
 from dgia_jax.training import workdir as workdir_lib
 
 # Files of a model on the hub; the config comes first, then weights, then a tokenizer.
@@ -155,11 +155,7 @@ class Retriever:
 
   def digest(self) -> str:
     """SHA-256 over the parameters, sorted by name; ties an index to its model."""
-    total = hashlib.sha256()
-    for name, value in sorted(pretrained.flatten(self._params).items()):
-      total.update(f"{name} {value.shape}".encode())
-      total.update(np.ascontiguousarray(jax.device_get(value)).tobytes())
-    return total.hexdigest()
+    return array_digests.digest_of_arrays(pretrained.flatten(self._params))
 
   def read_image(self, path: str | os.PathLike) -> UInt8[np.ndarray, "H W 3"]:
     """The pixels of an image file as the model sees them.
