@@ -24,7 +24,7 @@ from typing import NamedTuple
 from experiments.paper import runs as runs_lib
 from experiments.paper.runs import ExperimentRun
 
-LOCK = ".lock"
+LOCK = ".launch.lock"  # the training holds a lock of its own, `.lock`
 PrintLine = Callable[[str], None]
 
 

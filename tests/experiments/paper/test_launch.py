@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 import pytest
 
+from dgia_jax.training import workdir
 from experiments.paper import launch, runs, tables
 from tests.helpers import fabricated
 
@@ -75,6 +76,17 @@ def test_a_run_locked_by_another_process_is_skipped(tmp_path):
     fcntl.flock(holder, fcntl.LOCK_EX)
     reasons = launch.train([run], jobs=1, print_line=lambda text: None)
   assert reasons == {run.title: "being trained by host far, process 7"}
+  assert launch.train([run], jobs=1, print_line=lambda text: None) == {}
+
+
+def test_the_training_can_take_its_own_lock_under_the_launchers(tmp_path):
+  root = str(pathlib.Path(workdir.__file__).parents[2])
+  program = (
+    f"import sys; sys.path.insert(0, {root!r})\nfrom dgia_jax.training import workdir\n"
+    f"with workdir.locked(sys.argv[1], print):\n  pass\n{FINISH}"
+  )
+  (run,) = make_runs(tmp_path, program)
+  run = dataclasses.replace(run, arguments=("-c", program, str(run.folder)))
   assert launch.train([run], jobs=1, print_line=lambda text: None) == {}
 
 
