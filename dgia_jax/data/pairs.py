@@ -137,7 +137,7 @@ class _StoredImages(Sequence):
   def __len__(self) -> int:
     return len(self._records)
 
-  def __getitem__(self, image: int) -> np.ndarray:
+  def __getitem__(self, image: int | np.integer) -> np.ndarray:
     if not 0 <= image < len(self):
       raise IndexError(image)
     example = self._parse(self._records[image])
