@@ -24,7 +24,7 @@ def untyped(tree, prefix=""):
 
 
 @pytest.mark.parametrize(
-  "folder", ["dgia_jax", "configs", "experiments/oracle", "experiments/paper"]
+  "folder", ["dgia_jax", "configs", "experiments/oracle", "experiments/speed", "experiments/paper"]
 )
 def test_public_signatures_are_typed(folder):
   found = {}

@@ -14,6 +14,8 @@ import pathlib
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import psutil
@@ -26,12 +28,12 @@ _CHUNK = 2**24  # numbers written into the bank at once
 _HEADROOM = 1.5e9  # bytes left for everything but the bank
 
 
-def bank_bytes(num_rows, dim):
+def bank_bytes(num_rows: int, dim: int) -> int:
   """Bytes of both modalities' rows, norms and groups."""
   return num_rows * (2 * (dim + 1) + 1) * 4
 
 
-def make_bank(num_rows, dim, mesh):
+def make_bank(num_rows: int, dim: int, mesh: Any) -> Any:
   """A bank with every row written; rows are cheap to make and mostly different."""
   import jax
   import jax.numpy as jnp
@@ -59,7 +61,7 @@ def make_bank(num_rows, dim, mesh):
   return bank
 
 
-def measure(num_rows, dim, repeats):
+def measure(num_rows: int, dim: int, repeats: int) -> Any:
   """Times search and update on all devices of this process: one row of the table (a dict)."""
   import jax
 
@@ -111,14 +113,16 @@ def measure(num_rows, dim, repeats):
   }
 
 
-def brute_force(queries_BxD, rows_NxD, count):
+def brute_force(
+  queries_BxD: np.ndarray, rows_NxD: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
   """The best rows of every query by one whole product and a stable sort: scores and rows."""
   scores_BxN = queries_BxD @ rows_NxD.T
   order_BxC = np.argsort(-scores_BxN, axis=1, kind="stable")[:, :count]
   return np.take_along_axis(scores_BxN, order_BxC, axis=1), order_BxC
 
 
-def check_exact(num_rows, mesh=None):
+def check_exact(num_rows: int, mesh: Any = None) -> Any:
   """Holds the search against brute force.
 
   Twice: on vectors of +1 and -1, whose cosines are exact in float32 and tie all the time, so rows
@@ -181,7 +185,13 @@ def _child(devices, *arguments):
   return json.loads(done.stdout.splitlines()[-1])
 
 
-def collect(sizes, dims, device_counts, repeats, check_rows):
+def collect(
+  sizes: Sequence[int],
+  dims: Sequence[int],
+  device_counts: Sequence[int],
+  repeats: int,
+  check_rows: int,
+) -> dict[str, Any]:
   """All points that fit into memory, and the checks: {"points", "left_out", "checks"}."""
   points, left_out = [], []
   checks = [_child(count, "--check", check_rows) for count in device_counts]
@@ -200,7 +210,7 @@ def collect(sizes, dims, device_counts, repeats, check_rows):
   return {"points": points, "left_out": left_out, "checks": checks}
 
 
-def exponents(points):
+def exponents(points: list[dict[str, Any]]) -> Any:
   """How search time grows, seconds ~ N^e, fitted from 10^5 rows on: {(dim, devices): e}."""
   found = {}
   for dim, devices in sorted({(point["dim"], point["devices"]) for point in points}):
@@ -215,7 +225,7 @@ def exponents(points):
   return found
 
 
-def markdown(results):
+def markdown(results: dict[str, Any]) -> Any:
   """The report as lines of Markdown."""
   lines = [
     "# Growth of the memory bank", "", "```", results["command"], "```", "",
@@ -262,7 +272,7 @@ def markdown(results):
   return lines
 
 
-def draw(points, path):
+def draw(points: list[dict[str, Any]], path: pathlib.Path) -> None:
   """Seconds and temporaries over rows, log-log."""
   import matplotlib
 
@@ -296,7 +306,7 @@ def draw(points, path):
   plt.close(figure)
 
 
-def main():
+def main() -> None:
   """Command line."""
   numbers = lambda text: [int(float(part)) for part in text.split(",")]
   parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])

@@ -13,6 +13,10 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
 
 GIB, MIB = 2**30, 2**20
 BASE = {"model.remat": True}
@@ -38,7 +42,7 @@ CASES = (
 )
 
 
-def configure(fields):
+def configure(fields: dict[str, Any]) -> ConfigDict:
   """The config of a case: the released recipe and the case's fields."""
   from configs import cuhk_pedes
 
@@ -48,7 +52,7 @@ def configure(fields):
   return config
 
 
-def measure_one(case):
+def measure_one(case: dict[str, Any]) -> Any:
   """Compiles one case in this process; prints what was found as a line of JSON."""
   os.nice(19)
   import jax
@@ -61,7 +65,7 @@ def measure_one(case):
   print(json.dumps(found))
 
 
-def measure(cases, path):
+def measure(cases: Sequence[Any], path: pathlib.Path) -> Any:
   """Compiles what is missing, each case in a process of its own; returns {key: found}."""
   done = json.loads(path.read_text()) if path.exists() else {}
   for case in cases:
@@ -79,7 +83,7 @@ def measure(cases, path):
   return {json.dumps(case): done[json.dumps(case)] for case in cases if json.dumps(case) in done}
 
 
-def table(found):
+def table(found: dict[str, Any]) -> Any:
   """The results as Markdown lines."""
   lines = [
     "# Steps compiled for TPU slices",
@@ -121,7 +125,7 @@ def table(found):
   return lines
 
 
-def main():
+def main() -> None:
   """Command line."""
   parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
   parser.add_argument("--out", type=pathlib.Path, help="write OUT.json and OUT.md")

@@ -3,6 +3,7 @@
 import gzip
 import json
 import pathlib
+from typing import Any
 
 # Kinds by what names of kernels contain, the first match counts; all else is "between products".
 _KINDS = (
@@ -15,13 +16,13 @@ BETWEEN, IDLE = "between products", "idle"
 _TRACKS = ("Stream", "XLA Ops")
 
 
-def kind_of(kernel):
+def kind_of(kernel: str) -> str:
   """The kind of a kernel, by its name."""
   lower = kernel.lower()
   return next((kind for kind, words in _KINDS if any(w in lower for w in words)), BETWEEN)
 
 
-def read(folder):
+def read(folder: pathlib.Path | str) -> list[tuple[str, float, float]]:
   """What ran on the first device: [(kernel, start, duration)] in seconds.
 
   Args:
@@ -51,7 +52,7 @@ def read(folder):
   ]
 
 
-def by_kind(kernels, steps):
+def by_kind(kernels: list[tuple[str, float, float]], steps: int) -> Any:
   """Seconds a step by kind, largest first, and at the end what the device was idle.
 
   Args:

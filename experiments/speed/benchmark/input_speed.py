@@ -4,6 +4,8 @@ import json
 import pathlib
 import tempfile
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import psutil
@@ -12,6 +14,7 @@ from PIL import Image
 from dgia_jax.data import batches as batches_lib
 from dgia_jax.data import datasets
 from dgia_jax.data import pairs as pairs_lib
+from dgia_jax.data.pairs import PairTable
 from dgia_jax.data.synth_pedes import Settings
 from dgia_jax.data.synth_pedes.generate import draw_person
 
@@ -22,7 +25,7 @@ TOKENS = 77
 _QUALITY = 95
 
 
-def embedded(folder):
+def embedded(folder: pathlib.Path | str) -> Any:
   """The embedded dataset at its own size, few people: a PairTable."""
   few = dict(train_people=PEOPLE, val_people=10, test_people=10)
   builder = datasets.load_builder(
@@ -31,7 +34,7 @@ def embedded(folder):
   return pairs_lib.load_pairs(builder, "train", (64, 32), "bilinear")
 
 
-def stored_jpegs(folder):
+def stored_jpegs(folder: pathlib.Path | str) -> Any:
   """Drawn people as JPEG files of 384 x 128, built like one's own dataset: a PairTable."""
   images, entries = folder / "images", []
   images.mkdir()
@@ -62,7 +65,9 @@ DATASETS = {
 }
 
 
-def pairs_per_second(pairs, workers, seconds, batch_size=BATCH):
+def pairs_per_second(
+  pairs: PairTable, workers: int, seconds: float, batch_size: int = BATCH
+) -> dict[str, float]:
   """Drains the training pipeline for some seconds, nothing else running.
 
   Args:
@@ -107,7 +112,7 @@ def _processor_seconds():
   return total
 
 
-def measure(workers, seconds):
+def measure(workers: Sequence[int], seconds: float) -> Any:
   """All datasets with all numbers of workers: a list of rows (dicts)."""
   rows = []
   with tempfile.TemporaryDirectory() as folder:

@@ -7,6 +7,7 @@ import io
 import tempfile
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +25,10 @@ from dgia_jax.method import views as views_lib
 from dgia_jax.models import dual_encoder
 from dgia_jax.models import pixels as pixels_lib
 from dgia_jax.training import setup, train
+from dgia_jax.training.setup import TrainingSetup
 from experiments.speed.benchmark import device_time, timing
 from experiments.speed.benchmark import workload as workload_lib
+from experiments.speed.benchmark.workload import Workload
 
 _FILL_ROWS = 8192  # bank rows written at once while a bank is filled
 _STORED_IMAGES = 64
@@ -58,8 +61,8 @@ class _StoredImages(Sequence):
     return np.asarray(Image.open(io.BytesIO(self._encoded[image % len(self._encoded)])))
 
 
-def make_run(workload):
-  """A `build.Run` of the workload's config on made-up pairs."""
+def make_run(workload: Workload) -> TrainingSetup:
+  """The setup of the workload's config on made-up pairs."""
   config = workload.config
   image_of_pair_N = np.arange(workload.num_pairs, dtype=np.int32) // 2
   num_images = int(image_of_pair_N[-1]) + 1
@@ -82,7 +85,7 @@ def make_run(workload):
   )
 
 
-def fill_bank(bank, rows, mesh):
+def fill_bank(bank: Any, rows: Any, mesh: jax.sharding.Mesh) -> Any:
   """Writes every pair's row: `rows` is ((N, D) images, (N, D) texts), in host memory."""
   write = jax.jit(functools.partial(memory_bank.update, mesh=mesh), donate_argnums=0)
   for start in range(0, len(rows[0]), _FILL_ROWS):
@@ -92,7 +95,7 @@ def fill_bank(bank, rows, mesh):
   return bank
 
 
-def make_state(workload, run):
+def make_state(workload: Workload, run: TrainingSetup) -> Any:
   """A state in the first epoch with all losses, its bank filled around the batch's features."""
   state = train_state.create(run.mesh, setup.init_state(run))
   size = workload.config.batch_size
@@ -137,7 +140,7 @@ class JaxImplementation:
     self._run = make_run(workload)
     self._functions = {}
 
-  def describe(self):
+  def describe(self) -> dict[str, Any]:
     """Version and devices."""
     kind = jax.devices()[0].device_kind
     return {
@@ -147,7 +150,7 @@ class JaxImplementation:
       "platform": jax.default_backend(),
     }
 
-  def prepare(self, part):
+  def prepare(self, part: str) -> dict[str, Any]:
     """Builds and warms up a part; returns what is known of it, such as its compile time."""
     group, _, kind = part.partition("/")
     make = getattr(self, f"_make_{group}")
@@ -155,11 +158,11 @@ class JaxImplementation:
     self._functions[part]()
     return facts
 
-  def drop(self, part):
+  def drop(self, part: str) -> None:
     """Frees a part."""
     del self._functions[part]
 
-  def measure(self, part, calls):
+  def measure(self, part: str, calls: int) -> Any:
     """Seconds per call, over `calls` calls between two synchronisations."""
     function = self._functions[part]
 
@@ -169,7 +172,7 @@ class JaxImplementation:
 
     return timing.timed(run) / calls
 
-  def profile(self, part, calls):
+  def profile(self, part: str, calls: int) -> Any:
     """Seconds a call by kind of kernel, see `device_time.by_kind`; {} without an accelerator."""
     if jax.default_backend() == "cpu":  # whose trace has no kernels, and whose steps take long
       return {}
@@ -179,13 +182,13 @@ class JaxImplementation:
       kernels = device_time.read(folder)
     return device_time.by_kind(kernels, calls) if kernels else {}
 
-  def peak_memory(self):
+  def peak_memory(self) -> int:
     """Bytes: of the fullest device where it says, else of this process."""
     found = [(device.memory_stats() or {}) for device in jax.local_devices()]
     peaks = [stats["peak_bytes_in_use"] for stats in found if "peak_bytes_in_use" in stats]
     return max(peaks) if peaks else timing.peak_memory()
 
-  def input_wait(self, steps):
+  def input_wait(self, steps: int) -> float:
     """Trains `steps` steps on what the input pipeline yields, JPEGs decoded by it.
 
     Returns:
@@ -342,7 +345,7 @@ def _caller(function, *arguments):
   return run
 
 
-def memory_facts(compiled):
+def memory_facts(compiled: Any) -> dict[str, Any]:
   """What the compiler says about memory: {"arguments", "temporaries"} in bytes; {} if nothing."""
   analysis = compiled.memory_analysis()
   if analysis is None:

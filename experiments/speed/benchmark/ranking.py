@@ -1,5 +1,7 @@
 """Ranking a gallery for every caption: ours, and the usual full matrix, full sort in PyTorch."""
 
+from typing import Any
+
 import numpy as np
 
 from experiments.speed.benchmark import timing
@@ -14,7 +16,7 @@ SIZES = {"6156x3074": (6156, 3074), "20000x20000": (20000, 20000)}
 TORCH_BYTES_PER_ENTRY = 44
 
 
-def data(size, dim=DIM):
+def data(size: tuple[int, int], dim: int = DIM) -> Any:
   """Features and identities of queries and gallery: (Q, D), (G, D), (Q,), (G,)."""
   random, (queries, items) = np.random.default_rng(0), size
   persons = min(PERSONS, items)
@@ -24,7 +26,13 @@ def data(size, dim=DIM):
   return noisy(query_ids), noisy(gallery_ids), query_ids, gallery_ids
 
 
-def torch_metrics(query_features, gallery_features, query_ids, gallery_ids, device="cpu"):
+def torch_metrics(
+  query_features: np.ndarray,
+  gallery_features: np.ndarray,
+  query_ids: np.ndarray,
+  gallery_ids: np.ndarray,
+  device: str = "cpu",
+) -> dict[str, float]:
   """R@K, mAP and mINP in percent from the whole sorted matrix."""
   import torch
 
@@ -64,17 +72,17 @@ class Ranking:
       device = "cuda" if torch.cuda.is_available() else "cpu"
       self._rank = lambda *arrays: torch_metrics(*arrays, device=device)
 
-  def prepare(self, part):
+  def prepare(self, part: str) -> dict[str, Any]:
     """Draws the data and ranks once; returns the metrics and the memory before ranking."""
     self._data = data(SIZES[part])
     before = timing.peak_memory()
     return {"metrics": self._rank(*self._data), "before": before}
 
-  def measure(self, part, calls):
+  def measure(self, part: str, calls: int) -> Any:
     """Seconds per ranking."""
     del part
     return timing.timed(lambda: [self._rank(*self._data) for _ in range(calls)]) / calls
 
-  def peak_memory(self):
+  def peak_memory(self) -> int:
     """Bytes of main memory."""
     return timing.peak_memory()

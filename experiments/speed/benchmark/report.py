@@ -1,5 +1,7 @@
 """From measurements to tables, and which targets are met."""
 
+from typing import Any
+
 from experiments.speed.benchmark.text_table import Table, gigabytes, ratio, spread
 
 PARTS = {
@@ -15,7 +17,7 @@ ASSOCIATION_SHARE = 0.01  # of a step, on an accelerator
 MFU_TARGET = 0.5  # on an accelerator whose peak is known
 
 
-def make_tables(results):
+def make_tables(results: dict[str, Any]) -> Any:
   """All tables of what was measured, in the order in which it is read."""
   makers = {
     "agreement": _agreement,
@@ -169,7 +171,7 @@ def _input(results):
   return Table("Input", columns, rows, note)
 
 
-def targets(results):
+def targets(results: dict[str, Any]) -> Any:
   """What was asked for and what was found: [{"target", "needed", "measured", "met"}]."""
   found = []
 
@@ -215,7 +217,7 @@ def _targets(results):
   return Table("Targets", ("", "needed", "measured", "met"), rows)
 
 
-def markdown(results):
+def markdown(results: dict[str, Any]) -> Any:
   """The whole report."""
   machine, settings = results["machine"], results["settings"]
   lines = ["# Benchmark", "", "```", results["command"], "```", ""]

@@ -7,6 +7,7 @@ import pathlib
 import platform
 import shlex
 import sys
+from typing import Any
 
 from dgia_jax import files
 from dgia_jax.dry_run import flops
@@ -26,7 +27,7 @@ _LONGEST_RANKING = 10  # seconds; rankings that take longer are repeated twice o
 _PACKAGE = "experiments.speed.benchmark"
 
 
-def main(options):
+def main(options: Any) -> None:
   """Runs what the flags ask for, prints it and writes it.
 
   Args:
@@ -96,7 +97,7 @@ def _implementations(asked):
   return [name for name in IMPLEMENTATIONS if name in asked or name == OURS]
 
 
-def check_agreement(found):
+def check_agreement(found: dict[str, Any]) -> None:
   """Returns the comparison; raises RuntimeError when the implementations differ."""
   if not found["largest_difference"] < workload_lib.TOLERANCE:
     raise RuntimeError(f"the implementations do not compute the same: {found}")

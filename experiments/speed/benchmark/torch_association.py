@@ -4,23 +4,32 @@ LOOPS: one anchor after another, every row of similarities sorted in full, label
 one: how the method is usually written first. VECTORISED: the whole batch at once, with topk.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from ml_collections import ConfigDict
 
 
-def cosine(a, b):
+def cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
   """Cosine of every row of `a` with every row of `b`."""
   return F.normalize(a) @ F.normalize(b).T
 
 
-def contrastive(images, texts, temperature):
+def contrastive(images: torch.Tensor, texts: torch.Tensor, temperature: float) -> torch.Tensor:
   """InfoNCE, mean of both directions."""
   logits = cosine(images, texts) / temperature
   own = torch.arange(len(logits), device=logits.device)
   return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
 
-def matching(images, texts, labels, temperature, epsilon):
+def matching(
+  images: torch.Tensor,
+  texts: torch.Tensor,
+  labels: torch.Tensor,
+  temperature: float,
+  epsilon: float,
+) -> torch.Tensor:
   """KL(p || q) of both directions; q is the row softmax of the labels, zeros left out."""
   target = torch.softmax(labels.masked_fill(labels == 0, -torch.inf), dim=1)
   log_target = torch.log(target + epsilon)
@@ -33,7 +42,9 @@ def matching(images, texts, labels, temperature, epsilon):
 
 
 @torch.no_grad()
-def local_labels_vectorised(images, texts, threshold, relation_label):
+def local_labels_vectorised(
+  images: torch.Tensor, texts: torch.Tensor, threshold: float, relation_label: float
+) -> torch.Tensor:
   """Labels of the local relations of a batch: (B, B)."""
   related = (cosine(images, images) > threshold) & (cosine(texts, texts) > threshold)
   identity = torch.eye(len(images), device=images.device)
@@ -41,7 +52,9 @@ def local_labels_vectorised(images, texts, threshold, relation_label):
 
 
 @torch.no_grad()
-def local_labels_loops(images, texts, threshold, relation_label):
+def local_labels_loops(
+  images: torch.Tensor, texts: torch.Tensor, threshold: float, relation_label: float
+) -> torch.Tensor:
   """As `local_labels_vectorised`, anchor by anchor."""
   image_scores, text_scores = cosine(images, images), cosine(texts, texts)
   labels = torch.eye(len(images), device=images.device)
@@ -54,7 +67,9 @@ def local_labels_loops(images, texts, threshold, relation_label):
 
 
 @torch.no_grad()
-def extended_vectorised(images, image_bank, k, threshold):
+def extended_vectorised(
+  images: torch.Tensor, image_bank: torch.Tensor, k: int, threshold: float
+) -> Any:
   """What the anchors mine, and the labels of the batch extended by it.
 
   Returns:
@@ -74,7 +89,7 @@ def extended_vectorised(images, image_bank, k, threshold):
 
 
 @torch.no_grad()
-def extended_loops(images, image_bank, k, threshold):
+def extended_loops(images: torch.Tensor, image_bank: torch.Tensor, k: int, threshold: float) -> Any:
   """As `extended_vectorised`, anchor by anchor."""
   scores = cosine(images, image_bank)
   mined, groups, weights = [], [], []
@@ -95,13 +110,15 @@ def extended_loops(images, image_bank, k, threshold):
 
 
 @torch.no_grad()
-def update_vectorised(bank, index, features, momentum):
+def update_vectorised(
+  bank: Any, index: torch.Tensor, features: torch.Tensor, momentum: float
+) -> None:
   """Moves the batch's own rows toward its features, in place."""
   bank[index] = momentum * features + (1 - momentum) * bank[index]
 
 
 @torch.no_grad()
-def update_loops(bank, index, features, momentum):
+def update_loops(bank: Any, index: torch.Tensor, features: torch.Tensor, momentum: float) -> None:
   """As `update_vectorised`, row by row."""
   for row, feature in zip(index.tolist(), features, strict=True):
     bank[row] = momentum * feature + (1 - momentum) * bank[row]
@@ -113,7 +130,14 @@ WAYS = {
 }
 
 
-def losses(clean, distorted, image_bank, text_bank, config, way):
+def losses(
+  clean: Any,
+  distorted: Any,
+  image_bank: torch.Tensor,
+  text_bank: torch.Tensor,
+  config: ConfigDict,
+  way: str,
+) -> Any:
   """The four losses of a batch.
 
   Args:

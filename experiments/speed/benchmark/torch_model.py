@@ -1,5 +1,7 @@
 """transformers' CLIPModel built from a config, for images of any height and width."""
 
+from typing import Any
+
 import torch
 import transformers
 
@@ -67,17 +69,17 @@ class Encoders(torch.nn.Module):
     self.clip.vision_model.embeddings = _Embeddings(size.image.width, size.patch_size, patches)
     del self.clip.logit_scale  # the temperature is a setting
 
-  def image(self, pixels):
+  def image(self, pixels: torch.Tensor) -> torch.Tensor:
     """(B, 3, H, W) normalised pixels -> (B, D) float32, not normalised."""
     pooled = self.clip.vision_model(pixel_values=pixels).pooler_output
     return self.clip.visual_projection(pooled).float()
 
-  def text(self, tokens):
+  def text(self, tokens: torch.Tensor) -> torch.Tensor:
     """(B, L) token ids -> (B, D) float32, not normalised."""
     pooled = self.clip.text_model(input_ids=tokens).pooler_output
     return self.clip.text_projection(pooled).float()
 
-  def load_params(self, params):
+  def load_params(self, params: dict[str, Any]) -> None:
     """Copies our parameters, a nested dict of arrays; every tensor must match."""
     tensors = params_lib.write_tensors(params, tensor_names.HUGGING_FACE)
     self.clip.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})

@@ -1,8 +1,10 @@
 """The PyTorch implementation: the whole training step and its parts, written plainly."""
 
 import contextlib
+from typing import Any
 
 import torch
+from ml_collections import ConfigDict
 
 from dgia_jax.method import optimizer as optimizer_lib
 from dgia_jax.models import dual_encoder
@@ -11,7 +13,7 @@ from experiments.speed.benchmark import workload as workload_lib
 from experiments.speed.benchmark.torch_model import Encoders
 
 
-def make_encoders(config):
+def make_encoders(config: ConfigDict) -> Any:
   """The encoders of a config, with random weights."""
   return Encoders(
     dual_encoder.SIZES[config.model.name],
@@ -21,7 +23,7 @@ def make_encoders(config):
   )
 
 
-def make_optimizer(encoders, config, epoch):
+def make_optimizer(encoders: Any, config: ConfigDict, epoch: int) -> Any:
   """The recipe's Adam at the rate of an epoch (from 1); PyTorch's fused kernel, its fastest."""
   settings = config.optimizer
   rate = float(
@@ -60,12 +62,12 @@ class TorchImplementation:
     self._bfloat16 = self._config.model.dtype == "bfloat16"
     self._functions = {}
 
-  def describe(self):
+  def describe(self) -> dict[str, Any]:
     """Version and device."""
     name = torch.cuda.get_device_name() if self._device.type == "cuda" else "cpu"
     return {"version": f"PyTorch {torch.__version__}", "device": name}
 
-  def prepare(self, part):
+  def prepare(self, part: str) -> dict[str, Any]:
     """Builds and warms up a part ("step/loops", "optimiser", ..); returns what is known of it."""
     group, _, way = part.partition("/")
     self._functions[part] = getattr(self, f"_make_{group}")(way)
@@ -73,11 +75,11 @@ class TorchImplementation:
     self._wait()
     return {}
 
-  def drop(self, part):
+  def drop(self, part: str) -> None:
     """Frees a part."""
     del self._functions[part]
 
-  def measure(self, part, calls):
+  def measure(self, part: str, calls: int) -> Any:
     """Seconds per call, over `calls` calls between two synchronisations."""
 
     def run():
@@ -87,7 +89,7 @@ class TorchImplementation:
 
     return timing.timed(run) / calls
 
-  def peak_memory(self):
+  def peak_memory(self) -> int:
     """Bytes: of the GPU, else of this process."""
     if self._device.type == "cuda":
       return torch.cuda.max_memory_allocated()
@@ -194,14 +196,16 @@ class TorchImplementation:
     return lambda: a @ a
 
 
-def all_losses(images, texts, banks, config, way):
+def all_losses(
+  images: torch.Tensor, texts: torch.Tensor, banks: Any, config: ConfigDict, way: str
+) -> Any:
   """Losses of the features of all clean, then all distorted views; and the clean features."""
   size = len(images) // 2
   clean, distorted = (images[:size], texts[:size]), (images[size:], texts[size:])
   return torch_association.losses(clean, distorted, *banks, config, way), clean
 
 
-def update_banks(banks, index, clean, config, way):
+def update_banks(banks: Any, index: torch.Tensor, clean: Any, config: ConfigDict, way: str) -> None:
   """Both banks' rows of the batch, in place."""
   for bank, features in zip(banks, clean, strict=True):
     torch_association.WAYS[way][2](bank, index, features.detach(), config.bank.update_rate)

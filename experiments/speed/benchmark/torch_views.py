@@ -1,20 +1,22 @@
 """The two views of a pair in PyTorch (paper section 3.4): one image after another, as is usual."""
 
 import math
+from typing import Any
 
 import torch
+from ml_collections import ConfigDict
 
 from dgia_jax.method.augment import ERASE_ATTEMPTS
 from dgia_jax.models.pixels import PIXEL_MEAN, PIXEL_STD
 
 
-def normalize(images):
+def normalize(images: torch.Tensor) -> torch.Tensor:
   """(..., 3, H, W) uint8 -> float32, CLIP's mean removed and divided by its deviation."""
   column = lambda numbers: torch.from_numpy(numbers).to(images.device)[:, None, None]
   return (images.float() / 255 - column(PIXEL_MEAN)) / column(PIXEL_STD)
 
 
-def distort_image(image, settings):
+def distort_image(image: torch.Tensor, settings: ConfigDict) -> torch.Tensor:
   """One (3, H, W) uint8 image flipped, shifted and normalised, with a rectangle erased."""
   height, width = image.shape[1:]
   if torch.rand(()) < settings.flip_prob:
@@ -44,7 +46,7 @@ def _erase(image, settings):
       return
 
 
-def mask_tokens(tokens, mask_id, settings):
+def mask_tokens(tokens: torch.Tensor, mask_id: int, settings: ConfigDict) -> torch.Tensor:
   """(B, L) token ids with words replaced by the mask token."""
   chosen = torch.rand(tokens.shape, device=tokens.device) < settings.mask_ratio
   if settings.mask_first:
@@ -52,7 +54,9 @@ def mask_tokens(tokens, mask_id, settings):
   return torch.where(chosen & (tokens > 0) & (tokens < mask_id), mask_id, tokens)
 
 
-def two_views(images, tokens, mask_id, settings):
+def two_views(
+  images: torch.Tensor, tokens: torch.Tensor, mask_id: int, settings: ConfigDict
+) -> Any:
   """Pixels (2B, 3, H, W) and tokens (2B, L): the clean views, then the distorted ones."""
   distorted = torch.stack([distort_image(image, settings) for image in images])
   pixels = torch.cat([normalize(images), distorted])

@@ -80,7 +80,7 @@ def check(workload: Workload) -> None:
       raise UserError(f"{name}={size} is more than --num_pairs={workload.num_pairs}; lower it")
 
 
-def batch(workload, size, seed=0):
+def batch(workload: Workload, size: int, seed: int = 0) -> dict[str, np.ndarray]:
   """One training batch of `size` pairs as the input pipeline would yield it.
 
   Returns:
@@ -98,7 +98,7 @@ def batch(workload, size, seed=0):
   }
 
 
-def tokens(workload, size, random):
+def tokens(workload: Workload, size: int, random: np.random.Generator) -> np.ndarray:
   """Captions of random words between start and end token: (size, L) int32, padded with 0."""
   length, vocabulary = (
     workload.config.tokenizer.context_length,
@@ -112,7 +112,7 @@ def tokens(workload, size, random):
   return rows
 
 
-def features(size, dim, seed=0):
+def features(size: int, dim: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
   """Unnormalised image and text features in which some pairs of the batch are alike: 2 x (B, D)."""
   random = np.random.default_rng(seed)
   person = random.integers(0, max(size // 2, 1), size)
@@ -120,7 +120,7 @@ def features(size, dim, seed=0):
   return noisy(), noisy()
 
 
-def bank(features_BxD, num_pairs, seed=0):
+def bank(features_BxD: np.ndarray, num_pairs: int, seed: int = 0) -> np.ndarray:
   """Bank rows around the batch's features, at cosines from about 0.5 to 0.95: (N, D) float32."""
   random = np.random.default_rng(seed)
   chosen = np.arange(num_pairs) % len(features_BxD)
