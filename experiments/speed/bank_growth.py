@@ -153,8 +153,8 @@ def check_exact(num_rows: int, mesh: Any = None) -> Any:
     rows = jax.device_put(np.pad(rows_NxD, ((0, padded), (0, 0))), sharding.bank_rows(mesh))
     norms = jax.device_put(np.pad(norms_N, (0, padded)), sharding.bank_rows(mesh))
     unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
-    found = jax.device_get(search(queries_BxD, rows, norms))
-    return found, brute_force(unit(queries_BxD), unit(rows_NxD), COUNT + 1)
+    nearest = jax.device_get(search(queries_BxD, rows, norms))
+    return nearest, brute_force(unit(queries_BxD), unit(rows_NxD), COUNT + 1)
 
   signs = lambda count: random.choice(np.array([-1, 1], np.float32), (count, EXACT_DIM))
   exact_norm = np.full(num_rows, EXACT_DIM**-0.5, np.float32)
@@ -174,7 +174,7 @@ def check_exact(num_rows: int, mesh: Any = None) -> Any:
 
 
 def _child(devices, *arguments):
-  """Runs one point in a process with so many devices; returns its dict."""
+  """Measures one point in a process with the given number of devices."""
   flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
   command = [sys.executable, "-m", "experiments.speed.bank_growth", *map(str, arguments)]
   done = subprocess.run(
@@ -212,7 +212,7 @@ def collect(
 
 def exponents(points: list[dict[str, Any]]) -> Any:
   """How search time grows, seconds ~ N^e, fitted from 10^5 rows on: {(dim, devices): e}."""
-  found = {}
+  slopes = {}
   for dim, devices in sorted({(point["dim"], point["devices"]) for point in points}):
     chosen = [
       (point["rows"], point["search"]["median"])
@@ -221,8 +221,8 @@ def exponents(points: list[dict[str, Any]]) -> Any:
     ]
     if len(chosen) > 1:
       rows, seconds = np.log(np.array(chosen)).T
-      found[dim, devices] = float(np.polyfit(rows, seconds, 1)[0])
-  return found
+      slopes[dim, devices] = float(np.polyfit(rows, seconds, 1)[0])
+  return slopes
 
 
 def markdown(results: dict[str, Any]) -> Any:
@@ -231,7 +231,7 @@ def markdown(results: dict[str, Any]) -> Any:
     "# Growth of the memory bank", "", "```", results["command"], "```", "",
     f"{results['date']}; {results['machine']}. {QUERIES} queries, the {COUNT} best rows, exact; "
     "median (min to max) in ms. Both modalities are stored, image features are searched. "
-    "Temporaries are what the compiled program needs on each device beside bank and results; peak "
+    "Temporaries are the memory per device besides bank and results; peak "
     "is of the whole process, all devices, while the bank is also filled.",
     "",
     "| D | devices | N | bank GB | search ms | ns per row | update ms | search temporaries MB |"
@@ -239,8 +239,8 @@ def markdown(results: dict[str, Any]) -> Any:
     "|---|---|---|---|---|---|---|---|---|---|",
   ]  # fmt: skip
   for point in results["points"]:
-    spread = lambda found: "{:,.2f} ({:,.2f} to {:,.2f})".format(
-      *(1e3 * found[key] for key in ("median", "min", "max"))
+    spread = lambda seconds: "{:,.2f} ({:,.2f} to {:,.2f})".format(
+      *(1e3 * seconds[key] for key in ("median", "min", "max"))
     )
     cells = [
       str(point["dim"]), str(point["devices"]), f"{point['rows']:,}",

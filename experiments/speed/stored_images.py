@@ -14,6 +14,7 @@ import json
 import pathlib
 import tempfile
 import time
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -48,7 +49,7 @@ def photograph(number: int, size: tuple[int, int]) -> Image.Image:
   return Image.fromarray(np.clip(np.rint(picture), 0, 255).astype(np.uint8))
 
 
-def encoded(image: Image.Image, **options) -> bytes:
+def encoded(image: Image.Image, **options: Any) -> bytes:
   """The content of an image file."""
   buffer = io.BytesIO()
   image.save(buffer, **options)

@@ -53,7 +53,7 @@ def configure(fields: dict[str, Any]) -> ConfigDict:
 
 
 def measure_one(case: dict[str, Any]) -> Any:
-  """Compiles one case in this process; prints what was found as a line of JSON."""
+  """Compiles one case in this process; prints the facts as a line of JSON."""
   os.nice(19)
   import jax
 
@@ -61,12 +61,12 @@ def measure_one(case: dict[str, Any]) -> Any:
 
   jax.config.update("jax_platforms", "cpu")
   topology, fields, num_pairs = case
-  found = compile_report.measure(configure(fields), topology, num_pairs)
-  print(json.dumps(found))
+  facts = compile_report.measure(configure(fields), topology, num_pairs)
+  print(json.dumps(facts))
 
 
 def measure(cases: Sequence[Any], path: pathlib.Path) -> Any:
-  """Compiles what is missing, each case in a process of its own; returns {key: found}."""
+  """Compiles the missing cases, each in its own process; returns {case: facts}."""
   done = json.loads(path.read_text()) if path.exists() else {}
   for case in cases:
     key = json.dumps(case)
@@ -83,7 +83,7 @@ def measure(cases: Sequence[Any], path: pathlib.Path) -> Any:
   return {json.dumps(case): done[json.dumps(case)] for case in cases if json.dumps(case) in done}
 
 
-def table(found: dict[str, Any]) -> Any:
+def table(facts: dict[str, Any]) -> Any:
   """The results as Markdown lines."""
   lines = [
     "# Steps compiled for TPU slices",
@@ -104,7 +104,7 @@ def table(found: dict[str, Any]) -> Any:
     " | compile s |",
     "|" + "---|" * 19,
   ]
-  for one in found.values():
+  for one in facts.values():
     memory = one["memory_bytes"]
     collectives = one["collectives"]
     total = sum(each["bytes"] * each["times"] for each in collectives)

@@ -12,7 +12,7 @@ _KINDS = (
   ("copies and fills", ("memcpy", "memset", "copy")),
 )
 BETWEEN, IDLE = "between products", "idle"
-# Tracks of a device on which its work stands once: a GPU's streams, a TPU's operations.
+# Tracks that list the work of a device once: a GPU's streams, a TPU's operations.
 _TRACKS = ("Stream", "XLA Ops")
 
 
@@ -31,10 +31,10 @@ def read(folder: pathlib.Path | str) -> list[tuple[str, float, float]]:
   Returns:
     An empty list where the trace knows no accelerator.
   """
-  found = sorted(pathlib.Path(folder).rglob("*.trace.json.gz"))
-  if not found:
+  traces = sorted(pathlib.Path(folder).rglob("*.trace.json.gz"))
+  if not traces:
     return []
-  with gzip.open(found[-1], "rt", encoding="utf-8") as file:
+  with gzip.open(traces[-1], "rt", encoding="utf-8") as file:
     events = json.load(file)["traceEvents"]
   names = {"process_name": {}, "thread_name": {}}
   for event in events:
@@ -53,7 +53,7 @@ def read(folder: pathlib.Path | str) -> list[tuple[str, float, float]]:
 
 
 def by_kind(kernels: list[tuple[str, float, float]], steps: int) -> Any:
-  """Seconds a step by kind, largest first, and at the end what the device was idle.
+  """Seconds per step by kind, largest first, with the idle time last.
 
   Args:
     kernels: from `read`; not empty.

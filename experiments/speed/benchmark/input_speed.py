@@ -119,6 +119,6 @@ def measure(workers: Sequence[int], seconds: float) -> Any:
     for name, draw in DATASETS.items():
       pairs = draw(pathlib.Path(folder))
       for count in workers:
-        found = pairs_per_second(pairs, count, seconds)
-        rows.append({"dataset": name, "workers": count, **found})
+        speed = pairs_per_second(pairs, count, seconds)
+        rows.append({"dataset": name, "workers": count, **speed})
   return rows

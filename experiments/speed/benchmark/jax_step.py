@@ -1,4 +1,4 @@
-"""Our implementation: the training step as it is run, and its parts, each compiled by itself."""
+"""Our implementation: the training step as training runs it, and its parts, each compiled alone."""
 
 import contextlib
 import dataclasses
@@ -131,7 +131,7 @@ class JaxImplementation:
 
   Args:
     workload: a `workload.Workload`.
-    threads: cores of this process, to which JAX keeps by itself.
+    threads: cores of this process, which JAX respects.
   """
 
   def __init__(self, workload, threads):
@@ -151,7 +151,7 @@ class JaxImplementation:
     }
 
   def prepare(self, part: str) -> dict[str, Any]:
-    """Builds and warms up a part; returns what is known of it, such as its compile time."""
+    """Builds and warms up a part; returns facts such as its compile time."""
     group, _, kind = part.partition("/")
     make = getattr(self, f"_make_{group}")
     self._functions[part], facts = make(kind)
@@ -173,7 +173,7 @@ class JaxImplementation:
     return timing.timed(run) / calls
 
   def profile(self, part: str, calls: int) -> Any:
-    """Seconds a call by kind of kernel, see `device_time.by_kind`; {} without an accelerator."""
+    """Seconds per call by kind of kernel, see `device_time.by_kind`; {} without an accelerator."""
     if jax.default_backend() == "cpu":  # whose trace has no kernels, and whose steps take long
       return {}
     with tempfile.TemporaryDirectory() as folder:
@@ -183,13 +183,13 @@ class JaxImplementation:
     return device_time.by_kind(kernels, calls) if kernels else {}
 
   def peak_memory(self) -> int:
-    """Bytes: of the fullest device where it says, else of this process."""
-    found = [(device.memory_stats() or {}) for device in jax.local_devices()]
-    peaks = [stats["peak_bytes_in_use"] for stats in found if "peak_bytes_in_use" in stats]
+    """Peak bytes of a device where it reports them, otherwise of this process."""
+    devices = [(device.memory_stats() or {}) for device in jax.local_devices()]
+    peaks = [stats["peak_bytes_in_use"] for stats in devices if "peak_bytes_in_use" in stats]
     return max(peaks) if peaks else timing.peak_memory()
 
   def input_wait(self, steps: int) -> float:
-    """Trains `steps` steps on what the input pipeline yields, JPEGs decoded by it.
+    """Trains `steps` steps on batches of the input pipeline, which decodes JPEGs.
 
     Returns:
       {"seconds": per step, "wait": seconds per step in which the step waited for its batch}.
@@ -256,9 +256,9 @@ class JaxImplementation:
     workload, mesh = self._workload, self._run.mesh
     dim = dual_encoder.SIZES[self._config.model.name].feature_width
     views = [workload_lib.features(size, dim, seed) for seed in (0, 1)]
-    # (2B, D): both views of a pair beside each other, as `views.encode_views` has them.
-    beside = lambda modality: np.stack([view[modality] for view in views], 1).reshape(-1, dim)
-    features = {"image": beside(0), "text": beside(1)}
+    # (2B, D): the views of a pair are neighbours, as `views.encode_views` has them.
+    interleave = lambda modality: np.stack([view[modality] for view in views], 1).reshape(-1, dim)
+    features = {"image": interleave(0), "text": interleave(1)}
     rows = [workload_lib.bank(feature, workload.num_pairs) for feature in views[0]]
     init = train_state.initializer(
       lambda: jax.tree.map(jnp.asarray, features), optax.identity(),

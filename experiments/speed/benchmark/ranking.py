@@ -12,7 +12,7 @@ TOLERANCE = 0.05  # percent, between two rankings of the same features
 # Queries x gallery; the second is about ICFG-PEDES, whose test split ranks 19,848 x 19,848.
 SIZES = {"6156x3074": (6156, 3074), "20000x20000": (20000, 20000)}
 # Bytes of the PyTorch way for each entry of the matrix: similarities and their sorted copy in
-# float32, order, matches and running counts in int64, and what is made in between.
+# float32, order, matches and running counts in int64, and intermediate results.
 TORCH_BYTES_PER_ENTRY = 44
 
 

@@ -18,7 +18,7 @@ MFU_TARGET = 0.5  # on an accelerator whose peak is known
 
 
 def make_tables(results: dict[str, Any]) -> Any:
-  """All tables of what was measured, in the order in which it is read."""
+  """All tables, in reading order."""
   makers = {
     "agreement": _agreement,
     "step": _step,
@@ -26,32 +26,32 @@ def make_tables(results: dict[str, Any]) -> Any:
     "ranking": _ranking,
     "input": _input,
   }
-  found = [make(results) for name, make in makers.items() if name in results]
+  tables = [make(results) for name, make in makers.items() if name in results]
   if "step" in results:
     place = 1 + ("agreement" in results)
-    found.insert(place, _shares(results))
+    tables.insert(place, _shares(results))
     if results["step"].get("device_time"):
-      found.insert(place + 1, _device_time(results))
-  return [*found, _targets(results)]
+      tables.insert(place + 1, _device_time(results))
+  return [*tables, _targets(results)]
 
 
 def _agreement(results):
-  found = dict(results["agreement"])
-  difference = found.pop("largest_difference")
-  names = list(found["ours"])
-  rows = [[name, *(f"{values[name]:.6g}" for values in found.values())] for name in names]
+  entry = dict(results["agreement"])
+  difference = entry.pop("largest_difference")
+  names = list(entry["ours"])
+  rows = [[name, *(f"{values[name]:.6g}" for values in entry.values())] for name in names]
   note = (
     "One step each, float32, same weights, views and banks. Largest relative difference: "
     f"{difference:.1e}."
   )
-  return Table("Same numbers", ("", *found), rows, note)
+  return Table("Same numbers", ("", *entry), rows, note)
 
 
 def _step(results):
   step, batch = results["step"], results["settings"]["batch_size"]
   rows = []
-  for name, found in step["implementations"].items():
-    seconds, pairs = found["seconds"], batch / found["seconds"]["median"]
+  for name, entry in step["implementations"].items():
+    seconds, pairs = entry["seconds"], batch / entry["seconds"]["median"]
     achieved = step["flops"] / seconds["median"]
     peak = step["peak_flops"]
     rows.append(
@@ -61,8 +61,8 @@ def _step(results):
         f"{pairs:,.2f}",
         f"{achieved / 1e9:,.0f}",
         f"{100 * achieved / peak:.1f} %" if peak else "-",
-        gigabytes(found["peak_memory"]),
-        f"{found['compile']:.1f}" if "compile" in found else "-",
+        gigabytes(entry["peak_memory"]),
+        f"{entry['compile']:.1f}" if "compile" in entry else "-",
         f"{ratio(seconds, step['implementations']['ours']['seconds']):.2f}",
       ]
     )
@@ -86,14 +86,14 @@ def _shares(results):
   rows = []
   for part, title in PARTS.items():
     cells = [title]
-    for found in implementations.values():
-      seconds = found["parts"][part]
-      share = seconds["median"] / found["seconds"]["median"]
+    for entry in implementations.values():
+      seconds = entry["parts"][part]
+      share = seconds["median"] / entry["seconds"]["median"]
       cells.append(f"{1e3 * seconds['median']:,.1f} ms, {100 * share:.1f} %")
     rows.append(cells)
   rest = ["rest (together minus parts)"]
-  for found in implementations.values():
-    left = 1 - sum(p["median"] for p in found["parts"].values()) / found["seconds"]["median"]
+  for entry in implementations.values():
+    left = 1 - sum(p["median"] for p in entry["parts"].values()) / entry["seconds"]["median"]
     rest.append(f"{100 * left:+.1f} %")
   rows.append(rest)
   wait = step.get("input_wait")
@@ -101,8 +101,8 @@ def _shares(results):
     text = f"{1e3 * wait['wait']:,.1f} ms, {100 * wait['wait'] / wait['seconds']:.1f} %"
     rows.append(["input wait", text, *("-" for _ in range(len(implementations) - 1))])
   note = (
-    "Parts are timed apart, each compiled and run by itself, forward and backward; their sum is not"
-    " the step. Input wait is measured in a loop over the real pipeline that decodes JPEGs."
+    "Parts are timed separately, each compiled and run alone, forward and backward; their sum is"
+    " not the step. Input wait is measured in a loop over the real pipeline that decodes JPEGs."
   )
   return Table("Shares of the step", ("part", *implementations), rows, note)
 
@@ -111,22 +111,22 @@ def _device_time(results):
   seconds = results["step"]["device_time"]
   whole = sum(seconds.values())
   rows = [
-    [kind, f"{1e3 * found:,.2f}", f"{100 * found / whole:.1f} %"] for kind, found in seconds.items()
+    [kind, f"{1e3 * entry:,.2f}", f"{100 * entry / whole:.1f} %"] for kind, entry in seconds.items()
   ]
   note = "Kernels of our step as a profiler saw them on the first device, by their names."
-  return Table("Where the device's time goes", ("kernels", "ms a step", "share"), rows, note)
+  return Table("Where the device's time goes", ("kernels", "ms per step", "share"), rows, note)
 
 
 def _association(results):
-  found, settings = results["association"], results["settings"]
-  ours = found["implementations"]["ours"]
+  entry, settings = results["association"], results["settings"]
+  ours = entry["implementations"]["ours"]
   rows = [
     [name, spread(seconds), f"{ratio(seconds, ours):.2f}"]
-    for name, seconds in found["implementations"].items()
+    for name, seconds in entry["implementations"].items()
   ]
   note = (
     f"All four losses, search, gather and update of both banks, forward and backward to the "
-    f"features: N = {settings['num_pairs']:,}, D = {found['dim']}, B = "
+    f"features: N = {settings['num_pairs']:,}, D = {entry['dim']}, B = "
     f"{settings['association_batch']}, float32."
   )
   return Table("Association + bank", ("", "ms (min to max)", "times ours"), rows, note)
@@ -134,8 +134,8 @@ def _association(results):
 
 def _ranking(results):
   rows = []
-  for size, found in results["ranking"].items():
-    for name, implementation in found["implementations"].items():
+  for size, entry in results["ranking"].items():
+    for name, implementation in entry["implementations"].items():
       if "skipped" in implementation:
         rows.append([size, name, implementation["skipped"], "-", "-"])
         continue
@@ -145,7 +145,7 @@ def _ranking(results):
           name,
           spread(implementation["seconds"], scale=1, digits=2),
           gigabytes(implementation["memory"]),
-          f"{ratio(implementation['seconds'], found['implementations']['ours']['seconds']):.2f}",
+          f"{ratio(implementation['seconds'], entry['implementations']['ours']['seconds']):.2f}",
         ]
       )
   note = (
@@ -172,11 +172,11 @@ def _input(results):
 
 
 def targets(results: dict[str, Any]) -> Any:
-  """What was asked for and what was found: [{"target", "needed", "measured", "met"}]."""
-  found = []
+  """Targets and measurements: [{"target", "needed", "measured", "met"}]."""
+  entries = []
 
   def add(target, needed, measured, met):
-    found.append({"target": target, "needed": needed, "measured": measured, "met": bool(met)})
+    entries.append({"target": target, "needed": needed, "measured": measured, "met": bool(met)})
 
   accelerator = results["machine"]["platform"] != "cpu"
   step = results.get("step", {}).get("implementations", {})
@@ -206,7 +206,7 @@ def targets(results: dict[str, Any]) -> Any:
       used = results["step"]["flops"] / ours["seconds"]["median"] / results["step"]["peak_flops"]
       add("MFU of the step", f"at least {100 * MFU_TARGET:g} %", f"{100 * used:.1f} %",
           used >= MFU_TARGET)  # fmt: skip
-  return found
+  return entries
 
 
 def _targets(results):

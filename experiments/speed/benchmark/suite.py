@@ -1,4 +1,4 @@
-"""The benchmark from flags to files: who is measured, in which order, and what is kept."""
+"""The benchmark from flags to files: measures the implementations in order and stores results."""
 
 import datetime
 import importlib.util
@@ -28,7 +28,7 @@ _PACKAGE = "experiments.speed.benchmark"
 
 
 def main(options: Any) -> None:
-  """Runs what the flags ask for, prints it and writes it.
+  """Runs the parts that the flags choose, prints and writes the results.
 
   Args:
     options: the parsed flags of `__main__`.
@@ -51,9 +51,9 @@ def main(options: Any) -> None:
   }
   bound = options.threads
 
-  def keep(**found):
-    """Adds what was found, and writes all of it: what follows may fail."""
-    results.update(found)
+  def keep(**outcome):
+    """Adds an outcome and writes all results: later parts may fail."""
+    results.update(outcome)
     if options.out:
       pathlib.Path(options.out).parent.mkdir(parents=True, exist_ok=True)
       files.write_json(pathlib.Path(options.out).with_suffix(".json"), results)
@@ -65,14 +65,14 @@ def main(options: Any) -> None:
         f"{_PACKAGE}.agreement", "Agreement", workload, cores=bound
       ) as worker:
         keep(agreement=check_agreement(worker.call("compare")))
-    for found in _measure_implementations(workload, names, options, console):
-      keep(**found)
+    for outcome in _measure_implementations(workload, names, options, console):
+      keep(**outcome)
   else:
     keep(machine=_machine([], "cpu", bound))
   if "ranking" in options.part:
     for size in options.ranking_sizes or list(ranking.SIZES):
-      found = {size: _ranking(size, len(names) > 1, options, console)}
-      keep(ranking=results.get("ranking", {}) | found)
+      outcome = {size: _ranking(size, len(names) > 1, options, console)}
+      keep(ranking=results.get("ranking", {}) | outcome)
   if "input" in options.part:
     console.print("input ...")
     workers = [int(count) for count in options.workers]
@@ -97,11 +97,11 @@ def _implementations(asked):
   return [name for name in IMPLEMENTATIONS if name in asked or name == OURS]
 
 
-def check_agreement(found: dict[str, Any]) -> None:
+def check_agreement(outcome: dict[str, Any]) -> None:
   """Returns the comparison; raises RuntimeError when the implementations differ."""
-  if not found["largest_difference"] < workload_lib.TOLERANCE:
-    raise RuntimeError(f"the implementations do not compute the same: {found}")
-  return found
+  if not outcome["largest_difference"] < workload_lib.TOLERANCE:
+    raise RuntimeError(f"the implementations do not compute the same: {outcome}")
+  return outcome
 
 
 def _settings(workload):
@@ -121,12 +121,12 @@ def _settings(workload):
 
 def _machine(described, jax_platform, threads):
   cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-  kinds = {found["device"] for found in described if found["device"] != "cpu"}
+  kinds = {outcome["device"] for outcome in described if outcome["device"] != "cpu"}
   return {
     "description": f"{', '.join(sorted(kinds)) or 'CPU'} ({_processor()}, {cores} cores)",
     "platform": jax_platform,
     "threads": threads or cores,
-    "versions": [found["version"] for found in described],
+    "versions": [outcome["version"] for outcome in described],
   }
 
 
@@ -138,7 +138,7 @@ def _processor():
 
 
 def _measure_implementations(workload, names, options, console):
-  """Yields results as they are found: the machine, the whole step, the association by itself."""
+  """Yields results as they are measured: the machine, the whole step, the association alone."""
   with workers_lib.Worker(
     f"{_PACKAGE}.jax_step", "JaxImplementation", workload, cores=options.threads
   ) as ours:
@@ -264,17 +264,17 @@ def _ranking(size, with_torch, options, console):
       {name: (worker, size) for name, worker in workers.items()}, repeats
     )
     for name, worker in workers.items():
-      found = implementations[name]
-      found |= {
+      outcome = implementations[name]
+      outcome |= {
         "seconds": seconds[name],
-        "memory": worker.call("peak_memory") - found.pop("before"),
+        "memory": worker.call("peak_memory") - outcome.pop("before"),
       }
   finally:
     for worker in workers.values():
       worker.close()
-  found = [implementations[name]["metrics"] for name in workers]
-  if len(found) > 1:
-    worst = max(abs(found[0][name] - found[1][name]) for name in found[0])
+  outcome = [implementations[name]["metrics"] for name in workers]
+  if len(outcome) > 1:
+    worst = max(abs(outcome[0][name] - outcome[1][name]) for name in outcome[0])
     if worst > ranking.TOLERANCE:
-      raise RuntimeError(f"the rankings differ: {found}")
+      raise RuntimeError(f"the rankings differ: {outcome}")
   return {"implementations": implementations}

@@ -75,8 +75,8 @@ def extended_vectorised(
   Returns:
     (M,) mined bank rows and (B + M, B + M) labels, batch rows first.
   """
-  best, found = torch.topk(cosine(images, image_bank), k + 1, dim=1)
-  best, found = best[:, 1:], found[:, 1:]
+  best, nearest = torch.topk(cosine(images, image_bank), k + 1, dim=1)
+  best, nearest = best[:, 1:], nearest[:, 1:]
   valid = best > threshold
   bracket = torch.cat([torch.ones_like(best[:, :1]), best.masked_fill(~valid, -torch.inf)], dim=1)
   weights = 1 - torch.softmax(bracket, dim=1)[:, 1:]
@@ -85,7 +85,7 @@ def extended_vectorised(
   labels = (group[:, None] == group[None, :]).float()
   mined = torch.arange(len(images), len(group), device=images.device)
   labels[group[len(images) :], mined] = weights[valid]
-  return found[valid], labels
+  return nearest[valid], labels
 
 
 @torch.no_grad()

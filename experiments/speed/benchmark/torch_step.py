@@ -68,7 +68,7 @@ class TorchImplementation:
     return {"version": f"PyTorch {torch.__version__}", "device": name}
 
   def prepare(self, part: str) -> dict[str, Any]:
-    """Builds and warms up a part ("step/loops", "optimiser", ..); returns what is known of it."""
+    """Builds and warms up a part ("step/loops", "optimiser", ..); returns facts about it."""
     group, _, way = part.partition("/")
     self._functions[part] = getattr(self, f"_make_{group}")(way)
     self._functions[part]()

@@ -1,4 +1,4 @@
-"""The two views of a pair in PyTorch (paper section 3.4): one image after another, as is usual."""
+"""The two views of a pair in PyTorch (paper section 3.4): image by image, as is usual."""
 
 import math
 from typing import Any

@@ -113,7 +113,7 @@ def tokens(workload: Workload, size: int, random: np.random.Generator) -> np.nda
 
 
 def features(size: int, dim: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-  """Unnormalised image and text features in which some pairs of the batch are alike: 2 x (B, D)."""
+  """Unnormalised image and text features (B, D); some pairs of the batch are similar."""
   random = np.random.default_rng(seed)
   person = random.integers(0, max(size // 2, 1), size)
   noisy = lambda: _around(random.normal(size=(size, dim))[person], random, 0.3)
