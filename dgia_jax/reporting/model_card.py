@@ -64,7 +64,7 @@ def create(
   )
   data = ModelCardData(
     language="en",
-    # Our licence covers only weights to which nobody else's weights and data contributed.
+    # Our licence covers only weights made without the weights or data of others.
     license="apache-2.0" if not start and dataset == _DRAWN_DATASET else None,
     library_name="transformers",
     pipeline_tag="zero-shot-image-classification",

@@ -33,7 +33,7 @@ class Part:
   first_row: int
   num_rows: int
   crc32: int  # of the bytes of its rows in features.npy
-  replaced_rows: list[int]  # rows of older parts, whose files these rows show anew
+  replaced_rows: list[int]  # rows of older parts, whose files these rows show in a newer state
 
   @property
   def stop_row(self) -> int:
