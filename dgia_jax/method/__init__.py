@@ -1,18 +1,20 @@
 """The paper, in pure JAX: arrays in, arrays out. From its sections to the functions:
 
-  section 3.1  contrastive baseline        Eq. 1-2    losses.itc
-  section 3.2  local association           mining     local_association.local_relations
-                                           targets    local_association.relation_targets
-                                           loss       losses.similarity_distribution_matching
-  section 3.3  global association          banks      memory_bank.Bank, memory_bank.update
-                                           mining     memory_bank.search, mining.mine_global
-                                           weights    global_association.confidence_weights
-                                           targets    global_association.extended_labels
-                                           loss       global_association.global_association_loss
-  section 3.4  information asymmetry       views      augment, views.two_views
-                                           loss       section 3.2 on the distorted view
-  section 4.1  recipe                      rate       optimizer.learning_rate
-                                           Adam       optimizer.create
+| section | part | function |
+|---|---|---|
+| 3.1 contrastive baseline | loss, Eq. 1-2 | `losses.itc` |
+| 3.2 local association | mining | `local_association.local_relations` |
+| | targets | `local_association.relation_targets` |
+| | loss | `losses.similarity_distribution_matching` |
+| 3.3 global association | banks | `memory_bank.Bank`, `memory_bank.update` |
+| | mining | `memory_bank.search`, `mining.mine_global` |
+| | weights | `global_association.confidence_weights` |
+| | targets | `global_association.extended_labels` |
+| | loss, Eq. 13-17 | `global_association.global_association_loss` |
+| 3.4 information asymmetry | views | `augment`, `views.two_views` |
+| | loss | that of 3.2, on the distorted view |
+| 4.1 recipe | learning rate | `optimizer.learning_rate` |
+| | Adam | `optimizer.create` |
 
 `train_step` puts them together: start reading there. Around the paper: `gradient_cache` (large
 batches in little memory), `compilation`, `train_state`, and two additions that are off by default,

@@ -4,10 +4,10 @@ The method's losses compare every pair with every other, so they are not sums ov
 a part would be associated only with itself. But they see a pair only through its features, and
 features are small. With P > 1 parts the chain rule is therefore applied in three stages:
 
-  1. encode all parts, one after another, and keep only their features;
-  2. compute the loss of the whole batch's features and its gradient with respect to them;
-  3. encode each part again and pull its features' gradient back to the parameters; the parts'
-     gradients are summed in float32.
+1. encode all parts, one after another, and keep only their features;
+2. compute the loss of the whole batch's features and its gradient with respect to them;
+3. encode each part again and pull its features' gradient back to the parameters; the parts'
+   gradients are summed in float32.
 
 Nothing is approximated: loss, relations and gradient are those of the large batch. The price is one
 more forward pass. The technique is that of Gao et al. 2021 (arXiv 2101.06983).

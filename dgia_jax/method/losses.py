@@ -2,10 +2,10 @@
 
 The four terms of the training objective are these two functions on different inputs:
 
-  L_itc          itc(v, t)
-  L_local        similarity_distribution_matching(v, t, local targets of v, t)
-  L_global       similarity_distribution_matching on the batch extended by mined bank rows
-  L_consistency  similarity_distribution_matching(v', t', local targets of v', t'), distorted views
+- L_itc: `itc(v, t)`
+- L_local: `similarity_distribution_matching` of v, t and their local targets
+- L_global: the same on the batch extended by mined bank rows
+- L_consistency: the same of the distorted views v', t' and their local targets
 """
 
 from typing import Literal, get_args

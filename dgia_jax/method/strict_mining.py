@@ -1,10 +1,11 @@
 """Stricter mining than the paper's: fewer wrong relations (`config.strict_mining`).
 
-Three independent filters, none of them in the paper or the released code:
+Independent filters, none of them in the paper or the released code:
 
-  threshold_num_stds   a cosine must also exceed the batch's mean by some standard deviations
-  require_text_match   a global neighbour's caption must be similar to the anchor's, too
-  reciprocal           a global neighbour must retrieve the anchor in return
+- `local_threshold_num_stds`, `global_threshold_num_stds`: a cosine must also exceed the batch's mean
+  by some standard deviations
+- `require_text_match`: a global neighbour's caption must be similar to the anchor's, too
+- `reciprocal`: a global neighbour must retrieve the anchor in return
 
 They replace `mining.mine_local` and `mining.mine_global` in the training step, which does not know
 about them. docs/findings.md reports how precise they are and what they gain.
