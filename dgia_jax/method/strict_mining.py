@@ -2,8 +2,8 @@
 
 Independent filters, none of them in the paper or the released code:
 
-- `local_threshold_num_stds`, `global_threshold_num_stds`: a cosine must also exceed the batch's mean
-  by some standard deviations
+- `local_threshold_num_stds`, `global_threshold_num_stds`: a cosine must also exceed the batch's
+  mean by some standard deviations
 - `require_text_match`: a global neighbour's caption must be similar to the anchor's, too
 - `reciprocal`: a global neighbour must retrieve the anchor in return
 
