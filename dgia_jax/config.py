@@ -304,7 +304,8 @@ def check(config: ConfigDict) -> None:
   for field in ("bank.update_rate", "augment.flip_prob", "augment.erase_prob",
                 "augment.mask_ratio", "augment.erase_area", "optimizer.betas"):  # fmt: skip
     _check_range(config, field, 0, 1)
-  for field in ("dataset.workers", "augment.padding", "augment.erase_aspect",
+  _check_range(config, "augment.padding", 0, max(size))
+  for field in ("dataset.workers", "augment.erase_aspect",
                 "checkpoint.every_steps", "profile.steps", "profile.start_step",
                 "bank.block_rows", "optimizer.warmup_epochs",
                 "strict_mining.local_threshold_num_stds",
