@@ -16,7 +16,7 @@ from dgia_jax import distributed, files, sharding
 from dgia_jax.data import batches as batches_lib
 from dgia_jax.data.pairs import PairTable
 from dgia_jax.errors import UserError
-from dgia_jax.method import losses
+from dgia_jax.method import losses, train_state
 from dgia_jax.models import embedder as embedder_lib
 from dgia_jax.reporting import contact_sheet
 from dgia_jax.training import checkpoint, retrieval_metrics
@@ -101,11 +101,14 @@ def evaluate(
   console: Any,
   splits: Mapping[str, PairTable] | None = None,
 ) -> dict[str, Any]:
-  """`--mode evaluate`: scores the last and the best checkpoint of a finished run again.
+  """`--mode evaluate`: scores the checkpoints of a run again, or pretrained weights untrained.
+
+  A working directory without a run, and a config with `pretrained`, score these weights as they
+  are: a check of weights, tokenizer, resizing and metrics before any training.
 
   Args:
     config: the resolved config of the run.
-    workdir: the run's folder.
+    workdir: the run's folder, or an empty one.
     console: the `console.Console` that prints the scores.
     splits: as in `setup.create`.
 
@@ -116,6 +119,8 @@ def evaluate(
     UserError: the folder holds no complete checkpoint, or the run of another config.
   """
   workdir = workdir_lib.resolve(workdir)
+  if config.pretrained and not workdir_lib.is_claimed(workdir):
+    return score_pretrained(config, workdir, console, splits)
   workdir_lib.read_config(workdir)
   workdir_lib.check(workdir, config)
   if not checkpoint.steps_saved(workdir):
@@ -127,6 +132,37 @@ def evaluate(
   )
   with contextlib.closing(checkpoints):
     return report(setup, checkpoints, console)
+
+
+def score_pretrained(
+  config: ConfigDict,
+  workdir: pathlib.Path | str,
+  console: Any,
+  splits: Mapping[str, PairTable] | None = None,
+) -> dict[str, Any]:
+  """Scores `config.pretrained` on the test split without training; writes results.json.
+
+  Args:
+    config, workdir, console, splits: as in `evaluate`. The directory stays free for a run.
+
+  Returns:
+    The content of results.json; the scores are those of "last", epoch 0.
+
+  Raises:
+    UserError: the weights cannot be read or do not fit the model.
+  """
+  start = time.time()
+  workdir_lib.check(workdir, config)
+  setup = setup_lib.create(config, workdir, splits)
+  state = train_state.create(setup.mesh, setup_lib.init_state(setup))
+  params, unused = setup_lib.load_pretrained(setup, state.params)
+  console.print(f"weights from {config.pretrained}; not used: {', '.join(unused) or 'none'}")
+  scores, features = Evaluator(setup).score(params, "test")
+  digest = checkpoint.digest(state.replace(params=params), setup.train_pairs.num_pairs)
+  results = {"last": {"epoch": 0, "step": 0, **scores}, "digest": digest}
+  results |= {"pretrained": config.pretrained, **_facts(setup, start)}
+  _write(setup, results, features, console)
+  return results
 
 
 def report(
@@ -142,7 +178,6 @@ def report(
   start = time.time()
   evaluator = Evaluator(setup)
   abstract_state = jax.eval_shape(setup_lib.init_state(setup))
-  pairs = setup.splits["test"]
   results = {}
   for name, step in (("last", checkpoints.latest()), ("best", checkpoints.best())):
     if step is None:
@@ -160,26 +195,41 @@ def report(
       }
   if "best" in results:
     results["best"]["selected_on"] = setup.config.eval.select_on
-  unmatched = retrieval_metrics.queries_without_match(
-    pairs.person_of_pair_N, pairs.person_of_image_M
-  )
-  results.update(
-    dataset=setup.config.dataset.name,
-    split="test",
-    queries=pairs.num_pairs,
-    gallery=pairs.num_images,
-    queries_without_match=unmatched,
-    chance_R1=chance_levels(pairs),
-    seed=setup.config.seed,
-    evaluation_seconds=round(time.time() - start, 3),
-    device=f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-  )
+  results |= _facts(setup, start)
+  _write(setup, results, features, console)
+  return results
+
+
+def _facts(setup: setup_lib.TrainingSetup, start: float) -> dict[str, Any]:
+  """What results.json says about the evaluation besides scores."""
+  pairs = setup.splits["test"]
+  return {
+    "dataset": setup.config.dataset.name,
+    "split": "test",
+    "queries": pairs.num_pairs,
+    "gallery": pairs.num_images,
+    "queries_without_match": retrieval_metrics.queries_without_match(
+      pairs.person_of_pair_N, pairs.person_of_image_M
+    ),
+    "chance_R1": chance_levels(pairs),
+    "seed": setup.config.seed,
+    "evaluation_seconds": round(time.time() - start, 3),
+    "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+  }
+
+
+def _write(
+  setup: setup_lib.TrainingSetup,
+  results: dict[str, Any],
+  features: tuple[ImageFeatures, TextFeatures],
+  console: Any,
+) -> None:
+  """Writes results.json and, if configured, the contact sheet, and prints the scores."""
   if jax.process_index() == 0:
     files.write_json(setup.workdir / workdir_lib.RESULTS, results)
     if setup.config.eval.contact_sheet:
       draw_contact_sheet(setup, *features)
   console.final("test", results)
-  return results
 
 
 def chance_levels(pairs: PairTable) -> dict[str, float]:
