@@ -68,6 +68,7 @@ setup(
       "pytest-timeout>=2.3",
       "pytest-xdist>=3.5",
       "ruff>=0.9",
+      "setuptools>=70.1",
     ],
     "gpu": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
