@@ -33,11 +33,11 @@ from dgia_jax.errors import UserError
 # A caption is cut into contractions, words, single digits and runs of other signs.
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 _CLIP_START, _CLIP_END = "<|startoftext|>", "<|endoftext|>"
-_CLIP_FILES = ("vocab.json", "merges.txt")
+CLIP_FILES = ("vocab.json", "merges.txt")
 _CLIP_NUM_MERGES = 49152 - 256 - 2  # the merges CLIP uses, of those listed in its own file
-_FILE = "tokenizer.json"
+FILE = "tokenizer.json"
 # On the hub: CLIP's files, or those of another tokenizer that transformers reads.
-_HUB_FILES = (_CLIP_FILES, (_FILE,), ("vocab.txt", "tokenizer_config.json"))
+_HUB_FILES = (CLIP_FILES, (FILE,), ("vocab.txt", "tokenizer_config.json"))
 
 Merges = list[tuple[str, ...]]
 
@@ -74,12 +74,12 @@ class Tokenizer:
     """Writes `tokenizer.json` to the folder, which is created if absent."""
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    files.write_text(folder / _FILE, self._backend.to_str(pretty=True))
+    files.write_text(folder / FILE, self._backend.to_str(pretty=True))
 
 
 def load_tokenizer(folder: pathlib.Path | str) -> Tokenizer:
   """Reads the file that `Tokenizer.save` wrote; raises UserError if it is missing or damaged."""
-  path = pathlib.Path(folder) / _FILE
+  path = pathlib.Path(folder) / FILE
   if not path.is_file():
     raise UserError(f"{path} is missing: the folder holds no saved tokenizer")
   try:
@@ -98,7 +98,7 @@ def folder_tokenizer(folder: pathlib.Path | str, context_length: int) -> Tokeniz
   Raises:
     UserError: the folder holds neither.
   """
-  post_processor = _read_json(pathlib.Path(folder) / _FILE).get("post_processor") or {}
+  post_processor = _read_json(pathlib.Path(folder) / FILE).get("post_processor") or {}
   if "<start>" in post_processor.get("special_tokens", {}):
     return load_tokenizer(folder)
   return pretrained_tokenizer(str(folder), context_length)
@@ -121,7 +121,7 @@ def pretrained_tokenizer(name: str, context_length: int = 77) -> Tokenizer:
       name,
       *_HUB_FILES,
       setting="tokenizer.name",
-      hint=f"give a folder with {' and '.join(_CLIP_FILES)}, or bpe_simple_vocab_16e6.txt.gz",
+      hint=f"give a folder with {' and '.join(CLIP_FILES)}, or bpe_simple_vocab_16e6.txt.gz",
     )
   if path.is_file() or _is_clip(path):
     return clip_tokenizer(path, context_length)
@@ -206,7 +206,7 @@ def _transformers_tokenizer(folder: pathlib.Path, context_length: int) -> Tokeni
   except Exception as error:  # transformers raises almost anything on files it cannot use
     reason = str(error).strip().split("\n")[0]
     raise UserError(
-      f"tokenizer.name: {folder} holds neither {' and '.join(_CLIP_FILES)} nor {_FILE} of a"
+      f"tokenizer.name: {folder} holds neither {' and '.join(CLIP_FILES)} nor {FILE} of a"
       f" tokenizer that transformers reads ({reason})"
     ) from error
   return _with_special_ids(backend, context_length)
@@ -242,9 +242,9 @@ def _with_special_ids(backend: tokenizers.Tokenizer, context_length: int) -> Tok
 
 def _is_clip(folder: pathlib.Path) -> bool:
   """Whether the vocabulary in a folder has CLIP's start token."""
-  vocab = _read_json(folder / _CLIP_FILES[0])
-  if not (folder / _CLIP_FILES[1]).is_file():
-    model = _read_json(folder / _FILE).get("model")
+  vocab = _read_json(folder / CLIP_FILES[0])
+  if not (folder / CLIP_FILES[1]).is_file():
+    model = _read_json(folder / FILE).get("model")
     vocab = model.get("vocab") if isinstance(model, dict) else {}
   return isinstance(vocab, dict) and _CLIP_START in vocab
 
@@ -260,18 +260,18 @@ def _read_json(path: pathlib.Path) -> dict:
 
 def _read_folder(folder: pathlib.Path) -> tuple[dict[str, int], Merges]:
   """CLIP's vocabulary and merges from a folder as the hub stores it."""
-  vocab_path, merges_path = (folder / file for file in _CLIP_FILES)
+  vocab_path, merges_path = (folder / file for file in CLIP_FILES)
   try:
     if vocab_path.is_file() and merges_path.is_file():
       lines = merges_path.read_text(encoding="utf-8").split("\n")
       pairs = [line for line in lines if line.strip() and not line.startswith("#version")]
       vocab = json.loads(vocab_path.read_text(encoding="utf-8"))
     else:
-      content = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+      content = json.loads((folder / FILE).read_text(encoding="utf-8"))
       vocab, pairs = content["model"]["vocab"], content["model"]["merges"]
   except FileNotFoundError as error:
-    names = " and ".join(_CLIP_FILES)
-    raise UserError(f"tokenizer.name: {folder} holds neither {names} nor {_FILE}") from error
+    names = " and ".join(CLIP_FILES)
+    raise UserError(f"tokenizer.name: {folder} holds neither {names} nor {FILE}") from error
   except (ValueError, KeyError) as error:
     raise UserError(f"tokenizer.name: a file in {folder} can't be read ({error!r})") from error
   return vocab, [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in pairs]

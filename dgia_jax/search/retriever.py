@@ -28,15 +28,11 @@ from dgia_jax.search.gallery import Gallery
 from dgia_jax.training import array_digests
 from dgia_jax.training import workdir as workdir_lib
 
-# Files of a model on the hub; the config comes first, then weights, then a tokenizer.
+# Files of a model on the hub: config and weights, then a tokenizer.
 _HUB_FILES = [
-  (workdir_lib.CONFIG, *weights, *tokenizer)
-  for weights in (
-    ("model.safetensors",),
-    ("model.safetensors.index.json", "*.safetensors"),
-    ("pytorch_model.bin",),
-  )
-  for tokenizer in (("vocab.json", "merges.txt"), ("tokenizer.json",))
+  (*weights, *tokenizer)
+  for weights in pretrained.HUB_FILES
+  for tokenizer in (tokenizer_lib.CLIP_FILES, (tokenizer_lib.FILE,))
 ]
 
 Image = str | os.PathLike | PIL.Image.Image | UInt8[np.ndarray, "_h _w 3"]
@@ -278,10 +274,9 @@ def _hub_folder(name: str, setting: str) -> pathlib.Path:
   """The local copy of a CLIP model on the Hugging Face hub."""
   if name.count("/") > 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
     raise UserError(f"{setting}={name}: no such folder")
-  mend = "give the folder of a run, or download the model elsewhere and give its folder"
-  preprocessor = "preprocessor_config.json"
-  sets = [(*files, preprocessor) for files in _HUB_FILES] + _HUB_FILES
-  return hub.fetch(name, *sets, setting=setting, mend=mend)
+  hint = "give the folder of a run, or download the model elsewhere and give its folder"
+  with_preprocessor = [(*files, pretrained.PREPROCESSOR_FILE) for files in _HUB_FILES]
+  return hub.fetch(name, *with_preprocessor, *_HUB_FILES, setting=setting, hint=hint)
 
 
 def _dtype(name: str) -> Any:

@@ -4,13 +4,15 @@ import json
 import logging
 import shutil
 
+import huggingface_hub
 import jax
 import numpy as np
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 
 import dgia_jax
-from dgia_jax import convert, hub, sharding
+from dgia_jax import convert, sharding
 from dgia_jax.errors import UserError
 from dgia_jax.method import losses
 from dgia_jax.models import pixels as pixels_lib
@@ -184,10 +186,23 @@ def test_a_name_is_looked_up_on_the_hub(known_run, tmp_path, monkeypatch):
   convert.convert(known_run, out)
   asked = []
 
-  def fetch(name, *file_sets, **options):
-    asked.append((name, options["setting"]))
-    return out
+  def snapshot_download(name, local_files_only):
+    asked.append((name, local_files_only))
+    return str(out)
 
-  monkeypatch.setattr(hub, "fetch", fetch)
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
   retriever = Retriever.from_pretrained("someone/clip", setting="--run", batch_size=8)
-  assert asked == [("someone/clip", "--run")] and retriever.image_size == IMAGE_SIZE
+  assert asked == [("someone/clip", True)] and retriever.image_size == IMAGE_SIZE
+
+
+def test_a_name_that_the_hub_does_not_have_is_one_line(tmp_path, monkeypatch):
+  def snapshot_download(name, local_files_only):
+    raise LocalEntryNotFoundError("not in the cache")
+
+  def model_info(api, name, timeout):
+    raise ConnectionError("no network")
+
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+  monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+  with pytest.raises(UserError, match=r"--run='someone/clip'.*no network.*the folder of a"):
+    Retriever.from_pretrained("someone/clip", setting="--run")

@@ -12,13 +12,14 @@ Behind them: `checkpoint_files` finds and opens a checkpoint, `torch_file` reads
 without torch, `position_embedding` resizes position tables.
 """
 
-from dgia_jax.models.pretrained.clip_config import ClipConfig, read_resize
+from dgia_jax.models.pretrained.checkpoint_files import HUB_FILES
+from dgia_jax.models.pretrained.clip_config import PREPROCESSOR_FILE, ClipConfig, read_resize
 from dgia_jax.models.pretrained.clip_config import read as read_config
 from dgia_jax.models.pretrained.hugging_face import write_folder
 from dgia_jax.models.pretrained.load import Pretrained, load_pretrained
 from dgia_jax.models.pretrained.params import flatten, read_params, write_tensors
 
 __all__ = [
-  "ClipConfig", "Pretrained", "flatten", "load_pretrained", "read_config", "read_params",
-  "read_resize", "write_folder", "write_tensors",
+  "HUB_FILES", "PREPROCESSOR_FILE", "ClipConfig", "Pretrained", "flatten", "load_pretrained",
+  "read_config", "read_params", "read_resize", "write_folder", "write_tensors",
 ]  # fmt: skip

@@ -12,6 +12,12 @@ from dgia_jax.models.pretrained import clip_config, torch_file
 WEIGHTS_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
 _TORCH_FILE = "pytorch_model.bin"
+# Config and weights of a model on the hub, the preferred form of the weights first.
+HUB_FILES = (
+  (clip_config.CONFIG_FILE, WEIGHTS_FILE),
+  (clip_config.CONFIG_FILE, _INDEX_FILE, "*.safetensors"),
+  (clip_config.CONFIG_FILE, _TORCH_FILE),  # some older models have no other
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +52,9 @@ def read(name_or_path: str) -> CheckpointFiles:
     return _read_folder(path)
   if exists:
     return CheckpointFiles(torch_file.read(path), None)
-  config = clip_config.CONFIG_FILE
   folder = hub.fetch(
     name_or_path,
-    (config, WEIGHTS_FILE),
-    (config, _INDEX_FILE, "*.safetensors"),
-    (config, _TORCH_FILE),  # some older models have no other
+    *HUB_FILES,
     setting="pretrained",
     hint="download its folder elsewhere and give the path",
   )
