@@ -40,6 +40,11 @@ def run(function: Callable[..., int | None], *args: object, interrupted: str = "
     return 141
 
 
+def print_to_stderr(line: str) -> None:
+  """Prints a line that the user should see at once."""
+  print(line, file=sys.stderr, flush=True)
+
+
 def error_line(error: UserError) -> str:
   """`error: ...` on one line; control characters, from file names say, are escaped."""
   text = " ".join(str(error).split())

@@ -118,13 +118,9 @@ def decided_by_first_process(decide: Callable[[], int]) -> int:
   return decision
 
 
-def _print_to_stderr(message: str) -> None:
-  print(message, file=sys.stderr, flush=True)
-
-
 @contextlib.contextmanager
 def termination(
-  notify: Callable[[str], None] = _print_to_stderr,
+  notify: Callable[[str], None] = cli.print_to_stderr,
 ) -> Iterator[Callable[[int], bool]]:
   """Lets SIGTERM and Ctrl-C stop training after the current step; see `stop_signals`.
 

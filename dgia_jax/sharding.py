@@ -158,6 +158,12 @@ def batch_rows(mesh: Mesh, size: int) -> np.ndarray:
   return np.unique(np.concatenate([np.arange(size)[part] for part in parts]))
 
 
+def device_bytes(tree: Any, layouts: Any) -> int:
+  """Bytes of a tree of arrays, or of their shapes, on one device."""
+  size = lambda leaf, layout: math.prod(layout.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+  return sum(jax.tree.leaves(jax.tree.map(size, tree, layouts)))
+
+
 def place(tree: Any, layouts: Any) -> Any:
   """Copies host arrays, which every process holds whole, to the devices: to each its own part."""
   put = lambda x, layout: jax.make_array_from_callback(np.shape(x), layout, lambda part: x[part])

@@ -67,15 +67,7 @@ def abstract_setup(
   mesh = sharding.create_mesh(**config.mesh, devices=devices)
   setup.check_batch(config, mesh)
   sizes = DatasetSizes(num_pairs, config.tokenizer.vocab_size)
-  return setup.TrainingSetup(
-    config=config,
-    workdir=None,
-    mesh=mesh,
-    splits={"train": sizes},
-    tokenizer=sizes,
-    graphdef=setup.abstract_graph(config, sizes.vocab_size, mesh),
-    optimizer=setup.create_optimizer(config, -(-num_pairs // config.batch_size)),
-  )
+  return setup.assemble(config, mesh, {"train": sizes}, sizes)
 
 
 def abstract_batch(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
@@ -113,13 +105,13 @@ def measure(config: ConfigDict, name: str, num_pairs: int) -> dict[str, Any]:
   devices = topology.devices_of(name)
   abstract = abstract_setup(config, devices, num_pairs)
   mesh = abstract.mesh
-  state, batch = jax.eval_shape(setup.init_state(abstract)), abstract_batch(config)
+  state, batch = abstract.abstract_state, abstract_batch(config)
   layouts = train_state.layout(mesh, state)
   memory = {
-    "parameters": _bytes(state.params, layouts.params),
-    "optimizer": _bytes(state.opt_state, layouts.opt_state),
-    "bank": _bytes(state.bank, layouts.bank),
-    "batch": _bytes(batch, {key: sharding.batch(mesh) for key in batch}),
+    "parameters": sharding.device_bytes(state.params, layouts.params),
+    "optimizer": sharding.device_bytes(state.opt_state, layouts.opt_state),
+    "bank": sharding.device_bytes(state.bank, layouts.bank),
+    "batch": sharding.device_bytes(batch, {key: sharding.batch(mesh) for key in batch}),
   }
   facts = {
     "topology": name,
@@ -250,12 +242,6 @@ def _importable(source: str) -> str:
     if source.startswith(f"{folder}/"):
       return source.removeprefix(f"{folder}/")
   return source
-
-
-def _bytes(tree: Any, layouts: Any) -> int:
-  """Bytes of a tree per device."""
-  size = lambda leaf, layout: int(np.prod(layout.shard_shape(leaf.shape))) * leaf.dtype.itemsize
-  return sum(jax.tree.leaves(jax.tree.map(size, tree, layouts)))
 
 
 def _read_size(text: str) -> int:

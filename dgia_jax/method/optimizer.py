@@ -6,6 +6,7 @@ from scratch prefers decoupled decay and a rate set every step; both are the sam
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -124,6 +125,29 @@ def _scale_by_adam_half(b1: float, b2: float, eps: float) -> optax.GradientTrans
   return optax.GradientTransformation(init, update)
 
 
+def schedule(
+  *,
+  num_epochs: int,
+  steps_per_epoch: int,
+  base: float,
+  warmup_epochs: int | float,
+  lr_update: str,
+) -> Callable[[Any], Float[Array, "*steps"]]:
+  """The learning rate as a function of the number of updates made; arguments as in `create`.
+
+  Raises:
+    ValueError: for an unknown `lr_update`.
+  """
+  if lr_update not in LR_UPDATES:
+    raise ValueError(f"lr_update must be one of {LR_UPDATES}, not {lr_update!r}")
+
+  def rate_after(count):
+    epoch = count // steps_per_epoch if lr_update == "epoch" else count / steps_per_epoch
+    return learning_rate(epoch, num_epochs, base, warmup_epochs)
+
+  return rate_after
+
+
 def create(
   *,
   num_epochs: int,
@@ -155,15 +179,15 @@ def create(
   Raises:
     ValueError: for an unknown `lr_update` or `second_moment`.
   """
-  if lr_update not in LR_UPDATES:
-    raise ValueError(f"lr_update must be one of {LR_UPDATES}, not {lr_update!r}")
   if second_moment not in SECOND_MOMENTS:
     raise ValueError(f"second_moment must be one of {SECOND_MOMENTS}, not {second_moment!r}")
-
-  def schedule(count):
-    epoch = count // steps_per_epoch if lr_update == "epoch" else count / steps_per_epoch
-    return learning_rate(epoch, num_epochs, base, warmup_epochs)
-
+  rate_after = schedule(
+    num_epochs=num_epochs,
+    steps_per_epoch=steps_per_epoch,
+    base=base,
+    warmup_epochs=warmup_epochs,
+    lr_update=lr_update,
+  )
   decay = optax.add_decayed_weights(
     weight_decay, mask=lambda params: jax.tree.map(lambda bias: not bias, is_bias(params))
   )
@@ -172,6 +196,6 @@ def create(
     adam = _scale_by_adam_half(*betas, eps=epsilon)
   return optax.chain(
     *((adam, decay) if decoupled else (decay, adam)),
-    optax.scale_by_learning_rate(schedule),
+    optax.scale_by_learning_rate(rate_after),
     optax.masked(optax.scale(bias_lr_multiplier), is_bias),
   )

@@ -236,10 +236,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a command line and returns its exit code."""
-  for stream in (sys.stdout, sys.stderr):
-    # File names can hold characters that the terminal cannot show.
-    if hasattr(stream, "reconfigure"):
-      stream.reconfigure(errors="backslashreplace")
 
   def run() -> None:
     options = parse(argv)

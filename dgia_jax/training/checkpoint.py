@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from dgia_jax import distributed, full_disk
+from dgia_jax import cli, distributed, full_disk
 from dgia_jax.errors import UserError
 from dgia_jax.method import train_state
 from dgia_jax.training import array_digests, checkpoint_arrays, checkpoint_record
@@ -36,10 +36,6 @@ _EXPECTED_WARNING = "_CHECKPOINT_METADATA"
 Notify = Callable[[str], None]
 
 
-def _print_to_stderr(message: str) -> None:
-  print(message, file=sys.stderr, flush=True)
-
-
 class Checkpoints:
   """The checkpoints of one run: the `keep` newest, and the best by its selection score."""
 
@@ -49,7 +45,7 @@ class Checkpoints:
     keep: int = 2,
     read_only: bool = False,
     verify: bool = True,
-    notify: Notify = _print_to_stderr,
+    notify: Notify = cli.print_to_stderr,
   ):
     """Opens `workdir`/checkpoints.
 
@@ -253,7 +249,7 @@ def steps_saved(workdir: pathlib.Path | str) -> list[int]:
 
 
 def restore_params(
-  workdir: pathlib.Path | str, choice: str = "best", notify: Notify = _print_to_stderr
+  workdir: pathlib.Path | str, choice: str = "best", notify: Notify = cli.print_to_stderr
 ) -> tuple[int, dict[str, Any]]:
   """Restores the parameters alone, on the host; needs no mesh, config or dataset.
 

@@ -16,7 +16,7 @@ from dgia_jax import distributed, files, sharding
 from dgia_jax.data import batches as batches_lib
 from dgia_jax.data.pairs import PairTable
 from dgia_jax.errors import UserError
-from dgia_jax.method import losses, train_state
+from dgia_jax.method import losses
 from dgia_jax.models import embedder as embedder_lib
 from dgia_jax.reporting import contact_sheet
 from dgia_jax.training import checkpoint, retrieval_metrics
@@ -37,10 +37,8 @@ class Evaluator:
 
   def __init__(self, setup: setup_lib.TrainingSetup):
     self._setup = setup
-    params = jax.eval_shape(setup_lib.init_state(setup)).params
-    self._embedder = embedder_lib.Embedder(
-      setup.graphdef, setup.mesh, sharding.parameters(setup.mesh, params)
-    )
+    layouts = sharding.parameters(setup.mesh, setup.abstract_state.params)
+    self._embedder = embedder_lib.Embedder(setup.graphdef, setup.mesh, layouts)
     self._batch_size = self._embedder.whole_batch(setup.config.eval.batch_size)
     self._rows = sharding.batch_rows(setup.mesh, self._batch_size)
 
@@ -131,7 +129,7 @@ def evaluate(
     workdir, read_only=True, verify=config.checkpoint.verify, notify=console.print
   )
   with contextlib.closing(checkpoints):
-    return report(setup, checkpoints, console)
+    return report(setup, checkpoints, console, Evaluator(setup))
 
 
 def score_pretrained(
@@ -154,11 +152,9 @@ def score_pretrained(
   start = time.time()
   workdir_lib.check(workdir, config)
   setup = setup_lib.create(config, workdir, splits)
-  state = train_state.create(setup.mesh, setup_lib.init_state(setup))
-  params, unused = setup_lib.load_pretrained(setup, state.params)
-  console.print(f"weights from {config.pretrained}; not used: {', '.join(unused) or 'none'}")
-  scores, features = Evaluator(setup).score(params, "test")
-  digest = checkpoint.digest(state.replace(params=params), setup.train_pairs.num_pairs)
+  state = setup_lib.initial_state(setup, console.print)
+  scores, features = Evaluator(setup).score(state.params, "test")
+  digest = checkpoint.digest(state, setup.train_pairs.num_pairs)
   results = {"last": {"epoch": 0, "step": 0, **scores}, "digest": digest}
   results |= {"pretrained": config.pretrained, **_facts(setup, start)}
   _write(setup, results, features, console)
@@ -166,35 +162,43 @@ def score_pretrained(
 
 
 def report(
-  setup: setup_lib.TrainingSetup, checkpoints: checkpoint.Checkpoints, console: Any
+  setup: setup_lib.TrainingSetup,
+  checkpoints: checkpoint.Checkpoints,
+  console: Any,
+  evaluator: Evaluator,
 ) -> dict[str, Any]:
   """Scores the last and the best checkpoint on the test split, as read back from disk.
 
-  Writes results.json and, if configured, a contact sheet of the best checkpoint.
+  Writes results.json and, if configured, a contact sheet of the best checkpoint. A checkpoint that
+  is both is scored once.
 
   Returns:
     The content of results.json.
   """
   start = time.time()
-  evaluator = Evaluator(setup)
-  abstract_state = jax.eval_shape(setup_lib.init_state(setup))
-  results = {}
-  for name, step in (("last", checkpoints.latest()), ("best", checkpoints.best())):
-    if step is None:
-      continue
-    state, record = checkpoints.restore(step, setup.mesh, abstract_state)
+
+  def restore_and_score(step):
+    state, record = checkpoints.restore(step, setup.mesh, setup.abstract_state)
     scores, features = evaluator.score(state.params, "test")
-    results[name] = {"epoch": record["epoch"], "step": step, **scores}
-    if name == "last":
-      results["digest"] = checkpoint.digest(state, setup.train_pairs.num_pairs)
-      results["wall_time_seconds"] = record["wall_time_seconds"]
-      results["last_by_split"] = record["last"]
-      results["best_by_split"] = {
-        split: {"epoch": best["epoch"], "selected_on": split, **best["scores"]["test"]}
-        for split, best in record["best"].items()
-      }
-  if "best" in results:
-    results["best"]["selected_on"] = setup.config.eval.select_on
+    return state, record, {"epoch": record["epoch"], "step": step, **scores}, features
+
+  last, best = checkpoints.latest(), checkpoints.best()
+  state, record, scores, features = restore_and_score(last)
+  results = {
+    "last": scores,
+    "digest": checkpoint.digest(state, setup.train_pairs.num_pairs),
+    "wall_time_seconds": record["wall_time_seconds"],
+    "last_by_split": record["last"],
+    "best_by_split": {
+      split: {"epoch": chosen["epoch"], "selected_on": split, **chosen["scores"]["test"]}
+      for split, chosen in record["best"].items()
+    },
+  }
+  del state  # its memory is needed for the next one
+  if best is not None:
+    if best != last:
+      _, _, scores, features = restore_and_score(best)
+    results["best"] = {**scores, "selected_on": setup.config.eval.select_on}
   results |= _facts(setup, start)
   _write(setup, results, features, console)
   return results

@@ -19,6 +19,7 @@ class EvaluateAndSave:
   def __init__(
     self,
     setup: TrainingSetup,
+    evaluator: evaluate.Evaluator,
     checkpoints: Checkpoints,
     writer: MetricsWriter,
     console: Console,
@@ -26,10 +27,10 @@ class EvaluateAndSave:
     record: dict,
   ) -> None:
     """`record`: the record of the checkpoint that training starts from."""
-    self._setup, self._checkpoints, self._log = setup, checkpoints, log
+    self._setup, self._evaluator = setup, evaluator
+    self._checkpoints, self._log = checkpoints, log
     self._writer, self._console = writer, console
     self._record = record
-    self._evaluator = evaluate.Evaluator(setup)
 
   def after_step(self, step: int, state: TrainState, is_last: bool) -> None:
     """Evaluates and saves if this step asks for it.

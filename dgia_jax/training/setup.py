@@ -25,8 +25,8 @@ from dgia_jax.data import pairs as pairs_lib
 from dgia_jax.errors import UserError
 from dgia_jax.method import mining, strict_mining, train_state, train_step
 from dgia_jax.method import optimizer as optimizer_lib
-from dgia_jax.models import backend, dual_encoder, pretrained
-from dgia_jax.training import checkpoint
+from dgia_jax.models import backend, dual_encoder
+from dgia_jax.training import initial_weights
 from dgia_jax.training import workdir as workdir_lib
 
 SPLITS = ("train", "val", "test")
@@ -63,6 +63,16 @@ class TrainingSetup:
     """The epoch, counted from 1, that a step belongs to; steps are counted from 1."""
     return (step - 1) // self.steps_per_epoch + 1
 
+  @functools.cached_property
+  def same_image_rows(self) -> int:
+    """The largest number of other captions that one image has."""
+    return int(np.bincount(self.train_pairs.image_of_pair_N).max()) - 1
+
+  @functools.cached_property
+  def abstract_state(self) -> train_state.TrainState:
+    """The training state as `jax.ShapeDtypeStruct`s."""
+    return jax.eval_shape(init_state(self))
+
   def encode(
     self, params: Mapping, pixels: jax.Array, tokens: jax.Array
   ) -> tuple[jax.Array, jax.Array]:
@@ -72,17 +82,8 @@ class TrainingSetup:
 
   def learning_rates(self) -> np.ndarray:
     """The learning rate of every step of the run, in order."""
-    settings = self.config.optimizer
-    epochs = np.arange(self.total_steps) / self.steps_per_epoch
-    if settings.lr_update == "epoch":
-      epochs = np.floor(epochs)
-    rate = functools.partial(
-      optimizer_lib.learning_rate,
-      num_epochs=self.config.num_epochs,
-      base=settings.learning_rate,
-      warmup_epochs=settings.warmup_epochs,
-    )
-    return np.asarray(jax.vmap(rate)(epochs.astype(np.float32)))
+    rate_after = optimizer_lib.schedule(**_schedule_settings(self.config, self.steps_per_epoch))
+    return np.asarray(rate_after(np.arange(self.total_steps)))
 
 
 def create(
@@ -105,9 +106,25 @@ def create(
   check_batch(config, mesh)
   splits = splits or load_splits(config)
   vocabulary = load_tokenizer(config, workdir, splits["train"].captions)
+  return assemble(config, mesh, splits, vocabulary, pathlib.Path(workdir))
+
+
+def assemble(
+  config: ConfigDict,
+  mesh: jax.sharding.Mesh,
+  splits: Mapping[str, Any],
+  vocabulary: Any,
+  workdir: pathlib.Path | None = None,
+) -> TrainingSetup:
+  """Adds the parts that follow from the others: the model's structure and the optimiser.
+
+  Args:
+    config, mesh, splits, workdir: as in `TrainingSetup`.
+    vocabulary: its `tokenizer`.
+  """
   return TrainingSetup(
     config=config,
-    workdir=pathlib.Path(workdir),
+    workdir=workdir,
     mesh=mesh,
     splits=splits,
     tokenizer=vocabulary,
@@ -239,11 +256,7 @@ def create_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.Gradient
   """Creates the optax chain that the config describes."""
   settings = config.optimizer
   return optimizer_lib.create(
-    num_epochs=config.num_epochs,
-    steps_per_epoch=steps_per_epoch,
-    base=settings.learning_rate,
-    warmup_epochs=settings.warmup_epochs,
-    lr_update=settings.lr_update,
+    **_schedule_settings(config, steps_per_epoch),
     betas=tuple(settings.betas),
     epsilon=settings.epsilon,
     weight_decay=settings.weight_decay,
@@ -251,6 +264,17 @@ def create_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.Gradient
     bias_lr_multiplier=settings.bias_lr_multiplier,
     second_moment=settings.second_moment,
   )
+
+
+def _schedule_settings(config: ConfigDict, steps_per_epoch: int) -> dict[str, Any]:
+  """The arguments of `optimizer.schedule`."""
+  return {
+    "num_epochs": config.num_epochs,
+    "steps_per_epoch": steps_per_epoch,
+    "base": config.optimizer.learning_rate,
+    "warmup_epochs": config.optimizer.warmup_epochs,
+    "lr_update": config.optimizer.lr_update,
+  }
 
 
 def init_state(setup: TrainingSetup) -> Callable[[], train_state.TrainState]:
@@ -269,45 +293,32 @@ def init_state(setup: TrainingSetup) -> Callable[[], train_state.TrainState]:
   )
 
 
-def load_pretrained(setup: TrainingSetup, params: Mapping) -> tuple[Mapping, Sequence[str]]:
-  """Reads parameters from `config.pretrained`.
+def initial_state(
+  setup: TrainingSetup, notify: Callable[[str], None] = lambda line: None
+) -> train_state.TrainState:
+  """The state that a run starts from: with random parameters, or those of `config.pretrained`.
 
   Args:
     setup: the training setup.
-    params: the initial parameters; the returned ones have the same structure and sharding.
-
-  Returns:
-    The parameters, and the names of the tensors that the model does not use.
+    notify: receives one line about pretrained parameters.
 
   Raises:
-    UserError: the files cannot be read or do not fit the model.
+    UserError: as `load_pretrained`.
   """
-  source = setup.config.pretrained
-  if workdir_lib.is_run(source):
-    _, loaded = checkpoint.restore_params(source)
-    unused = ()
-    _check_same_shapes(source, loaded, params)
-  else:
-    weights = pretrained.load_pretrained(
-      source, params, image_size=tuple(setup.config.dataset.image_size)
-    )
-    loaded, unused = weights.params, weights.dropped
-  return sharding.place(loaded, sharding.parameters(setup.mesh, params)), unused
+  state = train_state.create(setup.mesh, init_state(setup))
+  if setup.config.pretrained:
+    params, unused = load_pretrained(setup, state.params)
+    state = state.replace(params=params)
+    notify(f"weights from {setup.config.pretrained}; not used: {', '.join(unused) or 'none'}")
+  return state
 
 
-def _check_same_shapes(source: str, loaded: Mapping, params: Mapping) -> None:
-  """Raises UserError, naming the parameters, if a run's parameters belong to another model."""
-  shapes = lambda tree: {name: array.shape for name, array in pretrained.flatten(tree).items()}
-  theirs, ours = shapes(loaded), shapes(params)
-  differing = sorted(
-    name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name)
+def load_pretrained(setup: TrainingSetup, params: Mapping) -> tuple[Mapping, Sequence[str]]:
+  """Reads the parameters that `config.pretrained` names; see `initial_weights.load`."""
+  image_size = tuple(setup.config.dataset.image_size)
+  return initial_weights.load(
+    setup.config.pretrained, params, image_size=image_size, mesh=setup.mesh
   )
-  if differing:
-    raise UserError(
-      f"config.pretrained={source} is a run of another model: {', '.join(differing[:4])}"
-      f"{', ...' if len(differing) > 4 else ''} differ; give the same model.name, image size and"
-      " tokenizer, or convert it (python -m dgia_jax.convert) to have its positions resized"
-    )
 
 
 def create_step(setup: TrainingSetup, **replaced: Any) -> functools.partial:
@@ -343,7 +354,7 @@ def mining_functions(setup: TrainingSetup) -> dict[str, Any]:
   bank = {
     "mesh": setup.mesh,
     "block_rows": config.bank.block_rows,
-    "same_image_rows": int(np.bincount(setup.train_pairs.image_of_pair_N).max()) - 1,
+    "same_image_rows": setup.same_image_rows,
   }
   if not any(config.strict_mining.values()):
     return {

@@ -4,13 +4,11 @@ All estimates are lower bounds, so that no run that fits is refused.
 """
 
 import dataclasses
-import math
 from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import psutil
 
 from dgia_jax import sharding
@@ -18,7 +16,6 @@ from dgia_jax.errors import UserError
 from dgia_jax.method import memory_bank, train_state
 from dgia_jax.method.global_association import num_candidates
 from dgia_jax.models import dual_encoder
-from dgia_jax.training import setup as setup_lib
 from dgia_jax.training.setup import TrainingSetup
 
 # Values that one block stores per token and unit of width for the backward pass, at least: its
@@ -59,7 +56,7 @@ def estimate(setup: TrainingSetup) -> list[Need]:
   """The memory that a training step needs on every device, at least, by purpose."""
   config, mesh = setup.config, setup.mesh
   shards = sharding.batch_shards(mesh)
-  state = jax.eval_shape(setup_lib.init_state(setup))
+  state = setup.abstract_state
   layouts = train_state.layout(mesh, state)
   num_views = 2 if config.loss.weights["consistency"] else 1
   height, width = config.dataset.image_size
@@ -71,12 +68,13 @@ def estimate(setup: TrainingSetup) -> list[Need]:
   return [
     Need(
       "parameters, gradients and optimiser state",
-      2 * _bytes(state.params, layouts.params) + _bytes(state.opt_state, layouts.opt_state),
+      2 * sharding.device_bytes(state.params, layouts.params)
+      + sharding.device_bytes(state.opt_state, layouts.opt_state),
       "choose a smaller config.model.name, or raise config.mesh.fsdp on several devices",
     ),
     Need(
       f"the memory bank of {setup.train_pairs.num_pairs:,} pairs",
-      _bytes(state.bank, layouts.bank),
+      sharding.device_bytes(state.bank, layouts.bank),
       "use more devices, which share it",
     ),
     Need(
@@ -131,8 +129,7 @@ def notices(setup: TrainingSetup) -> list[str]:
 def _check_candidates(setup: TrainingSetup) -> None:
   k = setup.config.global_association.k
   bank_rows = memory_bank.padded_rows(setup.train_pairs.num_pairs)
-  same_image_rows = int(np.bincount(setup.train_pairs.image_of_pair_N).max()) - 1
-  if num_candidates(k, same_image_rows) > bank_rows:
+  if num_candidates(k, setup.same_image_rows) > bank_rows:
     raise UserError(
       f"config.global_association.k={k}: the memory bank has only {bank_rows:,} rows; lower k"
     )
@@ -149,16 +146,6 @@ def _activation_bytes(setup: TrainingSetup) -> int:
     values += tower.depth * tokens * tower.width
   stored = 1 if config.model.remat else STORED_PER_BLOCK / setup.mesh.shape["tensor"]
   return int(values * stored * jnp.dtype(config.model.dtype).itemsize)
-
-
-def _bytes(tree: Any, layouts: Any) -> int:
-  """Bytes of a tree on one device."""
-  sizes = jax.tree.map(
-    lambda leaf, layout: math.prod(layout.shard_shape(leaf.shape)) * leaf.dtype.itemsize,
-    tree,
-    layouts,
-  )
-  return sum(jax.tree.leaves(sizes))
 
 
 def _gib(num_bytes: float) -> str:

@@ -88,6 +88,7 @@ def train(
     console.parameter_overview(state.params)
     first, is_writing = record["data_position"], jax.process_index() == 0
     writer = run.enter_context(MetricsWriter(setup.workdir, first, active=is_writing))
+    evaluator = evaluate.Evaluator(setup)
 
     if first < setup.total_steps:
       with contextlib.ExitStack() as loop:
@@ -99,7 +100,7 @@ def train(
         loop.enter_context(progress)
         log = closing(StepLog(setup, writer, progress, first))
         profiler = closing(StepProfiler(config, setup.workdir, first, console))
-        save = EvaluateAndSave(setup, checkpoints, writer, console, log, record)
+        save = EvaluateAndSave(setup, evaluator, checkpoints, writer, console, log, record)
 
         for step in range(first + 1, setup.total_steps + 1):
           _announce_losses(setup, step, console)
@@ -123,7 +124,7 @@ def train(
         return None
 
     watching.close()  # everything is saved: from here on, a signal may end the process
-    results = evaluate.report(setup, checkpoints, console)
+    results = evaluate.report(setup, checkpoints, console, evaluator)
     if config.eval.contact_sheet and is_writing:
       sheet = setup.workdir / workdir_lib.CONTACT_SHEET
       writer.write_image(setup.total_steps, "test/contact_sheet", sheet)
@@ -151,19 +152,12 @@ def _restore_or_initialize(
   Returns:
     The training state and the record that checkpoints store with it.
   """
-  abstract = jax.eval_shape(setup_lib.init_state(setup))
-  restored = checkpoints.restore_newest(setup.mesh, abstract)
+  restored = checkpoints.restore_newest(setup.mesh, setup.abstract_state)
   if restored is not None:
     step, state, record = restored
     console.print(f"resuming after step {step:,} of {setup.total_steps:,}")
     return state, record
-  state = train_state.create(setup.mesh, setup_lib.init_state(setup))
-  if setup.config.pretrained:
-    params, unused = setup_lib.load_pretrained(setup, state.params)
-    state = state.replace(params=params)
-    console.print(
-      f"weights from {setup.config.pretrained}; not used: {', '.join(unused) or 'none'}"
-    )
+  state = setup_lib.initial_state(setup, console.print)
   return state, {"data_position": 0, "epoch": 0, "last": {}, "best": {}, "wall_time_seconds": 0.0}
 
 

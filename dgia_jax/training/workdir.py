@@ -137,7 +137,7 @@ def is_claimed(workdir: pathlib.Path | str) -> bool:
 def is_run(path: pathlib.Path | str) -> bool:
   """Whether a path is the working directory of a run, rather than weights in another format."""
   try:
-    return "model" in read_config(path) and "dataset" in read_config(path)
+    return {"model", "dataset"} <= read_config(path).keys()
   except (UserError, OSError):
     return False
 

@@ -1,0 +1,58 @@
+"""The weights that a run starts from: those of another run, or of a CLIP checkpoint."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from dgia_jax import sharding
+from dgia_jax.errors import UserError
+from dgia_jax.models import pretrained
+from dgia_jax.training import checkpoint
+from dgia_jax.training import workdir as workdir_lib
+
+
+def load(
+  source: str,
+  params: Mapping[str, Any],
+  *,
+  image_size: tuple[int, int],
+  mesh: jax.sharding.Mesh,
+) -> tuple[Mapping[str, Any], Sequence[str]]:
+  """Reads parameters onto a mesh.
+
+  Args:
+    source: the folder of a run, or what `pretrained.load_pretrained` takes.
+    params: the initial parameters; the returned ones have the same structure and sharding.
+    image_size: (height, width) in pixels of the model's images.
+    mesh: the mesh.
+
+  Returns:
+    The parameters, and the names of the tensors that the model does not use.
+
+  Raises:
+    UserError: the files cannot be read or do not fit the model.
+  """
+  if workdir_lib.is_run(source):
+    _, loaded = checkpoint.restore_params(source)
+    unused = ()
+    _check_same_shapes(source, loaded, params)
+  else:
+    weights = pretrained.load_pretrained(source, params, image_size=image_size)
+    loaded, unused = weights.params, weights.dropped
+  return sharding.place(loaded, sharding.parameters(mesh, params)), unused
+
+
+def _check_same_shapes(source: str, loaded: Mapping, params: Mapping) -> None:
+  """Raises UserError, naming the parameters, if a run's parameters belong to another model."""
+  shapes = lambda tree: {name: array.shape for name, array in pretrained.flatten(tree).items()}
+  theirs, ours = shapes(loaded), shapes(params)
+  differing = sorted(
+    name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name)
+  )
+  if differing:
+    raise UserError(
+      f"config.pretrained={source} is a run of another model: {', '.join(differing[:4])}"
+      f"{', ...' if len(differing) > 4 else ''} differ; give the same model.name, image size and"
+      " tokenizer, or convert it (python -m dgia_jax.convert) to have its positions resized"
+    )
