@@ -171,6 +171,7 @@ def test_a_signal_to_one_stops_both_after_the_same_step(datasets, tmp_path, numb
   assert "stopped after step" in output(workdir, 0)
   stopped = max(checkpoint.steps_saved(workdir))
   assert f"stopped after step {stopped:,} of" in output(workdir, 0)
+  assert "the state is saved" in output(workdir, 0)
 
 
 def test_both_continue_from_the_checkpoint_before_a_damaged_one(datasets, pair, tmp_path):

@@ -65,12 +65,32 @@ def test_the_shown_results(index, image_folder):
   csv_text, json_text = (
     base64.b64decode(content).decode() for content in re.findall(r'href="data:[^"]*,([^"]*)"', page)
   )
-  paths = [opened.paths[match.row] for match in matches]
-  assert [row["path"] for row in csv.DictReader(io.StringIO(csv_text))] == paths
-  assert [row["path"] for row in json.loads(json_text)] == paths
+  listed = [
+    {"rank": rank, "score": round(match.score, 6), "path": opened.paths[match.row]}
+    for rank, match in enumerate(matches, start=1)
+  ]
+  assert json.loads(json_text) == listed
+  as_text = [{name: str(value) for name, value in row.items()} for row in listed]
+  assert list(csv.DictReader(io.StringIO(csv_text))) == as_text
+  captions = re.findall(r'<span class="rank">(\d+)</span>([\d.-]+)<br>([^<]*)<', page)
+  assert captions == [
+    (str(row["rank"]), f"{match.score:.3f}", row["path"])
+    for row, match in zip(listed, matches, strict=True)
+  ]
   matches[0].path.unlink()
   page = searcher.show(Query("a red coat", top=4))
   assert page.count("<img ") == 3 and "removed since it was indexed" in page
+
+
+def test_large_images_are_reduced(known_run, tmp_path):
+  size = (3 * web_page.HEIGHT, 2 * web_page.HEIGHT)
+  (tmp_path / "images").mkdir()
+  Image.new("RGB", size, "red").save(tmp_path / "images" / "large.png")
+  index_lib.build(Retriever.from_run(known_run), known_run, tmp_path / "images", tmp_path / "i")
+  page = open_searcher(tmp_path / "i")[0].show(Query("red"))
+  (content,) = re.findall(r'src="data:image/jpeg;base64,([^"]*)"', page)
+  with Image.open(io.BytesIO(base64.b64decode(content))) as image:
+    assert image.width <= 2 * web_page.HEIGHT and image.height == web_page.HEIGHT
 
 
 def test_names_of_files_are_text_on_the_page(known_run, tmp_path, rng):
