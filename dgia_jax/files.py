@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one.
+"""Writing files so that a reader never sees half of one, and locks against a second writer.
 
 A file is written under a temporary name beside its destination and renamed when it is complete.
 A crash, a full disk or a kill at any moment leaves the previous file, or none. `OSError` is left
@@ -6,13 +6,43 @@ to the caller, who knows which setting or flag named the path.
 """
 
 import contextlib
+import errno
+import fcntl
 import json
 import math
 import os
 import pathlib
 from collections.abc import Iterator
+from typing import IO
 
 import numpy as np
+
+# What flock says on file systems without locks, such as some network and user-space ones.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+class NoLocksError(OSError):
+  """The file system of a file has no locks."""
+
+
+def lock(file: IO | int, *, wait: bool = False) -> None:
+  """Locks an open file until it is closed in every process that has inherited it.
+
+  Args:
+    file: any open file or its descriptor; its content does not matter.
+    wait: until another process releases the lock.
+
+  Raises:
+    BlockingIOError: another process holds the lock.
+    NoLocksError: the file system has no locks; whether that matters is up to the caller.
+    OSError: the file cannot be locked for another reason.
+  """
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+  except OSError as error:
+    if error.errno in _NO_LOCKS:
+      raise NoLocksError(error.errno, error.strerror) from error
+    raise
 
 
 @contextlib.contextmanager

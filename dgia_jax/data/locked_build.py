@@ -7,8 +7,6 @@ and then find it built.
 """
 
 import contextlib
-import errno
-import fcntl
 import io
 import os
 import pathlib
@@ -21,10 +19,8 @@ from typing import TextIO
 import tensorflow_datasets as tfds
 from absl import logging
 
+from dgia_jax import files
 from dgia_jax.errors import UserError
-
-# What flock says on file systems without locks, such as some network and user-space ones.
-_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
@@ -132,10 +128,8 @@ def _acquire(path: str) -> TextIO:
     with contextlib.suppress(FileNotFoundError):
       lock = open(path, "w")
       try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-      except OSError as error:
-        if error.errno not in _NO_LOCKS:
-          raise
+        files.lock(lock, wait=True)
+      except files.NoLocksError:
         logging.warning(
           "the file system of %s has no locks: do not build this dataset twice at the same time",
           os.path.dirname(path),

@@ -14,7 +14,6 @@ they differ, its content is hashed and decides.
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import os
 import pathlib
@@ -22,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 from jaxtyping import Float
 
 from dgia_jax import files as files_lib
@@ -244,9 +244,13 @@ def _locked(out: pathlib.Path) -> Iterator[None]:
   """Keeps a second process from writing the same index."""
   with (out / ".lock").open("w") as file:
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      files_lib.lock(file)
     except BlockingIOError as error:
       raise UserError(f"--out={out}: another process is writing this index; wait for it") from error
+    except files_lib.NoLocksError:
+      logging.warning(
+        "the file system of %s has no locks: do not write this index twice at the same time", out
+      )
     yield
 
 

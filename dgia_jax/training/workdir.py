@@ -2,8 +2,6 @@
 
 import contextlib
 import datetime
-import errno
-import fcntl
 import json
 import os
 import pathlib
@@ -28,7 +26,6 @@ TOKENIZER = "tokenizer"
 LOCK = ".lock"
 VISIBLE_SECONDS = 90  # within which a network disk shows files that another machine has written
 _PATTERN_CHARACTERS = "*?["  # Orbax reads a path with one of them as a pattern
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 def resolve(workdir: pathlib.Path | str) -> pathlib.Path:
@@ -96,19 +93,19 @@ def locked(workdir: pathlib.Path | str, notify: Callable[[str], None]) -> Iterat
     raise UserError(f"--workdir={workdir}: {path} cannot be written ({error})") from error
   with file:
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      files.lock(file)
     except BlockingIOError as error:
       raise UserError(
         f"--workdir={workdir}: {_holder(path)} is training there; wait until it ends, or choose"
         " another folder"
       ) from error
-    except OSError as error:
-      if error.errno not in _NO_LOCKS:
-        raise UserError(f"--workdir={workdir}: {path} cannot be locked ({error})") from error
+    except files.NoLocksError as error:
       notify(f"{path} cannot be locked here ({error.strerror}): make sure that no other process"
              " trains in this folder")  # fmt: skip
       yield
       return
+    except OSError as error:
+      raise UserError(f"--workdir={workdir}: {path} cannot be locked ({error})") from error
     holder = {
       "pid": os.getpid(),
       "host": socket.gethostname(),

@@ -8,7 +8,6 @@ give every machine its own `--shard`.
 
 import concurrent.futures
 import contextlib
-import fcntl
 import os
 import pathlib
 import shlex
@@ -21,6 +20,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from dgia_jax import files
+from dgia_jax.errors import UserError
 from experiments.paper import runs as runs_lib
 from experiments.paper.runs import ExperimentRun
 
@@ -44,8 +45,12 @@ def train_with_starts(
 ) -> dict[str, str]:
   """Like `train`, for the unfinished runs, after the runs from which they start."""
   problems = train(missing_starts(runs), jobs, print_line)
-  ready = [r for r in missing(runs) if r.start is None or runs_lib.results(r.start) is not None]
-  waiting = {r.title: f"waits for {r.start.title}" for r in missing(runs) if r not in ready}
+  unfinished = missing(runs)
+  starts = missing([run.start for run in unfinished if run.start is not None])
+  folders = {start.folder for start in starts}
+  waits = lambda run: run.start is not None and run.start.folder in folders
+  waiting = {run.title: f"waits for {run.start.title}" for run in unfinished if waits(run)}
+  ready = [run for run in unfinished if not waits(run)]
   return problems | waiting | train(ready, jobs, print_line)
 
 
@@ -156,11 +161,15 @@ def _lock(folder: pathlib.Path) -> Iterator[_Lock]:
   descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
   try:
     try:
-      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+      files.lock(descriptor)
+    except BlockingIOError:
       holder = os.read(descriptor, 200).decode(errors="replace") or "another process"
       yield _Lock(None, holder)
       return
+    except files.NoLocksError:
+      pass  # the shards of the machines must keep them apart
+    except OSError as error:
+      raise UserError(f"{folder / LOCK} cannot be locked ({error})") from error
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"host {socket.gethostname()}, process {os.getpid()}".encode(), 0)
     yield _Lock(descriptor, "")

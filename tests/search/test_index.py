@@ -1,5 +1,7 @@
 """An index gives the results of a plain ranking, resumes, and follows changes of its folder."""
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -159,6 +161,15 @@ def test_two_processes_do_not_write_one_index(retriever, image_folder, tmp_path)
   (tmp_path / "i").mkdir()
   with index_lib._locked(tmp_path / "i"), pytest.raises(UserError, match="another process"):
     index_lib.build(retriever, "run", image_folder, tmp_path / "i")
+
+
+def test_a_file_system_without_locks_gets_a_warning(tmp_path, monkeypatch, caplog):
+  def refuse(*arguments):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+  monkeypatch.setattr(fcntl, "flock", refuse)
+  with index_lib._locked(tmp_path):
+    assert "has no locks" in caplog.text
 
 
 @pytest.mark.parametrize("file_format", ["npy", "parquet", "faiss"])

@@ -1,6 +1,7 @@
 """Training processes: each run is trained once, failures are reported, locked runs are skipped."""
 
 import dataclasses
+import errno
 import fcntl
 import json
 import os
@@ -77,6 +78,16 @@ def test_a_run_locked_by_another_process_is_skipped(tmp_path):
     reasons = launch.train([run], jobs=1, print_line=lambda text: None)
   assert reasons == {run.title: "being trained by host far, process 7"}
   assert launch.train([run], jobs=1, print_line=lambda text: None) == {}
+
+
+def test_a_file_system_without_locks_trains(tmp_path, monkeypatch):
+  def refuse(*arguments):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+  (run,) = make_runs(tmp_path, FINISH)
+  monkeypatch.setattr(fcntl, "flock", refuse)
+  assert launch.train([run], jobs=1, print_line=lambda text: None) == {}
+  assert launch.missing([run]) == []
 
 
 def test_the_training_can_take_its_own_lock_under_the_launchers(tmp_path):
