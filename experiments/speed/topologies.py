@@ -52,7 +52,7 @@ def configure(fields: dict[str, Any]) -> ConfigDict:
   return config
 
 
-def measure_one(case: dict[str, Any]) -> Any:
+def measure_one(case: Sequence[Any]) -> None:
   """Compiles one case in this process; prints the facts as a line of JSON."""
   os.nice(19)
   import jax

@@ -25,7 +25,7 @@ TOKENS = 77
 _QUALITY = 95
 
 
-def embedded(folder: pathlib.Path | str) -> Any:
+def embedded(folder: pathlib.Path) -> Any:
   """The embedded dataset at its own size, few people: a PairTable."""
   few = dict(train_people=PEOPLE, val_people=10, test_people=10)
   builder = datasets.load_builder(
@@ -34,7 +34,7 @@ def embedded(folder: pathlib.Path | str) -> Any:
   return pairs_lib.load_pairs(builder, "train", (64, 32), "bilinear")
 
 
-def stored_jpegs(folder: pathlib.Path | str) -> Any:
+def stored_jpegs(folder: pathlib.Path) -> Any:
   """Drawn people as JPEG files of 384 x 128, built like one's own dataset: a PairTable."""
   images, entries = folder / "images", []
   images.mkdir()

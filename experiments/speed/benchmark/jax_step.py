@@ -188,7 +188,7 @@ class JaxImplementation:
     peaks = [stats["peak_bytes_in_use"] for stats in devices if "peak_bytes_in_use" in stats]
     return max(peaks) if peaks else timing.peak_memory()
 
-  def input_wait(self, steps: int) -> float:
+  def input_wait(self, steps: int) -> dict[str, float]:
     """Trains `steps` steps on batches of the input pipeline, which decodes JPEGs.
 
     Returns:

@@ -97,7 +97,7 @@ def _implementations(asked):
   return [name for name in IMPLEMENTATIONS if name in asked or name == OURS]
 
 
-def check_agreement(outcome: dict[str, Any]) -> None:
+def check_agreement(outcome: dict[str, Any]) -> dict[str, Any]:
   """Returns the comparison; raises RuntimeError when the implementations differ."""
   if not outcome["largest_difference"] < workload_lib.TOLERANCE:
     raise RuntimeError(f"the implementations do not compute the same: {outcome}")

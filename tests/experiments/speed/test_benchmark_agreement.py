@@ -21,6 +21,11 @@ def test_implementations_compute_the_same():
   assert len({round(ours[f"loss_{name}"], 4) for name in ("itc", "local", "global")}) == 3
 
 
+def test_an_agreement_is_handed_on():
+  comparison = {"ours": {"loss_itc": 1.0}, "largest_difference": workload_lib.TOLERANCE / 2}
+  assert suite.check_agreement(comparison) is comparison
+
+
 def test_another_threshold_is_noticed(monkeypatch):
   from experiments.speed.benchmark import agreement
 
