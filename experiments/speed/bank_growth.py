@@ -61,8 +61,8 @@ def make_bank(num_rows: int, dim: int, mesh: Any) -> Any:
   return bank
 
 
-def measure(num_rows: int, dim: int, repeats: int) -> Any:
-  """Times search and update on all devices of this process: one row of the table (a dict)."""
+def measure(num_rows: int, dim: int, repeats: int) -> dict[str, Any]:
+  """Times search and update on all devices of this process: one row of the table."""
   import jax
 
   from dgia_jax import sharding
@@ -122,7 +122,7 @@ def brute_force(
   return np.take_along_axis(scores_BxN, order_BxC, axis=1), order_BxC
 
 
-def check_exact(num_rows: int, mesh: Any = None) -> Any:
+def check_exact(num_rows: int, mesh: Any = None) -> dict[str, Any]:
   """Holds the search against brute force.
 
   Twice: on vectors of +1 and -1, whose cosines are exact in float32 and tie all the time, so rows
@@ -210,7 +210,7 @@ def collect(
   return {"points": points, "left_out": left_out, "checks": checks}
 
 
-def exponents(points: list[dict[str, Any]]) -> Any:
+def exponents(points: list[dict[str, Any]]) -> dict[tuple[int, int], float]:
   """How search time grows, seconds ~ N^e, fitted from 10^5 rows on: {(dim, devices): e}."""
   slopes = {}
   for dim, devices in sorted({(point["dim"], point["devices"]) for point in points}):
@@ -225,7 +225,7 @@ def exponents(points: list[dict[str, Any]]) -> Any:
   return slopes
 
 
-def markdown(results: dict[str, Any]) -> Any:
+def markdown(results: dict[str, Any]) -> list[str]:
   """The report as lines of Markdown."""
   lines = [
     "# Growth of the memory bank", "", "```", results["command"], "```", "",

@@ -65,7 +65,7 @@ def measure_one(case: Sequence[Any]) -> None:
   print(json.dumps(facts))
 
 
-def measure(cases: Sequence[Any], path: pathlib.Path) -> Any:
+def measure(cases: Sequence[Any], path: pathlib.Path) -> dict[str, Any]:
   """Compiles the missing cases, each in its own process; returns {case: facts}."""
   done = json.loads(path.read_text()) if path.exists() else {}
   for case in cases:
@@ -83,7 +83,7 @@ def measure(cases: Sequence[Any], path: pathlib.Path) -> Any:
   return {json.dumps(case): done[json.dumps(case)] for case in cases if json.dumps(case) in done}
 
 
-def table(facts: dict[str, Any]) -> Any:
+def table(facts: dict[str, Any]) -> list[str]:
   """The results as Markdown lines."""
   lines = [
     "# Steps compiled for TPU slices",

@@ -85,7 +85,7 @@ def make_run(workload: Workload) -> TrainingSetup:
   )
 
 
-def fill_bank(bank: Any, rows: Any, mesh: jax.sharding.Mesh) -> Any:
+def fill_bank(bank: memory_bank.Bank, rows: Any, mesh: jax.sharding.Mesh) -> memory_bank.Bank:
   """Writes every pair's row: `rows` is ((N, D) images, (N, D) texts), in host memory."""
   write = jax.jit(functools.partial(memory_bank.update, mesh=mesh), donate_argnums=0)
   for start in range(0, len(rows[0]), _FILL_ROWS):
@@ -95,7 +95,7 @@ def fill_bank(bank: Any, rows: Any, mesh: jax.sharding.Mesh) -> Any:
   return bank
 
 
-def make_state(workload: Workload, run: TrainingSetup) -> Any:
+def make_state(workload: Workload, run: TrainingSetup) -> train_state.TrainState:
   """A state in the first epoch with all losses, its bank filled around the batch's features."""
   state = train_state.create(run.mesh, setup.init_state(run))
   size = workload.config.batch_size
@@ -162,7 +162,7 @@ class JaxImplementation:
     """Frees a part."""
     del self._functions[part]
 
-  def measure(self, part: str, calls: int) -> Any:
+  def measure(self, part: str, calls: int) -> float:
     """Seconds per call, over `calls` calls between two synchronisations."""
     function = self._functions[part]
 
@@ -172,7 +172,7 @@ class JaxImplementation:
 
     return timing.timed(run) / calls
 
-  def profile(self, part: str, calls: int) -> Any:
+  def profile(self, part: str, calls: int) -> dict[str, float]:
     """Seconds per call by kind of kernel, see `device_time.by_kind`; {} without an accelerator."""
     if jax.default_backend() == "cpu":  # whose trace has no kernels, and whose steps take long
       return {}

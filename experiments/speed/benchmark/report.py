@@ -17,7 +17,7 @@ ASSOCIATION_SHARE = 0.01  # of a step, on an accelerator
 MFU_TARGET = 0.5  # on an accelerator whose peak is known
 
 
-def make_tables(results: dict[str, Any]) -> Any:
+def make_tables(results: dict[str, Any]) -> list[Table]:
   """All tables, in reading order."""
   makers = {
     "agreement": _agreement,
@@ -171,7 +171,7 @@ def _input(results):
   return Table("Input", columns, rows, note)
 
 
-def targets(results: dict[str, Any]) -> Any:
+def targets(results: dict[str, Any]) -> list[dict[str, Any]]:
   """Targets and measurements: [{"target", "needed", "measured", "met"}]."""
   entries = []
 
@@ -217,7 +217,7 @@ def _targets(results):
   return Table("Targets", ("", "needed", "measured", "met"), rows)
 
 
-def markdown(results: dict[str, Any]) -> Any:
+def markdown(results: dict[str, Any]) -> str:
   """The whole report."""
   machine, settings = results["machine"], results["settings"]
   lines = ["# Benchmark", "", "```", results["command"], "```", ""]
