@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import psutil
 
+from dgia_jax import files
+
 QUERIES = 64
 COUNT = 4  # the own row and three neighbours
 SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000, 10_000_000)
@@ -273,7 +275,7 @@ def markdown(results: dict[str, Any]) -> list[str]:
 
 
 def draw(points: list[dict[str, Any]], path: pathlib.Path) -> None:
-  """Seconds and temporaries over rows, log-log."""
+  """Writes a PNG: seconds and temporaries over rows, log-log."""
   import matplotlib
 
   matplotlib.use("Agg")  # writes a file, needs no display
@@ -302,7 +304,8 @@ def draw(points: list[dict[str, Any]], path: pathlib.Path) -> None:
   for axis in (left, right):
     axis.legend(fontsize=7)
     axis.grid(alpha=0.3)
-  figure.savefig(path, dpi=130)
+  with files.replacing(path) as partial:
+    figure.savefig(partial, format="png", dpi=130)
   plt.close(figure)
 
 
@@ -335,8 +338,8 @@ def main() -> None:
   print("\n".join(lines))
   if options.out:
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-    options.out.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    files.write_text(options.out.with_suffix(".json"), json.dumps(results, indent=1) + "\n")
+    files.write_text(options.out.with_suffix(".md"), "\n".join(lines) + "\n")
     draw(results["points"], options.out.with_suffix(".png"))
 
 

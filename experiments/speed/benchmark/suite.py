@@ -82,7 +82,7 @@ def main(options: Any) -> None:
     table.show(console)
   if options.out:
     out = pathlib.Path(options.out)
-    out.with_suffix(".md").write_text(report.markdown(results), encoding="utf-8")
+    files.write_text(out.with_suffix(".md"), report.markdown(results))
     console.print(f"wrote {out.with_suffix('.json')} and {out.with_suffix('.md')}")
 
 
