@@ -49,17 +49,17 @@ def make_bank(num_rows: int, dim: int, mesh: Any) -> Any:
   layouts = jax.tree.map(lambda _: layout, jax.eval_shape(create))
   bank = jax.jit(create, out_shardings=layouts)()
 
-  def write(bank, base_RxD, start):
-    rows_RxD = jnp.roll(base_RxD, start // chunk, axis=1)
+  def write(bank, base_BxD, start):
+    rows_BxD = jnp.roll(base_BxD, start // chunk, axis=1)
     index = start + jnp.arange(chunk)
     index = jnp.where(index < num_rows, index, -1)
-    return memory_bank.update(bank, index, index, rows_RxD, -rows_RxD, jnp.ones(chunk), mesh=mesh)
+    return memory_bank.update(bank, index, index, rows_BxD, -rows_BxD, jnp.ones(chunk), mesh=mesh)
 
   write = jax.jit(write, donate_argnums=0, out_shardings=layouts)
-  base_RxD = jax.random.normal(jax.random.key(0), (chunk, dim))
+  base_BxD = jax.random.normal(jax.random.key(0), (chunk, dim))
   for start in range(0, num_rows, chunk):
     # One at a time: chunks under way at once would need several times the bank's memory.
-    bank = jax.block_until_ready(write(bank, base_RxD, start))
+    bank = jax.block_until_ready(write(bank, base_BxD, start))
   return bank
 
 
@@ -116,12 +116,12 @@ def measure(num_rows: int, dim: int, repeats: int) -> dict[str, Any]:
 
 
 def brute_force(
-  queries_BxD: np.ndarray, rows_NxD: np.ndarray, count: int
+  queries_QxD: np.ndarray, rows_NxD: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """The best rows of every query by one whole product and a stable sort: scores and rows."""
-  scores_BxN = queries_BxD @ rows_NxD.T
-  order_BxC = np.argsort(-scores_BxN, axis=1, kind="stable")[:, :count]
-  return np.take_along_axis(scores_BxN, order_BxC, axis=1), order_BxC
+  scores_QxN = queries_QxD @ rows_NxD.T
+  order_QxC = np.argsort(-scores_QxN, axis=1, kind="stable")[:, :count]
+  return np.take_along_axis(scores_QxN, order_QxC, axis=1), order_QxC
 
 
 def check_exact(num_rows: int, mesh: Any = None) -> dict[str, Any]:
@@ -150,21 +150,21 @@ def check_exact(num_rows: int, mesh: Any = None) -> dict[str, Any]:
     lambda queries, rows, norms: memory_bank.nearest((queries,), ((rows, norms),), COUNT, mesh=mesh)
   )
 
-  def both(queries_BxD, rows_NxD, norms_N):
+  def search_both_ways(queries_QxD, rows_NxD, norms_N):
     padded = memory_bank.padded_rows(num_rows) - num_rows
     rows = jax.device_put(np.pad(rows_NxD, ((0, padded), (0, 0))), sharding.bank_rows(mesh))
     norms = jax.device_put(np.pad(norms_N, (0, padded)), sharding.bank_rows(mesh))
     unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
-    nearest = jax.device_get(search(queries_BxD, rows, norms))
-    return nearest, brute_force(unit(queries_BxD), unit(rows_NxD), COUNT + 1)
+    nearest = jax.device_get(search(queries_QxD, rows, norms))
+    return nearest, brute_force(unit(queries_QxD), unit(rows_NxD), COUNT + 1)
 
   signs = lambda count: random.choice(np.array([-1, 1], np.float32), (count, EXACT_DIM))
   exact_norm = np.full(num_rows, EXACT_DIM**-0.5, np.float32)
-  (scores, rows), (best, order) = both(signs(QUERIES), signs(num_rows), exact_norm)
+  (scores, rows), (best, order) = search_both_ways(signs(QUERIES), signs(num_rows), exact_norm)
   normal = lambda count: random.standard_normal((count, EXACT_DIM), np.float32)
   drawn = normal(num_rows)
   norms = (1 / np.linalg.norm(drawn, axis=1)).astype(np.float32)
-  (near_scores, near), (near_best, near_order) = both(normal(QUERIES), drawn, norms)
+  (near_scores, near), (near_best, near_order) = search_both_ways(normal(QUERIES), drawn, norms)
   return {
     "rows": num_rows,
     "devices": mesh.size,

@@ -181,9 +181,9 @@ def targets(results: dict[str, Any]) -> list[dict[str, Any]]:
   accelerator = results["machine"]["platform"] != "cpu"
   step = results.get("step", {}).get("implementations", {})
   ours = step.get("ours")
-  for name, theirs in step.items():
+  for name, implementation in step.items():
     if name != "ours":
-      times = ratio(theirs["seconds"], ours["seconds"])
+      times = ratio(implementation["seconds"], ours["seconds"])
       add(f"full step against {name}", f"at least {STEP_TARGET:g} x", f"{times:.2f} x",
           times >= STEP_TARGET)  # fmt: skip
   if "association" in results:

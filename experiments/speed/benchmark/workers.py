@@ -30,12 +30,12 @@ class Worker:
 
   def __init__(self, module: str, name: str, *arguments: Any, cores: int = 0):
     context = multiprocessing.get_context("spawn")
-    self._pipe, theirs = context.Pipe()
+    self._pipe, worker_pipe = context.Pipe()
     self._process = context.Process(
-      target=_serve, args=(theirs, module, name, arguments, cores), daemon=False
+      target=_serve, args=(worker_pipe, module, name, arguments, cores), daemon=False
     )
     self._process.start()
-    theirs.close()
+    worker_pipe.close()
     self._name = name
     self._receive()
 
