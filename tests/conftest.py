@@ -31,7 +31,13 @@ import jaxtyping  # noqa: E402
 
 import tests.helpers.typecheck  # noqa: E402, F401  (the hook looks it up by name)
 
-CHECKED = ["dgia_jax", "experiments.paper", "experiments.oracle", "experiments.run"]
+CHECKED = [
+  "dgia_jax",
+  "experiments.paper",
+  "experiments.oracle",
+  "experiments.speed",
+  "experiments.run",
+]
 jaxtyping.install_import_hook(CHECKED, "tests.helpers.typecheck.check")
 
 import jax  # noqa: E402

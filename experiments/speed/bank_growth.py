@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import psutil
 
+from dgia_jax import files
+
 QUERIES = 64
 COUNT = 4  # the own row and three neighbours
 SIZES = (10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000, 10_000_000)
@@ -47,22 +49,22 @@ def make_bank(num_rows: int, dim: int, mesh: Any) -> Any:
   layouts = jax.tree.map(lambda _: layout, jax.eval_shape(create))
   bank = jax.jit(create, out_shardings=layouts)()
 
-  def write(bank, base_RxD, start):
-    rows_RxD = jnp.roll(base_RxD, start // chunk, axis=1)
+  def write(bank, base_BxD, start):
+    rows_BxD = jnp.roll(base_BxD, start // chunk, axis=1)
     index = start + jnp.arange(chunk)
     index = jnp.where(index < num_rows, index, -1)
-    return memory_bank.update(bank, index, index, rows_RxD, -rows_RxD, jnp.ones(chunk), mesh=mesh)
+    return memory_bank.update(bank, index, index, rows_BxD, -rows_BxD, jnp.ones(chunk), mesh=mesh)
 
   write = jax.jit(write, donate_argnums=0, out_shardings=layouts)
-  base_RxD = jax.random.normal(jax.random.key(0), (chunk, dim))
+  base_BxD = jax.random.normal(jax.random.key(0), (chunk, dim))
   for start in range(0, num_rows, chunk):
     # One at a time: chunks under way at once would need several times the bank's memory.
-    bank = jax.block_until_ready(write(bank, base_RxD, start))
+    bank = jax.block_until_ready(write(bank, base_BxD, start))
   return bank
 
 
-def measure(num_rows: int, dim: int, repeats: int) -> Any:
-  """Times search and update on all devices of this process: one row of the table (a dict)."""
+def measure(num_rows: int, dim: int, repeats: int) -> dict[str, Any]:
+  """Times search and update on all devices of this process: one row of the table."""
   import jax
 
   from dgia_jax import sharding
@@ -114,15 +116,15 @@ def measure(num_rows: int, dim: int, repeats: int) -> Any:
 
 
 def brute_force(
-  queries_BxD: np.ndarray, rows_NxD: np.ndarray, count: int
+  queries_QxD: np.ndarray, rows_NxD: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """The best rows of every query by one whole product and a stable sort: scores and rows."""
-  scores_BxN = queries_BxD @ rows_NxD.T
-  order_BxC = np.argsort(-scores_BxN, axis=1, kind="stable")[:, :count]
-  return np.take_along_axis(scores_BxN, order_BxC, axis=1), order_BxC
+  scores_QxN = queries_QxD @ rows_NxD.T
+  order_QxC = np.argsort(-scores_QxN, axis=1, kind="stable")[:, :count]
+  return np.take_along_axis(scores_QxN, order_QxC, axis=1), order_QxC
 
 
-def check_exact(num_rows: int, mesh: Any = None) -> Any:
+def check_exact(num_rows: int, mesh: Any = None) -> dict[str, Any]:
   """Holds the search against brute force.
 
   Twice: on vectors of +1 and -1, whose cosines are exact in float32 and tie all the time, so rows
@@ -148,21 +150,21 @@ def check_exact(num_rows: int, mesh: Any = None) -> Any:
     lambda queries, rows, norms: memory_bank.nearest((queries,), ((rows, norms),), COUNT, mesh=mesh)
   )
 
-  def both(queries_BxD, rows_NxD, norms_N):
+  def search_both_ways(queries_QxD, rows_NxD, norms_N):
     padded = memory_bank.padded_rows(num_rows) - num_rows
     rows = jax.device_put(np.pad(rows_NxD, ((0, padded), (0, 0))), sharding.bank_rows(mesh))
     norms = jax.device_put(np.pad(norms_N, (0, padded)), sharding.bank_rows(mesh))
     unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
-    nearest = jax.device_get(search(queries_BxD, rows, norms))
-    return nearest, brute_force(unit(queries_BxD), unit(rows_NxD), COUNT + 1)
+    nearest = jax.device_get(search(queries_QxD, rows, norms))
+    return nearest, brute_force(unit(queries_QxD), unit(rows_NxD), COUNT + 1)
 
   signs = lambda count: random.choice(np.array([-1, 1], np.float32), (count, EXACT_DIM))
   exact_norm = np.full(num_rows, EXACT_DIM**-0.5, np.float32)
-  (scores, rows), (best, order) = both(signs(QUERIES), signs(num_rows), exact_norm)
+  (scores, rows), (best, order) = search_both_ways(signs(QUERIES), signs(num_rows), exact_norm)
   normal = lambda count: random.standard_normal((count, EXACT_DIM), np.float32)
   drawn = normal(num_rows)
   norms = (1 / np.linalg.norm(drawn, axis=1)).astype(np.float32)
-  (near_scores, near), (near_best, near_order) = both(normal(QUERIES), drawn, norms)
+  (near_scores, near), (near_best, near_order) = search_both_ways(normal(QUERIES), drawn, norms)
   return {
     "rows": num_rows,
     "devices": mesh.size,
@@ -210,7 +212,7 @@ def collect(
   return {"points": points, "left_out": left_out, "checks": checks}
 
 
-def exponents(points: list[dict[str, Any]]) -> Any:
+def exponents(points: list[dict[str, Any]]) -> dict[tuple[int, int], float]:
   """How search time grows, seconds ~ N^e, fitted from 10^5 rows on: {(dim, devices): e}."""
   slopes = {}
   for dim, devices in sorted({(point["dim"], point["devices"]) for point in points}):
@@ -225,7 +227,7 @@ def exponents(points: list[dict[str, Any]]) -> Any:
   return slopes
 
 
-def markdown(results: dict[str, Any]) -> Any:
+def markdown(results: dict[str, Any]) -> list[str]:
   """The report as lines of Markdown."""
   lines = [
     "# Growth of the memory bank", "", "```", results["command"], "```", "",
@@ -273,7 +275,7 @@ def markdown(results: dict[str, Any]) -> Any:
 
 
 def draw(points: list[dict[str, Any]], path: pathlib.Path) -> None:
-  """Seconds and temporaries over rows, log-log."""
+  """Writes a PNG: seconds and temporaries over rows, log-log."""
   import matplotlib
 
   matplotlib.use("Agg")  # writes a file, needs no display
@@ -302,7 +304,8 @@ def draw(points: list[dict[str, Any]], path: pathlib.Path) -> None:
   for axis in (left, right):
     axis.legend(fontsize=7)
     axis.grid(alpha=0.3)
-  figure.savefig(path, dpi=130)
+  with files.replacing(path) as partial:
+    figure.savefig(partial, format="png", dpi=130)
   plt.close(figure)
 
 
@@ -335,8 +338,8 @@ def main() -> None:
   print("\n".join(lines))
   if options.out:
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-    options.out.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    files.write_text(options.out.with_suffix(".json"), json.dumps(results, indent=1) + "\n")
+    files.write_text(options.out.with_suffix(".md"), "\n".join(lines) + "\n")
     draw(results["points"], options.out.with_suffix(".png"))
 
 

@@ -18,6 +18,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from dgia_jax import files
+
 GIB, MIB = 2**30, 2**20
 BASE = {"model.remat": True}
 LARGE = {"model.name": "vit_l_14", "dataset.image_size": [378, 126]}
@@ -52,7 +54,7 @@ def configure(fields: dict[str, Any]) -> ConfigDict:
   return config
 
 
-def measure_one(case: dict[str, Any]) -> Any:
+def measure_one(case: Sequence[Any]) -> None:
   """Compiles one case in this process; prints the facts as a line of JSON."""
   os.nice(19)
   import jax
@@ -65,7 +67,7 @@ def measure_one(case: dict[str, Any]) -> Any:
   print(json.dumps(facts))
 
 
-def measure(cases: Sequence[Any], path: pathlib.Path) -> Any:
+def measure(cases: Sequence[Any], path: pathlib.Path) -> dict[str, Any]:
   """Compiles the missing cases, each in its own process; returns {case: facts}."""
   done = json.loads(path.read_text()) if path.exists() else {}
   for case in cases:
@@ -78,12 +80,12 @@ def measure(cases: Sequence[Any], path: pathlib.Path) -> Any:
       print(f"{key}: failed\n{result.stderr[-2000:]}", file=sys.stderr, flush=True)
       continue
     done[key] = json.loads(result.stdout.strip().splitlines()[-1])
-    path.write_text(json.dumps(done, indent=1) + "\n")
+    files.write_text(path, json.dumps(done, indent=1) + "\n")
     print(f"{key}: {done[key]['compile_seconds']} s, fits: {done[key]['fits']}", flush=True)
   return {json.dumps(case): done[json.dumps(case)] for case in cases if json.dumps(case) in done}
 
 
-def table(facts: dict[str, Any]) -> Any:
+def table(facts: dict[str, Any]) -> list[str]:
   """The results as Markdown lines."""
   lines = [
     "# Steps compiled for TPU slices",
@@ -137,7 +139,7 @@ def main() -> None:
   if not options.out:
     parser.error("--out is missing")
   lines = table(measure(CASES, options.out.with_suffix(".json")))
-  options.out.with_suffix(".md").write_text("\n".join(lines) + "\n")
+  files.write_text(options.out.with_suffix(".md"), "\n".join(lines) + "\n")
   print("\n".join(lines))
 
 

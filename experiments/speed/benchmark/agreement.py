@@ -12,7 +12,7 @@ import torch
 from dgia_jax import sharding
 from dgia_jax.method import compilation
 from dgia_jax.method import views as views_lib
-from dgia_jax.training import setup
+from dgia_jax.training import setup as setup_lib
 from experiments.speed.benchmark import jax_step, torch_association, torch_step
 from experiments.speed.benchmark import workload as workload_lib
 from experiments.speed.benchmark.workload import Workload
@@ -52,19 +52,19 @@ def compare(workload: Workload) -> dict[str, Any]:
   for way in torch_association.WAYS:
     outcomes[f"torch {way}"] = _torch_step(workload, start, way)
   difference = max(
-    abs(theirs[name] - value) / max(abs(value), 1e-6)
+    abs(outcome[name] - value) / max(abs(value), 1e-6)
     for name, value in ours.items()
-    for theirs in outcomes.values()
+    for outcome in outcomes.values()
   )
   return {**outcomes, "largest_difference": difference}
 
 
 def _our_step(workload: Workload) -> tuple[dict[str, float], tuple]:
   """Outcome of our step, and its inputs in host memory."""
-  run = jax_step.make_run(workload)
-  config, state = run.config, jax_step.make_state(workload, run)
+  setup = jax_step.make_setup(workload)
+  config, state = setup.config, jax_step.make_state(workload, setup)
   batch = sharding.global_batch(
-    run.mesh, workload_lib.batch(workload, config.batch_size), config.batch_size
+    setup.mesh, workload_lib.batch(workload, config.batch_size), config.batch_size
   )
   key = jax.random.fold_in(jax.random.key(config.seed), state.step)
   views = views_lib.two_views(
@@ -77,7 +77,7 @@ def _our_step(workload: Workload) -> tuple[dict[str, float], tuple]:
   )
   before = jax.device_get((state.params, (state.bank.image, state.bank.text)))
   start = (*before, jax.device_get((*views, batch["index"])))
-  compiled = compilation.compile_step(setup.create_step(run), run.mesh, state, batch)
+  compiled = compilation.compile_step(setup_lib.create_step(setup), setup.mesh, state, batch)
   state, report = compiled(state, batch)
   after = jax.device_get((state.params, (state.bank.image, state.bank.text)))
   metrics = {name: float(value) for name, value in report.metrics.items()}
@@ -125,10 +125,10 @@ def _torch_step(workload: Workload, start: tuple, way: str) -> dict[str, float]:
   }
 
 
-def _distance(ours: Sequence, theirs: Sequence) -> float:
+def _distance(first: Sequence, second: Sequence) -> float:
   """Euclidean norm of the difference of two lists of arrays."""
   squares = [
     float(np.sum(np.square(np.asarray(a, np.float64) - np.asarray(b, np.float64))))
-    for a, b in zip(ours, theirs, strict=True)
+    for a, b in zip(first, second, strict=True)
   ]
   return float(np.sqrt(sum(squares)))

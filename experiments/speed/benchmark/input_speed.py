@@ -25,8 +25,8 @@ TOKENS = 77
 _QUALITY = 95
 
 
-def embedded(folder: pathlib.Path | str) -> Any:
-  """The embedded dataset at its own size, few people: a PairTable."""
+def embedded(folder: pathlib.Path) -> PairTable:
+  """The embedded dataset at its own size, few people."""
   few = dict(train_people=PEOPLE, val_people=10, test_people=10)
   builder = datasets.load_builder(
     "synth_pedes", image_size=(64, 32), data_dir=str(folder / "embedded"), **few
@@ -34,8 +34,8 @@ def embedded(folder: pathlib.Path | str) -> Any:
   return pairs_lib.load_pairs(builder, "train", (64, 32), "bilinear")
 
 
-def stored_jpegs(folder: pathlib.Path | str) -> Any:
-  """Drawn people as JPEG files of 384 x 128, built like one's own dataset: a PairTable."""
+def stored_jpegs(folder: pathlib.Path) -> PairTable:
+  """Drawn people as JPEG files of 384 x 128, built like one's own dataset."""
   images, entries = folder / "images", []
   images.mkdir()
   settings = Settings().replace(height=LARGE[0], width=LARGE[1])
@@ -112,8 +112,8 @@ def _processor_seconds():
   return total
 
 
-def measure(workers: Sequence[int], seconds: float) -> Any:
-  """All datasets with all numbers of workers: a list of rows (dicts)."""
+def measure(workers: Sequence[int], seconds: float) -> list[dict[str, Any]]:
+  """All datasets with all numbers of workers: a list of rows."""
   rows = []
   with tempfile.TemporaryDirectory() as folder:
     for name, draw in DATASETS.items():

@@ -24,7 +24,8 @@ from dgia_jax.method import compilation, memory_bank, train_state
 from dgia_jax.method import views as views_lib
 from dgia_jax.models import dual_encoder
 from dgia_jax.models import pixels as pixels_lib
-from dgia_jax.training import setup, train
+from dgia_jax.training import setup as setup_lib
+from dgia_jax.training import train
 from dgia_jax.training.setup import TrainingSetup
 from experiments.speed.benchmark import device_time, timing
 from experiments.speed.benchmark import workload as workload_lib
@@ -61,7 +62,7 @@ class _StoredImages(Sequence):
     return np.asarray(Image.open(io.BytesIO(self._encoded[image % len(self._encoded)])))
 
 
-def make_run(workload: Workload) -> TrainingSetup:
+def make_setup(workload: Workload) -> TrainingSetup:
   """The setup of the workload's config on made-up pairs."""
   config = workload.config
   image_of_pair_N = np.arange(workload.num_pairs, dtype=np.int32) // 2
@@ -74,18 +75,18 @@ def make_run(workload: Workload) -> TrainingSetup:
   )
   vocabulary = _Vocabulary(config.tokenizer.vocab_size, workload.mask_id)
   mesh = sharding.create_mesh(**config.mesh)
-  return setup.TrainingSetup(
+  return TrainingSetup(
     config=config,
     workdir=None,
     mesh=mesh,
     splits={"train": pairs},
     tokenizer=vocabulary,
-    graphdef=setup.abstract_graph(config, vocabulary.vocab_size, mesh),
-    optimizer=setup.create_optimizer(config, workload.steps_per_epoch),
+    graphdef=setup_lib.abstract_graph(config, vocabulary.vocab_size, mesh),
+    optimizer=setup_lib.create_optimizer(config, workload.steps_per_epoch),
   )
 
 
-def fill_bank(bank: Any, rows: Any, mesh: jax.sharding.Mesh) -> Any:
+def fill_bank(bank: memory_bank.Bank, rows: Any, mesh: jax.sharding.Mesh) -> memory_bank.Bank:
   """Writes every pair's row: `rows` is ((N, D) images, (N, D) texts), in host memory."""
   write = jax.jit(functools.partial(memory_bank.update, mesh=mesh), donate_argnums=0)
   for start in range(0, len(rows[0]), _FILL_ROWS):
@@ -95,11 +96,11 @@ def fill_bank(bank: Any, rows: Any, mesh: jax.sharding.Mesh) -> Any:
   return bank
 
 
-def make_state(workload: Workload, run: TrainingSetup) -> Any:
+def make_state(workload: Workload, setup: TrainingSetup) -> train_state.TrainState:
   """A state in the first epoch with all losses, its bank filled around the batch's features."""
-  state = train_state.create(run.mesh, setup.init_state(run))
+  state = train_state.create(setup.mesh, setup_lib.init_state(setup))
   size = workload.config.batch_size
-  batch = sharding.global_batch(run.mesh, workload_lib.batch(workload, size), size)
+  batch = sharding.global_batch(setup.mesh, workload_lib.batch(workload, size), size)
 
   @jax.jit
   def encode(params, batch):
@@ -108,16 +109,16 @@ def make_state(workload: Workload, run: TrainingSetup) -> Any:
       key,
       batch["image"],
       batch["tokens"],
-      settings=run.config.augment,
+      settings=setup.config.augment,
       mask_id=workload.mask_id,
       distorted=True,
     )
-    return run.encode(params, pixels[:, 0], tokens[:, 0])
+    return setup.encode(params, pixels[:, 0], tokens[:, 0])
 
   features = jax.device_get(encode(state.params, batch))
   rows = [workload_lib.bank(feature, workload.num_pairs) for feature in features]
   return state.replace(
-    step=_first_step(workload, run.mesh), bank=fill_bank(state.bank, rows, run.mesh)
+    step=_first_step(workload, setup.mesh), bank=fill_bank(state.bank, rows, setup.mesh)
   )
 
 
@@ -137,7 +138,7 @@ class JaxImplementation:
   def __init__(self, workload, threads):
     del threads
     self._workload, self._config = workload, workload.config
-    self._run = make_run(workload)
+    self._setup = make_setup(workload)
     self._functions = {}
 
   def describe(self) -> dict[str, Any]:
@@ -162,7 +163,7 @@ class JaxImplementation:
     """Frees a part."""
     del self._functions[part]
 
-  def measure(self, part: str, calls: int) -> Any:
+  def measure(self, part: str, calls: int) -> float:
     """Seconds per call, over `calls` calls between two synchronisations."""
     function = self._functions[part]
 
@@ -172,7 +173,7 @@ class JaxImplementation:
 
     return timing.timed(run) / calls
 
-  def profile(self, part: str, calls: int) -> Any:
+  def profile(self, part: str, calls: int) -> dict[str, float]:
     """Seconds per call by kind of kernel, see `device_time.by_kind`; {} without an accelerator."""
     if jax.default_backend() == "cpu":  # whose trace has no kernels, and whose steps take long
       return {}
@@ -188,29 +189,29 @@ class JaxImplementation:
     peaks = [stats["peak_bytes_in_use"] for stats in devices if "peak_bytes_in_use" in stats]
     return max(peaks) if peaks else timing.peak_memory()
 
-  def input_wait(self, steps: int) -> float:
+  def input_wait(self, steps: int) -> dict[str, float]:
     """Trains `steps` steps on batches of the input pipeline, which decodes JPEGs.
 
     Returns:
       {"seconds": per step, "wait": seconds per step in which the step waited for its batch}.
     """
-    random, run, size = np.random.default_rng(0), self._run, self._config.batch_size
+    random, setup, size = np.random.default_rng(0), self._setup, self._config.batch_size
     few = workload_lib.tokens(self._workload, 256, random)
     tokens_NxL = few[random.integers(0, len(few), self._workload.num_pairs)]
 
     def on_device():
       batches = batches_lib.train_batches(
-        run.train_pairs,
+        setup.train_pairs,
         tokens_NxL,
         batch_size=size,
         seed=0,
         num_epochs=1 + -(-steps // self._workload.steps_per_epoch),
         workers=self._config.dataset.workers,
-        rows=sharding.batch_rows(run.mesh, size),
+        rows=sharding.batch_rows(setup.mesh, size),
       )
       with contextlib.closing(batches):
         for batch in batches:
-          yield sharding.global_batch(run.mesh, batch, size)
+          yield sharding.global_batch(setup.mesh, batch, size)
 
     # As in training: the next batches are on their way while a step is computed, and the host runs
     # one step ahead of the device.
@@ -229,13 +230,13 @@ class JaxImplementation:
     return {"seconds": seconds / steps, "wait": waited / steps}
 
   def _batch(self, size):
-    return sharding.global_batch(self._run.mesh, workload_lib.batch(self._workload, size), size)
+    return sharding.global_batch(self._setup.mesh, workload_lib.batch(self._workload, size), size)
 
   def _make_step(self, _):
-    run, batch = self._run, self._batch(self._config.batch_size)
-    state = [make_state(self._workload, run)]
+    setup, batch = self._setup, self._batch(self._config.batch_size)
+    state = [make_state(self._workload, setup)]
     start = time.perf_counter()
-    compiled = compilation.compile_step(setup.create_step(run), run.mesh, state[0], batch)
+    compiled = compilation.compile_step(setup_lib.create_step(setup), setup.mesh, state[0], batch)
     facts = {"compile": time.perf_counter() - start, **memory_facts(compiled)}
 
     def step(wait=True, batch=batch):
@@ -253,7 +254,7 @@ class JaxImplementation:
 
   def _association(self, size):
     """The step itself with features in the place of parameters, and no encoders."""
-    workload, mesh = self._workload, self._run.mesh
+    workload, mesh = self._workload, self._setup.mesh
     dim = dual_encoder.SIZES[self._config.model.name].feature_width
     views = [workload_lib.features(size, dim, seed) for seed in (0, 1)]
     # (2B, D): the views of a pair are neighbours, as `views.encode_views` has them.
@@ -269,7 +270,7 @@ class JaxImplementation:
       state.replace(step=_first_step(workload, mesh), bank=fill_bank(state.bank, rows, mesh))
     ]
     step = functools.partial(
-      setup.create_step(self._run),
+      setup_lib.create_step(self._setup),
       encode=lambda params, pixels, _: tuple(params[kind][: len(pixels)] for kind in features),
       optimizer=optax.set_to_zero(),
     )
@@ -304,15 +305,15 @@ class JaxImplementation:
     inputs = scaled(batch["image"]) if kind == "image" else batch["tokens"]
 
     def total(tower_params, others, inputs):
-      model = nnx.merge(self._run.graphdef, {**others, kind: tower_params})
+      model = nnx.merge(self._setup.graphdef, {**others, kind: tower_params})
       return jnp.sum({"image": model.encode_image, "text": model.encode_text}[kind](inputs))
 
     others = {name: tree for name, tree in params.items() if name != kind}
     return _caller(jax.jit(jax.grad(total)), params[kind], others, inputs), {}
 
   def _make_optimiser(self, _):
-    optimizer = self._run.optimizer
-    state = train_state.create(self._run.mesh, setup.init_state(self._run))
+    optimizer = self._setup.optimizer
+    state = train_state.create(self._setup.mesh, setup_lib.init_state(self._setup))
     gradient = jax.tree.map(lambda leaf: jnp.full_like(leaf, 1e-3), state.params)
     state = [(state.params, state.opt_state)]
     layouts = jax.tree.map(lambda leaf: leaf.sharding, state[0])
@@ -334,7 +335,7 @@ class JaxImplementation:
     return _caller(jax.jit(jnp.matmul), a, a), {}
 
   def _params(self):
-    return train_state.create(self._run.mesh, setup.init_state(self._run)).params
+    return train_state.create(self._setup.mesh, setup_lib.init_state(self._setup)).params
 
 
 def _caller(function, *arguments):

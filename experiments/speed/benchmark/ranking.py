@@ -16,7 +16,7 @@ SIZES = {"6156x3074": (6156, 3074), "20000x20000": (20000, 20000)}
 TORCH_BYTES_PER_ENTRY = 44
 
 
-def data(size: tuple[int, int], dim: int = DIM) -> Any:
+def data(size: tuple[int, int], dim: int = DIM) -> tuple[np.ndarray, ...]:
   """Features and identities of queries and gallery: (Q, D), (G, D), (Q,), (G,)."""
   random, (queries, items) = np.random.default_rng(0), size
   persons = min(PERSONS, items)
@@ -78,7 +78,7 @@ class Ranking:
     before = timing.peak_memory()
     return {"metrics": self._rank(*self._data), "before": before}
 
-  def measure(self, part: str, calls: int) -> Any:
+  def measure(self, part: str, calls: int) -> float:
     """Seconds per ranking."""
     del part
     return timing.timed(lambda: [self._rank(*self._data) for _ in range(calls)]) / calls

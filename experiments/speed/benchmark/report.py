@@ -17,7 +17,7 @@ ASSOCIATION_SHARE = 0.01  # of a step, on an accelerator
 MFU_TARGET = 0.5  # on an accelerator whose peak is known
 
 
-def make_tables(results: dict[str, Any]) -> Any:
+def make_tables(results: dict[str, Any]) -> list[Table]:
   """All tables, in reading order."""
   makers = {
     "agreement": _agreement,
@@ -171,7 +171,7 @@ def _input(results):
   return Table("Input", columns, rows, note)
 
 
-def targets(results: dict[str, Any]) -> Any:
+def targets(results: dict[str, Any]) -> list[dict[str, Any]]:
   """Targets and measurements: [{"target", "needed", "measured", "met"}]."""
   entries = []
 
@@ -181,9 +181,9 @@ def targets(results: dict[str, Any]) -> Any:
   accelerator = results["machine"]["platform"] != "cpu"
   step = results.get("step", {}).get("implementations", {})
   ours = step.get("ours")
-  for name, theirs in step.items():
+  for name, implementation in step.items():
     if name != "ours":
-      times = ratio(theirs["seconds"], ours["seconds"])
+      times = ratio(implementation["seconds"], ours["seconds"])
       add(f"full step against {name}", f"at least {STEP_TARGET:g} x", f"{times:.2f} x",
           times >= STEP_TARGET)  # fmt: skip
   if "association" in results:
@@ -217,7 +217,7 @@ def _targets(results):
   return Table("Targets", ("", "needed", "measured", "met"), rows)
 
 
-def markdown(results: dict[str, Any]) -> Any:
+def markdown(results: dict[str, Any]) -> str:
   """The whole report."""
   machine, settings = results["machine"], results["settings"]
   lines = ["# Benchmark", "", "```", results["command"], "```", ""]

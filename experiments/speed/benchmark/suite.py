@@ -82,7 +82,7 @@ def main(options: Any) -> None:
     table.show(console)
   if options.out:
     out = pathlib.Path(options.out)
-    out.with_suffix(".md").write_text(report.markdown(results), encoding="utf-8")
+    files.write_text(out.with_suffix(".md"), report.markdown(results))
     console.print(f"wrote {out.with_suffix('.json')} and {out.with_suffix('.md')}")
 
 
@@ -97,7 +97,7 @@ def _implementations(asked):
   return [name for name in IMPLEMENTATIONS if name in asked or name == OURS]
 
 
-def check_agreement(outcome: dict[str, Any]) -> None:
+def check_agreement(outcome: dict[str, Any]) -> dict[str, Any]:
   """Returns the comparison; raises RuntimeError when the implementations differ."""
   if not outcome["largest_difference"] < workload_lib.TOLERANCE:
     raise RuntimeError(f"the implementations do not compute the same: {outcome}")

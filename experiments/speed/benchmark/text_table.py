@@ -62,6 +62,6 @@ def gigabytes(count: float) -> str:
   return f"{count / 1e9:,.2f} GB"
 
 
-def ratio(theirs: Mapping[str, float], ours: Mapping[str, float]) -> float:
+def ratio(other: Mapping[str, float], ours: Mapping[str, float]) -> float:
   """How many times faster ours is, from two summaries."""
-  return theirs["median"] / ours["median"]
+  return other["median"] / ours["median"]

@@ -69,7 +69,7 @@ def local_labels_loops(
 @torch.no_grad()
 def extended_vectorised(
   images: torch.Tensor, image_bank: torch.Tensor, k: int, threshold: float
-) -> Any:
+) -> tuple[torch.Tensor, torch.Tensor]:
   """What the anchors mine, and the labels of the batch extended by it.
 
   Returns:
@@ -89,7 +89,9 @@ def extended_vectorised(
 
 
 @torch.no_grad()
-def extended_loops(images: torch.Tensor, image_bank: torch.Tensor, k: int, threshold: float) -> Any:
+def extended_loops(
+  images: torch.Tensor, image_bank: torch.Tensor, k: int, threshold: float
+) -> tuple[torch.Tensor, torch.Tensor]:
   """As `extended_vectorised`, anchor by anchor."""
   scores = cosine(images, image_bank)
   mined, groups, weights = [], [], []
@@ -111,14 +113,16 @@ def extended_loops(images: torch.Tensor, image_bank: torch.Tensor, k: int, thres
 
 @torch.no_grad()
 def update_vectorised(
-  bank: Any, index: torch.Tensor, features: torch.Tensor, momentum: float
+  bank: torch.Tensor, index: torch.Tensor, features: torch.Tensor, momentum: float
 ) -> None:
   """Moves the batch's own rows toward its features, in place."""
   bank[index] = momentum * features + (1 - momentum) * bank[index]
 
 
 @torch.no_grad()
-def update_loops(bank: Any, index: torch.Tensor, features: torch.Tensor, momentum: float) -> None:
+def update_loops(
+  bank: torch.Tensor, index: torch.Tensor, features: torch.Tensor, momentum: float
+) -> None:
   """As `update_vectorised`, row by row."""
   for row, feature in zip(index.tolist(), features, strict=True):
     bank[row] = momentum * feature + (1 - momentum) * bank[row]
@@ -137,7 +141,7 @@ def losses(
   text_bank: torch.Tensor,
   config: ConfigDict,
   way: str,
-) -> Any:
+) -> dict[str, torch.Tensor]:
   """The four losses of a batch.
 
   Args:

@@ -41,12 +41,12 @@ class Encoders(torch.nn.Module):
   def __init__(self, size, image_size, context_length, vocab_size):
     super().__init__()
 
-    def tower(said):
+    def tower(tower_size):
       return {
-        "hidden_size": said.width,
-        "intermediate_size": 4 * said.width,
-        "num_hidden_layers": said.depth,
-        "num_attention_heads": said.heads,
+        "hidden_size": tower_size.width,
+        "intermediate_size": 4 * tower_size.width,
+        "num_hidden_layers": tower_size.depth,
+        "num_attention_heads": tower_size.heads,
         "hidden_act": "quick_gelu",
         "projection_dim": size.feature_width,
       }

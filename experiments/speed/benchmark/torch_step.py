@@ -13,7 +13,7 @@ from experiments.speed.benchmark import workload as workload_lib
 from experiments.speed.benchmark.torch_model import Encoders
 
 
-def make_encoders(config: ConfigDict) -> Any:
+def make_encoders(config: ConfigDict) -> Encoders:
   """The encoders of a config, with random weights."""
   return Encoders(
     dual_encoder.SIZES[config.model.name],
@@ -23,7 +23,7 @@ def make_encoders(config: ConfigDict) -> Any:
   )
 
 
-def make_optimizer(encoders: Any, config: ConfigDict, epoch: int) -> Any:
+def make_optimizer(encoders: Encoders, config: ConfigDict, epoch: int) -> torch.optim.Optimizer:
   """The recipe's Adam at the rate of an epoch (from 1); PyTorch's fused kernel, its fastest."""
   settings = config.optimizer
   rate = float(
@@ -79,7 +79,7 @@ class TorchImplementation:
     """Frees a part."""
     del self._functions[part]
 
-  def measure(self, part: str, calls: int) -> Any:
+  def measure(self, part: str, calls: int) -> float:
     """Seconds per call, over `calls` calls between two synchronisations."""
 
     def run():
@@ -198,7 +198,7 @@ class TorchImplementation:
 
 def all_losses(
   images: torch.Tensor, texts: torch.Tensor, banks: Any, config: ConfigDict, way: str
-) -> Any:
+) -> tuple[dict[str, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
   """Losses of the features of all clean, then all distorted views; and the clean features."""
   size = len(images) // 2
   clean, distorted = (images[:size], texts[:size]), (images[size:], texts[size:])

@@ -1,7 +1,6 @@
 """The two views of a pair in PyTorch (paper section 3.4): image by image, as is usual."""
 
 import math
-from typing import Any
 
 import torch
 from ml_collections import ConfigDict
@@ -56,7 +55,7 @@ def mask_tokens(tokens: torch.Tensor, mask_id: int, settings: ConfigDict) -> tor
 
 def two_views(
   images: torch.Tensor, tokens: torch.Tensor, mask_id: int, settings: ConfigDict
-) -> Any:
+) -> tuple[torch.Tensor, torch.Tensor]:
   """Pixels (2B, 3, H, W) and tokens (2B, L): the clean views, then the distorted ones."""
   distorted = torch.stack([distort_image(image, settings) for image in images])
   pixels = torch.cat([normalize(images), distorted])

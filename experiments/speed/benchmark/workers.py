@@ -6,10 +6,17 @@ import multiprocessing
 import operator
 import traceback
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from dgia_jax.errors import UserError
 from experiments.speed.benchmark import timing
+
+
+@runtime_checkable
+class Callee(Protocol):
+  """Something whose methods are called by name, as those of a `Worker`."""
+
+  def call(self, method: str, /, *arguments: Any) -> Any: ...
 
 
 class Worker:
@@ -23,12 +30,12 @@ class Worker:
 
   def __init__(self, module: str, name: str, *arguments: Any, cores: int = 0):
     context = multiprocessing.get_context("spawn")
-    self._pipe, theirs = context.Pipe()
+    self._pipe, worker_pipe = context.Pipe()
     self._process = context.Process(
-      target=_serve, args=(theirs, module, name, arguments, cores), daemon=False
+      target=_serve, args=(worker_pipe, module, name, arguments, cores), daemon=False
     )
     self._process.start()
-    theirs.close()
+    worker_pipe.close()
     self._name = name
     self._receive()
 
@@ -92,7 +99,7 @@ def _serve(pipe: Any, module: str, name: str, arguments: tuple, cores: int) -> N
 
 
 def measure_in_turn(
-  implementations: Mapping[str, tuple[Worker, str]],
+  implementations: Mapping[str, tuple[Callee, str]],
   repeats: int,
   calls: int = 1,
   warm: bool = False,
@@ -100,7 +107,7 @@ def measure_in_turn(
   """Measures implementations in turn; every round starts with the next one.
 
   Args:
-    implementations: {name: (Worker, part)}, prepared.
+    implementations: {name: (worker, part)}, prepared.
     repeats: measurements per implementation.
     calls: calls between two synchronisations; a measurement is the mean over them.
     warm: start every turn with an untimed call, because caches go cold while others run.

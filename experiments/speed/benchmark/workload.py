@@ -6,9 +6,11 @@ does not import JAX, because the PyTorch process imports it too.
 """
 
 import dataclasses
+from typing import Any
 
 import ml_collections
 import numpy as np
+from jaxtyping import Float
 
 from dgia_jax.errors import UserError
 
@@ -120,8 +122,13 @@ def features(size: int, dim: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray
   return noisy(), noisy()
 
 
-def bank(features_BxD: np.ndarray, num_pairs: int, seed: int = 0) -> np.ndarray:
-  """Bank rows around the batch's features, at cosines from about 0.5 to 0.95: (N, D) float32."""
+def bank(
+  features_BxD: Float[Any, "B D"], num_pairs: int, seed: int = 0
+) -> Float[np.ndarray, "N D"]:
+  """Bank rows around the batch's features, at cosines from about 0.5 to 0.95: (N, D) float32.
+
+  The features may also be a tensor of PyTorch in main memory.
+  """
   random = np.random.default_rng(seed)
   chosen = np.arange(num_pairs) % len(features_BxD)
   spread = random.uniform(0.3, 1.7, (num_pairs, 1)).astype(np.float32)

@@ -7,10 +7,10 @@ from experiments.speed import bank_growth
 
 
 def test_search_equals_brute_force_under_ties():
-  found = bank_growth.check_exact(6000)
-  assert found["equal"] and found["devices"] == 8
-  assert found["ties"] > 50  # else the tie rule was not tested
-  assert found["normal_equal"] > 0.99 and found["normal_difference"] < 1e-6
+  check = bank_growth.check_exact(6000)
+  assert check["equal"] and check["devices"] == 8
+  assert check["ties"] > 50  # else the tie rule was not tested
+  assert check["normal_equal"] > 0.99 and check["normal_difference"] < 1e-6
 
 
 def test_a_wrong_search_is_noticed(monkeypatch):

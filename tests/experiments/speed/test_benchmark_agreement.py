@@ -14,11 +14,16 @@ torch = pytest.importorskip("torch")
 def test_implementations_compute_the_same():
   from experiments.speed.benchmark import agreement
 
-  found = agreement.compare(workload())
-  assert found["largest_difference"] < workload_lib.TOLERANCE
-  ours = found["ours"]
+  comparison = agreement.compare(workload())
+  assert comparison["largest_difference"] < workload_lib.TOLERANCE
+  ours = comparison["ours"]
   assert ours["global_relations"] > 0.5 and ours["bank_change"] > 0
   assert len({round(ours[f"loss_{name}"], 4) for name in ("itc", "local", "global")}) == 3
+
+
+def test_an_agreement_is_handed_on():
+  comparison = {"ours": {"loss_itc": 1.0}, "largest_difference": workload_lib.TOLERANCE / 2}
+  assert suite.check_agreement(comparison) is comparison
 
 
 def test_another_threshold_is_noticed(monkeypatch):
@@ -26,13 +31,13 @@ def test_another_threshold_is_noticed(monkeypatch):
 
   correct = agreement._torch_step
 
-  def other(made, start, way):
-    config = made.config
+  def other(small_workload, start, way):
+    config = small_workload.config
     config.global_association.threshold = 0.95
-    return correct(dataclasses.replace(made, fields=config.to_dict()), start, way)
+    return correct(dataclasses.replace(small_workload, fields=config.to_dict()), start, way)
 
   monkeypatch.setattr(agreement, "_torch_step", other)
-  found = agreement.compare(workload())
-  assert found["largest_difference"] > workload_lib.TOLERANCE
+  comparison = agreement.compare(workload())
+  assert comparison["largest_difference"] > workload_lib.TOLERANCE
   with pytest.raises(RuntimeError, match="do not compute the same"):
-    suite.check_agreement(found)
+    suite.check_agreement(comparison)

@@ -36,13 +36,13 @@ def test_kernels_of_the_device_are_summed_by_kind(tmp_path):
       kernel("jit_train_step", 100, 106, tid=5), kernel("python", 0, 1000, pid=7),
     ],
   )  # fmt: skip
-  found = device_time.by_kind(device_time.read(tmp_path), steps=2)
+  seconds = device_time.by_kind(device_time.read(tmp_path), steps=2)
   expected = {
     "matrix products": 28e-6, "between products": 10e-6, "attention": 5e-6,
     "copies and fills": 2e-6, "idle": 8e-6,
   }  # fmt: skip
-  assert found == pytest.approx(expected) and list(found) == list(expected)
-  table = report._device_time({"step": {"device_time": found}})
+  assert seconds == pytest.approx(expected) and list(seconds) == list(expected)
+  table = report._device_time({"step": {"device_time": seconds}})
   assert table.rows[0] == ["matrix products", "0.03", "52.8 %"]
 
 

@@ -8,9 +8,9 @@ from tests.helpers import tiny_run
 
 def test_rates_fit_together():
   pairs = tiny_run.splits()["train"]
-  found = input_speed.pairs_per_second(pairs, workers=0, seconds=0.3, batch_size=8)
-  assert found["pairs_per_second"] > 0 and found["cores"] > 0
-  assert found["pairs_per_core_second"] * found["cores"] == pytest.approx(found["pairs_per_second"])
+  rates = input_speed.pairs_per_second(pairs, workers=0, seconds=0.3, batch_size=8)
+  assert rates["pairs_per_second"] > 0 and rates["cores"] > 0
+  assert rates["pairs_per_core_second"] * rates["cores"] == pytest.approx(rates["pairs_per_second"])
 
 
 def test_drawn_jpegs(tmp_path, monkeypatch):

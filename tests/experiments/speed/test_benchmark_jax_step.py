@@ -35,12 +35,14 @@ def test_parts(implementation, part):
 
 def test_the_bank_is_filled_with_the_rows_given(monkeypatch):
   monkeypatch.setattr(jax_step, "_FILL_ROWS", 24)
-  made = workload()
-  run = jax_step.make_run(made)
-  state = jax_step.make_state(made, run)
+  small_workload = workload()
+  setup = jax_step.make_setup(small_workload)
+  state = jax_step.make_state(small_workload, setup)
   bank = jax.device_get(state.bank)
-  assert (bank.group >= 0).sum() == made.num_pairs
-  norms = np.linalg.norm(bank.image[: made.num_pairs], axis=1)
-  np.testing.assert_allclose(bank.image_inverse_norm[: made.num_pairs] * norms, 1, rtol=1e-5)
-  assert int(state.step) == made.steps_per_epoch
-  assert workload_lib.check(made) is None
+  assert (bank.group >= 0).sum() == small_workload.num_pairs
+  norms = np.linalg.norm(bank.image[: small_workload.num_pairs], axis=1)
+  np.testing.assert_allclose(
+    bank.image_inverse_norm[: small_workload.num_pairs] * norms, 1, rtol=1e-5
+  )
+  assert int(state.step) == small_workload.steps_per_epoch
+  assert workload_lib.check(small_workload) is None

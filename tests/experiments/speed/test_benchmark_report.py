@@ -13,7 +13,7 @@ def results(**changed):
     return {"seconds": seconds(time), "parts": parts, "peak_memory": 2e9, "compile": 3.0}
 
   names = ("ours", "torch loops")
-  made = {
+  measurements = {
     "command": "python -m experiments.speed.benchmark --out x",
     "date": "2026-11-24",
     "machine": {
@@ -46,7 +46,7 @@ def results(**changed):
     "input": [{"dataset": "d", "workers": 2, "pairs_per_second": 1000.0,
                "pairs_per_core_second": 500.0, "cores": 2.0}],
   } | changed  # fmt: skip
-  return made | {"targets": report.targets(made)}
+  return measurements | {"targets": report.targets(measurements)}
 
 
 def test_targets_on_an_accelerator():
@@ -61,10 +61,10 @@ def test_targets_on_an_accelerator():
 
 
 def test_targets_of_a_processor_and_of_ours_alone():
-  made = results()
-  made["machine"]["platform"] = "cpu"
-  made["step"]["implementations"].pop("torch loops")
-  names = [row["target"] for row in report.targets(made)]
+  measurements = results()
+  measurements["machine"]["platform"] = "cpu"
+  measurements["step"]["implementations"].pop("torch loops")
+  names = [row["target"] for row in report.targets(measurements)]
   assert names == ["association + bank against torch loops", "ranking 9x9"]
 
 
@@ -83,9 +83,9 @@ def test_tables_hold_the_numbers():
 
 
 def test_parts_that_were_not_measured_have_no_table():
-  made = results()
+  measurements = results()
   for name in ("step", "agreement", "ranking", "association"):
-    del made[name]
-  made["targets"] = report.targets(made)
-  titles = [table.title for table in report.make_tables(made)]
-  assert titles == ["Input", "Targets"] and made["targets"] == []
+    del measurements[name]
+  measurements["targets"] = report.targets(measurements)
+  titles = [table.title for table in report.make_tables(measurements)]
+  assert titles == ["Input", "Targets"] and measurements["targets"] == []

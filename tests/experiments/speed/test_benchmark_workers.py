@@ -21,17 +21,17 @@ class _Clock:
 def test_implementations_take_turns():
   turns = []
   clocks = {name: (_Clock(name, turns), "step") for name in "ab"}
-  found = workers_lib.measure_in_turn(clocks, repeats=3)
+  summaries = workers_lib.measure_in_turn(clocks, repeats=3)
   assert "".join(turns) == "abbaab"
-  assert found["a"] == {"median": 4, "min": 1, "max": 5, "repeats": 3}
+  assert summaries["a"] == {"median": 4, "min": 1, "max": 5, "repeats": 3}
 
 
 def test_a_warm_turn_begins_with_a_call_that_does_not_count():
   turns = []
   clocks = {name: (_Clock(name, turns), "step") for name in "ab"}
-  found = workers_lib.measure_in_turn(clocks, repeats=2, warm=True)
+  summaries = workers_lib.measure_in_turn(clocks, repeats=2, warm=True)
   assert "".join(turns) == "aabbbbaa"
-  assert found["b"] == {"median": 5, "min": 4, "max": 6, "repeats": 2}
+  assert summaries["b"] == {"median": 5, "min": 4, "max": 6, "repeats": 2}
 
 
 def test_a_worker_answers_fails_and_ends():

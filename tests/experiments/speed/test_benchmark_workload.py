@@ -13,8 +13,8 @@ def unit(x):
 
 
 def test_batches_look_like_those_of_the_pipeline():
-  made = workload()
-  batch = workload_lib.batch(made, 8)
+  small_workload = workload()
+  batch = workload_lib.batch(small_workload, 8)
   assert batch["image"].shape == (8, 16, 16, 3) and batch["image"].dtype == np.uint8
   assert len(set(batch["index"])) == 8 and batch["index"].max() < 64
   tokens = batch["tokens"]
@@ -22,8 +22,8 @@ def test_batches_look_like_those_of_the_pipeline():
   end = tokens.argmax(axis=1)
   assert (tokens[:, 0] == 298).all() and (tokens.max(axis=1) == 299).all()
   words = tokens[np.arange(8), end - 1]
-  assert (words < made.mask_id).all() and (words > 0).all()
-  np.testing.assert_array_equal(tokens, workload_lib.batch(made, 8)["tokens"])
+  assert (words < small_workload.mask_id).all() and (words > 0).all()
+  np.testing.assert_array_equal(tokens, workload_lib.batch(small_workload, 8)["tokens"])
 
 
 def test_banks_hold_neighbours_below_and_above_the_threshold():
@@ -46,15 +46,15 @@ def test_the_measured_epoch_has_all_losses():
 
 
 @pytest.mark.parametrize(
-  "fields, said",
+  "fields, message",
   [
     ({"loss__itc_reduction": "sum"}, "loss.itc_reduction"),
     ({"gradient_accumulation": 2}, "gradient_accumulation"),
     ({"batch_size": 128}, "batch_size=128"),
   ],
 )
-def test_what_cannot_be_compared_is_refused(fields, said):
-  with pytest.raises(UserError, match=said):
+def test_what_cannot_be_compared_is_refused(fields, message):
+  with pytest.raises(UserError, match=message):
     workload_lib.check(workload(**fields))
 
 

@@ -5,5 +5,5 @@ from experiments.speed import search_speed
 
 def test_a_small_index(tmp_path):
   search_speed.write_index(tmp_path / "index", 5000, 16)  # two parts
-  found = search_speed.measure(tmp_path / "index", 16, repeats=2)
-  assert found["equal"] and found["query_ms"]["min"] > 0
+  measured = search_speed.measure(tmp_path / "index", 16, repeats=2)
+  assert measured["equal"] and measured["query_ms"]["min"] > 0

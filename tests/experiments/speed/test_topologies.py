@@ -11,7 +11,7 @@ from dgia_jax.dry_run import topology
 from dgia_jax.models import dual_encoder
 from experiments.speed import topologies
 
-FOUND = {
+FACTS = {
   "topology": "v5e:2x2", "chips": 4, "mesh": [4, 1, 1], "model": "vit_b_16", "batch": 1024,
   "bank_rows": 68_108, "remat": False, "fits": False, "flops_counted": 62e12,
   "compile_seconds": 81.5,
@@ -56,12 +56,12 @@ def test_what_is_done_is_kept_and_a_crash_costs_one_case(monkeypatch, tmp_path, 
     compiled.append(case[1]["batch_size"])
     crashes = case[1]["batch_size"] == 16
     return types.SimpleNamespace(
-      returncode=-9 if crashes else 0, stderr="killed", stdout="noise\n" + json.dumps(FOUND)
+      returncode=-9 if crashes else 0, stderr="killed", stdout="noise\n" + json.dumps(FACTS)
     )
 
   monkeypatch.setattr(topologies.subprocess, "run", run)
   path = tmp_path / "out.json"
-  assert list(topologies.measure(cases[:1], path).values()) == [FOUND]
+  assert list(topologies.measure(cases[:1], path).values()) == [FACTS]
   assert len(topologies.measure(cases, path)) == 2  # without the one that crashed
   assert compiled == [8, 16, 32] and "killed" in capsys.readouterr().err
   topologies.measure(cases, path)
@@ -69,7 +69,7 @@ def test_what_is_done_is_kept_and_a_crash_costs_one_case(monkeypatch, tmp_path, 
 
 
 def test_cells():
-  head, _, row = topologies.table({"case": FOUND})[-3:]
+  head, _, row = topologies.table({"case": FACTS})[-3:]
   cells = dict(
     zip(*([cell.strip() for cell in line.split("|")[1:-1]] for line in (head, row)), strict=True)
   )
@@ -77,5 +77,5 @@ def test_cells():
   assert cells["params"] == "0.50" and cells["total"] == "32.00" and cells["has"] == "16.00"
   assert cells["fits"] == "no, 16.00 GiB over" and cells["TFLOP"] == "62.00"
   assert cells["sent MiB"] == "41" and cells["for the bank"] == "5" and cells["largest MiB"] == "5"
-  refused = topologies.table({"case": FOUND | {"collectives": []}})[-1]
+  refused = topologies.table({"case": FACTS | {"collectives": []}})[-1]
   assert refused.split("|")[-5].strip() == "" and refused.split("|")[-2].strip() == "81.5"
