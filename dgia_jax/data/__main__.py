@@ -62,6 +62,10 @@ def _prepare(args: argparse.Namespace) -> int:
       workers=args.workers,
       skip_unreadable=args.skip_unreadable,
     )
+  else:
+    for flag in ("source", "annotations", "images", "holdout", "skip_unreadable", "allow_outside"):
+      if getattr(args, flag):
+        raise UserError(f"--{flag} is for image files: {args.name} is drawn")
   builder = datasets.load_builder(
     args.name,
     image_size=image_size,

@@ -7,6 +7,8 @@ start at 1, some at 0), because only their equality is ever used.
 
 import dataclasses
 
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+
 
 @dataclasses.dataclass(frozen=True)
 class Counts:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import tqdm
 
-from dgia_jax.data import check_captions
+from dgia_jax.data import catalog, check_captions
 from dgia_jax.data import images as images_lib
 from dgia_jax.data.annotations import SPLITS, ImageRecord
 from dgia_jax.data.catalog import Counts, Release
@@ -18,7 +18,6 @@ from dgia_jax.data.data_report import DataReport, first_items
 from dgia_jax.data.dataset_files import DatasetFiles
 
 TINY_PIXELS = 16
-_IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 _COUNTED = ("people", "images", "captions")
 _UNUSABLE = (
   "identities are unusable: training does not need them, but the precision of mined relations is "
@@ -283,5 +282,5 @@ def _unused_images(files: DatasetFiles, used: set[str]) -> list[str]:
     os.path.relpath(os.path.join(folder, name), root)
     for folder, _, names in os.walk(root)
     for name in names
-    if name.lower().endswith(_IMAGE_ENDINGS) and os.path.join(folder, name) not in used
+    if name.lower().endswith(catalog.IMAGE_ENDINGS) and os.path.join(folder, name) not in used
   )

@@ -4,11 +4,13 @@ Builders are imported on use, so that a package missing for one dataset does not
 """
 
 import os
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from absl import logging
 
+from dgia_jax import cli
 from dgia_jax.data import catalog
 from dgia_jax.errors import UserError, printable
 
@@ -98,20 +100,21 @@ def prepare_command(
   flags = {**given, "data_dir": data_dir}
   if holdout:
     flags["holdout"] = holdout
-  arguments = " ".join(f"--{flag} {value}" for flag, value in flags.items())
-  return f"python -m dgia_jax.data prepare {name} {arguments}"
+  words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
+  return f"{cli.program('data')} prepare {name} {shlex.join(words)}"
 
 
 def _person_search_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
   """The options with their defaults; raises UserError for an unknown or impossible one."""
   defaults = dict(allow_outside=False, holdout=0, skip_unreadable=False, workers=0)
-  for option in options:
+  for option, value in options.items():
     if option not in defaults:
       raise UserError(f"{name} has no option {option!r}: choose from {', '.join(defaults)}")
-  merged = {**defaults, **options}
-  if isinstance(merged["holdout"], bool) or merged["holdout"] < 0:
-    raise UserError(f"holdout={merged['holdout']!r}: give a number of train people, 0 for none")
-  return merged
+    kind = type(defaults[option])
+    if type(value) is not kind or (kind is int and value < 0):
+      needed = "True or False" if kind is bool else "a number, 0 for none"
+      raise UserError(f"{option}={value!r}: give {needed}")
+  return {**defaults, **options}
 
 
 def _load_from_files(

@@ -20,11 +20,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dgia_jax import user_files
-from dgia_jax.data import annotation_formats
+from dgia_jax.data import annotation_formats, catalog
 from dgia_jax.data.annotation_formats import CAPTION_FIELDS, ID_FIELDS, PATH_FIELDS, split_of
 from dgia_jax.errors import UserError
 
-_IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 _NUMBERED_CAPTION = re.compile(r"(captions?|text|description)_?\d+", re.IGNORECASE)
 _METADATA = ("metadata.csv", "metadata.jsonl")
 
@@ -102,7 +101,7 @@ def read_folders(source: str, columns: Columns) -> Iterator[Example]:
     person = "/".join(parts[1:] if split else parts)
     for name in sorted(names):
       stem, ending = os.path.splitext(name)
-      if ending.lower() in _IMAGE_ENDINGS:
+      if ending.lower() in catalog.IMAGE_ENDINGS:
         text = pathlib.Path(folder, f"{stem}.txt")
         captions = _decoded(text.read_bytes(), str(text)).splitlines() if text.is_file() else []
         yield Example("/".join([*parts, name]), captions, person or None, split)
@@ -168,9 +167,10 @@ def _table_rows(file: str) -> Iterator[_Row]:
   """(place, row) of each row of a table."""
   ending = os.path.splitext(file)[1].lower()
   if ending not in (".csv", ".tsv"):
-    for entry in annotation_formats.read_entries(file):
-      content = dict(entry.content) if isinstance(entry.content, dict) else {}
-      yield f"{file}, {entry.place},", {"split": entry.split, **content}
+    rows = [_json_row(entry, file) for entry in annotation_formats.read_entries(file)]
+    # Columns are chosen once, so each row has all of them, as in a CSV file.
+    empty = dict.fromkeys(name for _, row in rows for name in row)
+    yield from ((place, {**empty, **row}) for place, row in rows)
     return
   _check_regular(file)
   text = _decoded(pathlib.Path(file).read_bytes(), file)
@@ -183,6 +183,14 @@ def _table_rows(file: str) -> Iterator[_Row]:
       yield f"{file}, line {reader.line_num},", row
   except csv.Error as error:
     raise UserError(f"{file}, line {reader.line_num}: {error}") from error
+
+
+def _json_row(entry: annotation_formats.Entry, file: str) -> _Row:
+  place, content = f"{file}, {entry.place},", entry.content
+  if isinstance(content, annotation_formats.RepeatedKey):
+    raise UserError(f"{place} has the key {content.key!r} twice")
+  content = content if isinstance(content, dict) else {}
+  return place, {**content, "split": content.get("split") or entry.split}
 
 
 def _examples_of_rows(rows: Iterable[_Row], columns: Columns) -> Iterator[Example]:
@@ -271,7 +279,7 @@ def _grouped(shard: tarfile.TarFile) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 def _webdataset_example(parts: Mapping[str, bytes], columns: Columns, place: str) -> Example | None:
   """The example of the files of one name, None if none of them is an image."""
-  image = next((parts[ending] for ending in _IMAGE_ENDINGS if ending in parts), None)
+  image = next((parts[ending] for ending in catalog.IMAGE_ENDINGS if ending in parts), None)
   if image is None:
     return None
   if not {".json", ".txt"} & parts.keys():

@@ -19,8 +19,8 @@ from ml_collections import ConfigDict
 
 from dgia_jax import config as config_lib
 from dgia_jax import sharding
+from dgia_jax.data import annotations, datasets, tokenizer
 from dgia_jax.data import batches as batches_lib
-from dgia_jax.data import datasets, tokenizer
 from dgia_jax.data import pairs as pairs_lib
 from dgia_jax.errors import UserError
 from dgia_jax.method import mining, strict_mining, train_state, train_step
@@ -28,8 +28,6 @@ from dgia_jax.method import optimizer as optimizer_lib
 from dgia_jax.models import backend, dual_encoder
 from dgia_jax.training import initial_weights
 from dgia_jax.training import workdir as workdir_lib
-
-SPLITS = ("train", "val", "test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +165,7 @@ def load_splits(config: ConfigDict) -> dict[str, pairs_lib.PairTable]:
     **files,
     **settings.options,
   )
-  available = [split for split in SPLITS if split in builder.info.splits]
+  available = [split for split in annotations.SPLITS if split in builder.info.splits]
   for needed in ("train", "test", config.eval.select_on):
     if needed not in available:
       raise UserError(

@@ -1,6 +1,7 @@
 """Datasets by name, from a config or the command line; every mistake ends in one line."""
 
 import os
+import shlex
 import sys
 
 import pytest
@@ -90,6 +91,23 @@ def test_mistakes(tmp_path):
   assert all(name in message for name in datasets.names())
   assert "'colour'" in _error(_load, "custom", tmp_path, colour=3)
   assert "holdout=True" in _error(_load, "icfg_pedes", tmp_path, holdout=True)
+
+
+@pytest.mark.parametrize(
+  "option",
+  [
+    {"allow_outside": "false"}, {"skip_unreadable": 1}, {"holdout": "ten"}, {"holdout": 0.5},
+    {"holdout": None}, {"holdout": -1}, {"workers": "x"}, {"workers": -1},
+  ],
+)  # fmt: skip
+def test_an_option_of_the_wrong_kind_is_refused(tmp_path, option):
+  ((name, value),) = option.items()
+  assert f"{name}={value!r}: give " in _error(_load, "custom", tmp_path, **option)
+
+
+def test_the_named_command_works_for_any_path(tmp_path):
+  command_line = datasets.prepare_command("custom", "/my data", files={"source": "/a'b c"})
+  assert shlex.split(command_line)[4:] == ["custom", "--source", "/a'b c", "--data_dir", "/my data"]
 
 
 def test_data_dir_that_cannot_be_written(tmp_path):

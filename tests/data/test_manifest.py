@@ -155,6 +155,32 @@ def test_all_images_of_a_person_get_one_split(tmp_path):
   assert sorted({record.split for record in records}) == ["test", "train", "val"]
 
 
+def test_later_rows_of_json_may_have_more_columns(tmp_path):
+  rows = [
+    {"img_path": path, "caption_1": captions[0]} | ({"id": person} if n else {})
+    for n, (path, captions, person, _) in enumerate(_rows(tmp_path))
+  ]
+  rows[-1]["caption_2"] = "and another"
+  (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  line = ["make", str(tmp_path / "t.jsonl"), "--out", str(tmp_path / "out"), "--split", "0.5,0,0.5"]
+  assert command.main(line) == 0
+  written = json.loads((tmp_path / "out" / "annotations.json").read_text())
+  assert [entry.get("id") for entry in written] == [row.get("id") for row in rows]
+  assert "and another" in written[-1]["captions"]
+
+
+def test_entries_of_json_are_read_as_the_checker_reads_them(tmp_path, capsys):
+  image = _rows(tmp_path)[0][0]
+  file = tmp_path / "t.json"
+  entry = {"img_path": image, "captions": ["a"], "split": None}
+  file.write_text(json.dumps({"train": [entry]}))
+  assert command.main(["make", str(file), "--out", str(tmp_path / "out")]) == 0
+  assert "train 1, val 0" in capsys.readouterr().out
+  file.write_text(f'[{{"id": 1, "id": 2, "img_path": "{image}", "captions": ["a"]}}]')
+  assert command.main(["make", str(file), "--out", str(tmp_path / "out2")]) == 2
+  assert "has the key 'id' twice" in capsys.readouterr().err
+
+
 def test_columns_can_be_named(tmp_path):
   rows = [(path, captions[0], person) for path, captions, person, _ in _rows(tmp_path)]
   _write_csv(tmp_path / "t.csv", ("picture", "beschreibung", "wer"), rows)

@@ -75,15 +75,7 @@ def make_setup(workload: Workload) -> TrainingSetup:
   )
   vocabulary = _Vocabulary(config.tokenizer.vocab_size, workload.mask_id)
   mesh = sharding.create_mesh(**config.mesh)
-  return TrainingSetup(
-    config=config,
-    workdir=None,
-    mesh=mesh,
-    splits={"train": pairs},
-    tokenizer=vocabulary,
-    graphdef=setup_lib.abstract_graph(config, vocabulary.vocab_size, mesh),
-    optimizer=setup_lib.create_optimizer(config, workload.steps_per_epoch),
-  )
+  return setup_lib.assemble(config, mesh, {"train": pairs}, vocabulary)
 
 
 def fill_bank(bank: memory_bank.Bank, rows: Any, mesh: jax.sharding.Mesh) -> memory_bank.Bank:
