@@ -2,8 +2,10 @@
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
+
+import numpy as np
 
 from dgia_jax.errors import UserError
 
@@ -57,6 +59,23 @@ def current_config(config: dict) -> dict:
   for name, value in BEHAVIOUR_BEFORE.items():
     _put(config, name, value)
   return config
+
+
+def current_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The arrays of a checkpoint of an earlier release under today's names.
+
+  They stacked a tower's last block with the others.
+  """
+  if any("/last_block/" in name for name in arrays):
+    return dict(arrays)
+  current = {}
+  for name, array in arrays.items():
+    if "/blocks/" in name:
+      current[name] = array[:-1]
+      current[name.replace("/blocks/", "/last_block/")] = array[-1]
+    else:
+      current[name] = array
+  return current
 
 
 def _pop(config: dict, dotted: str) -> Any:

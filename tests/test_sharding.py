@@ -95,6 +95,9 @@ def test_rules_on_the_real_model(vit_b_16):
     "position_embedding": P(),
     "projection": P("fsdp", "tensor"),
   }
+  for name, spec in tuple(expected.items()):
+    if name.startswith("blocks/"):
+      expected[f"last_{name.replace('blocks', 'block')}"] = P(*spec[1:])
   expected = {f"{tower}/{name}": e for tower in ("image", "text") for name, e in expected.items()}
   expected |= {
     "image/patch_embedding": P(None, None, None, "fsdp"),

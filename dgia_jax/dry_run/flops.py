@@ -38,20 +38,29 @@ def peak_flops(device_kind: str) -> float | None:
   return next((peak for name, peak in PEAKS if name in device_kind), None)
 
 
-def transformer_flops(width: int, depth: int, tokens: int) -> int:
-  """Forward FLOPs of one sequence of `tokens` through `depth` blocks; the MLP is 4 x as wide."""
-  per_token = 4 * width**2 + 8 * width**2  # query, key, value, output; MLP up and down
-  attention = 2 * tokens**2 * width  # scores and mixture
-  return 2 * depth * (tokens * per_token + attention)
+def transformer_flops(width: int, depth: int, tokens: int, full_last_block: bool = False) -> int:
+  """Forward FLOPs of one sequence of `tokens` through `depth` blocks; the MLP is 4 x as wide.
+
+  The last block computes keys and values of all tokens, and the rest for one token, or for all with
+  `full_last_block`.
+  """
+  keys_and_values, others = 2 * width**2, 10 * width**2  # query, output; MLP up and down
+  attention = 2 * tokens * width  # scores and mixture of one token
+  read = tokens if full_last_block else 1  # tokens of the last block that are computed
+  full_blocks = (depth - 1) * tokens * (keys_and_values + others + attention)
+  return 2 * (full_blocks + tokens * keys_and_values + read * (others + attention))
 
 
-def forward_flops(size: Size, image_size: tuple[int, int], context_length: int) -> dict[str, int]:
+def forward_flops(
+  size: Size, image_size: tuple[int, int], context_length: int, full_last_block: bool = False
+) -> dict[str, int]:
   """Forward FLOPs of one image and of one text.
 
   Args:
     size: of the dual encoder.
     image_size: (height, width) in pixels.
     context_length: tokens of a text.
+    full_last_block: as in `transformer_flops`.
 
   Returns:
     {"image": FLOPs per image, "text": FLOPs per text}.
@@ -61,10 +70,11 @@ def forward_flops(size: Size, image_size: tuple[int, int], context_length: int) 
   patch_embedding = 2 * patches * 3 * size.patch_size**2 * image.width
   projection = lambda tower: 2 * tower.width * size.feature_width
   return {
-    "image": transformer_flops(image.width, image.depth, patches + 1)
+    "image": transformer_flops(image.width, image.depth, patches + 1, full_last_block)
     + patch_embedding
     + projection(image),
-    "text": transformer_flops(text.width, text.depth, context_length) + projection(text),
+    "text": transformer_flops(text.width, text.depth, context_length, full_last_block)
+    + projection(text),
   }
 
 

@@ -34,12 +34,14 @@ class Backend:
     unroll: compile the blocks one by one. A loop stacks the activations of all blocks, which a GPU
       would copy in and out.
     remat: recompute block activations in the backward pass to save memory.
+    full_last_block: compute the last block for all tokens, of which one is read; for comparison.
   """
 
   attention: str = "written_out"
   row_major: bool = False
   unroll: bool = False
   remat: bool = False
+  full_last_block: bool = False
 
 
 DEFAULT = Backend()

@@ -55,7 +55,7 @@ class ImageTower(nnx.Module):
     self.class_embedding = param(width_scaled, width)
     self.position_embedding = param(width_scaled, num_tokens, width)
     self.norm_pre = transformer.layer_norm(width, dtype=dtype, rngs=rngs)
-    self.blocks = transformer.stack_blocks(
+    self.blocks, self.last_block = transformer.create_blocks(
       lambda rngs: transformer.Block(
         width, heads, depth=depth, causal=False, dtype=dtype, backend=backend, rngs=rngs
       ),
@@ -68,10 +68,11 @@ class ImageTower(nnx.Module):
   def __call__(self, pixels_BxHxWx3: Float[Array | np.ndarray, "B H W 3"]) -> Float[Array, "B D"]:
     """Encodes normalised pixels; the features are float32 and not normalised."""
     x_BxTxU = self.embed_patches(pixels_BxHxWx3)
-    x_BxTxU = transformer.run_blocks(self.blocks, self.norm_pre(x_BxTxU), self.backend)
-    # The patch tokens are not used.
-    pooled_BxU = self.norm_post(x_BxTxU[:, 0])
-    return pooled_BxU @ self.projection[...]
+    blocks = transformer.Blocks(self.blocks, self.last_block)
+    class_token_BxU = transformer.run_blocks(
+      blocks, self.norm_pre(x_BxTxU), self.backend, position=0
+    )
+    return self.norm_post(class_token_BxU) @ self.projection[...]
 
   def embed_patches(
     self, pixels_BxHxWx3: Float[Array | np.ndarray, "B H W 3"]

@@ -51,7 +51,7 @@ class TextTower(nnx.Module):
     self.backend = backend
     self.token_embedding = param(normal(0.02), vocab_size, width)
     self.position_embedding = param(normal(0.01), context_length, width)
-    self.blocks = transformer.stack_blocks(
+    self.blocks, self.last_block = transformer.create_blocks(
       lambda rngs: transformer.Block(
         width, heads, depth=depth, causal=True, dtype=dtype, backend=backend, rngs=rngs
       ),
@@ -67,7 +67,7 @@ class TextTower(nnx.Module):
     # Indexing before the cast sums the gradients of repeated tokens in float32.
     x_BxLxU = self.token_embedding[...][tokens_BxL].astype(self.dtype)
     x_BxLxU = x_BxLxU + self.position_embedding[...][None, :length].astype(self.dtype)
-    x_BxLxU = transformer.run_blocks(self.blocks, x_BxLxU, self.backend)
-    end_Bx1x1 = jnp.argmax(tokens_BxL, axis=-1)[:, None, None]
-    pooled_BxU = jnp.take_along_axis(x_BxLxU, end_Bx1x1, axis=1)[:, 0]
-    return self.norm_final(pooled_BxU) @ self.projection[...]
+    blocks = transformer.Blocks(self.blocks, self.last_block)
+    end_B = jnp.argmax(tokens_BxL, axis=-1)
+    end_token_BxU = transformer.run_blocks(blocks, x_BxLxU, self.backend, position=end_B)
+    return self.norm_final(end_token_BxU) @ self.projection[...]

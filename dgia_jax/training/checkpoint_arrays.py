@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 
-from dgia_jax import sharding
+from dgia_jax import older_names, sharding
 from dgia_jax.errors import UserError
 from dgia_jax.method import train_state
 from dgia_jax.training import array_digests, checkpoint_record
@@ -75,7 +75,7 @@ def read(
       raise checkpoint_record.damaged(
         folder, f"{len(wrong)} of {len(names)} arrays differ from the saved ones: {wrong[0]}"
       )
-  return arrays
+  return older_names.current_arrays(arrays)
 
 
 def _read_arrays(folder: pathlib.Path, names: Sequence[str]) -> dict[str, np.ndarray]:

@@ -47,11 +47,11 @@ def test_parameters_and_moments_are_born_as_the_rules_say(eight_devices):
   expected = train_state.layout(run.mesh, state)
   for leaf, layout in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
     assert leaf.sharding.is_equivalent_to(layout, leaf.ndim)
-  kernel = state.params["image"]["blocks"]["attention"]["qkv"]["kernel"]  # (2, 32, 3, 2, 16)
-  assert {shard.data.shape for shard in kernel.addressable_shards} == {(2, 16, 3, 1, 16)}
+  kernel = state.params["image"]["blocks"]["attention"]["qkv"]["kernel"]  # (1, 32, 3, 2, 16)
+  assert {shard.data.shape for shard in kernel.addressable_shards} == {(1, 16, 3, 1, 16)}
   moments = next(part for part in state.opt_state if hasattr(part, "nu"))
   nu = moments.nu["image"]["blocks"]["attention"]["qkv"]["kernel"]
-  assert {shard.data.shape for shard in nu.addressable_shards} == {(2, 16, 3, 1, 16)}
+  assert {shard.data.shape for shard in nu.addressable_shards} == {(1, 16, 3, 1, 16)}
   assert state.step.is_fully_replicated and state.step == 0 and state.step.dtype == np.int32
 
 
@@ -62,8 +62,11 @@ def test_parameters_are_the_same_numbers_on_one_device_and_on_eight(one_device, 
   for name, a, b in zip(names, jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
     assert a.dtype == b.dtype
     np.testing.assert_array_equal(a, b, err_msg=name)
-  kernel = np.asarray(one.params["image"]["blocks"]["mlp"]["up"]["kernel"])
-  assert kernel.std() > 0 and not np.array_equal(kernel[0], kernel[1])
+  first, last = (
+    np.asarray(one.params["image"][block]["mlp"]["up"]["kernel"])
+    for block in ("blocks", "last_block")
+  )
+  assert first.std() > 0 and not np.array_equal(first[0], last)
 
 
 def test_initializer_is_traceable_and_pads_the_bank():

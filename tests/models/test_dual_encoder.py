@@ -1,5 +1,7 @@
 """The dual encoder: features of the released implementation, sizes, and options."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,8 +66,11 @@ def test_every_size_has_features_of_its_width(name):
 def test_remat_stores_less_for_the_backward_pass_and_changes_no_gradient():
   pixels, tokens = model_b.inputs(batch=128)
   graphdefs, params = {}, None
+  tower = dual_encoder.TowerSize(width=128, depth=4, heads=2)
+  size = dataclasses.replace(model_b.SIZE, image=tower, text=tower)
   for remat in (False, True):
-    graphdefs[remat], params = model_b.split(model_b.create(backend=Backend(remat=remat)))
+    model = model_b.create(size=size, backend=Backend(remat=remat))
+    graphdefs[remat], params = model_b.split(model)
 
   def loss(params, tower, remat):
     image, text = encode(graphdefs[remat], params, pixels, tokens)
@@ -115,10 +120,11 @@ def test_weights_depend_only_on_the_seed_and_differ_between_layers():
   (_, first), (_, same), (_, other) = (
     model_b.split(model_b.create(rngs=nnx.Rngs(seed))) for seed in (0, 0, 1)
   )
-  kernel = first["image"]["blocks"]["mlp"]["up"]["kernel"]
+  kernel = first["text"]["blocks"]["mlp"]["up"]["kernel"]
   assert all(jax.tree.leaves(jax.tree.map(np.array_equal, first, same)))
-  assert not np.array_equal(kernel, other["image"]["blocks"]["mlp"]["up"]["kernel"])
+  assert not np.array_equal(kernel, other["text"]["blocks"]["mlp"]["up"]["kernel"])
   assert not np.array_equal(kernel[0], kernel[1])
+  assert not np.array_equal(kernel[1], first["text"]["last_block"]["mlp"]["up"]["kernel"])
 
 
 def test_mistakes_name_the_config_field():

@@ -62,13 +62,13 @@ def test_cudnns_attention_is_as_accurate_as_the_written_out_one(causal, tokens):
     create_block = lambda rngs: transformer.Block(
       64, 2, depth=3, causal=causal, dtype=dtype, backend=backend, rngs=rngs
     )
-    graphdef, params = nnx.split(transformer.stack_blocks(create_block, 3, nnx.Rngs(0)), nnx.Param)
+    blocks = transformer.create_blocks(create_block, 3, nnx.Rngs(0))
 
-    def loss(params, x):
-      out = transformer.run_blocks(nnx.merge(graphdef, params), x.astype(dtype), backend)
-      return jnp.sum(out.astype(jnp.float32) * cotangent), out
+    def loss(blocks, x):
+      out = transformer.run_blocks(blocks, x.astype(dtype), backend, position=tokens // 2)
+      return jnp.sum(out.astype(jnp.float32) * cotangent[:, 0]), out
 
-    result = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(params, x)
+    result = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(blocks, x)
     return [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(result)]
 
   exact = features_and_gradients(jnp.float32, "written_out")
@@ -80,35 +80,63 @@ def test_cudnns_attention_is_as_accurate_as_the_written_out_one(causal, tokens):
     assert error(actual) < 2 * error(plain) + 1e-3 * np.linalg.norm(expected)
 
 
+def one_token(blocks, x, backend, position):
+  """A function of the token at `position`, its gradients, and the token."""
+
+  def value(blocks, x):
+    token = transformer.run_blocks(blocks, x, backend, position)
+    return jnp.sum(jnp.sin(token)), token
+
+  return jax.jit(jax.grad(value, argnums=(0, 1), has_aux=True))(blocks, x)
+
+
+def assert_close(actual, expected, **tolerance):
+  for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(one, other, **tolerance)
+
+
 @pytest.mark.parametrize("remat", [False, True])
 @pytest.mark.parametrize("unroll", [False, True])
 @pytest.mark.parametrize("row_major", [False, True])
 def test_backends_change_neither_features_nor_gradients(remat, unroll, row_major):
-  graphdef, state = nnx.split(
-    transformer.stack_blocks(lambda rngs: make_block(rngs), 3, nnx.Rngs(0)), nnx.Param
-  )
+  blocks = transformer.create_blocks(lambda rngs: make_block(rngs), 3, nnx.Rngs(0))
   x = jax.random.normal(jax.random.key(1), (2, 5, 64))
-
-  def first_token(state, x, backend):
-    out = transformer.run_blocks(nnx.merge(graphdef, state), x, backend)
-    return jnp.sum(jnp.sin(out[:, 0])), out
-
-  run = jax.jit(jax.grad(first_token, argnums=(0, 1), has_aux=True), static_argnums=2)
-  expected = run(state, x, DEFAULT)
-  actual = run(state, x, Backend(remat=remat, unroll=unroll, row_major=row_major))
-  for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+  actual = one_token(blocks, x, Backend(remat=remat, unroll=unroll, row_major=row_major), 0)
+  assert_close(actual, one_token(blocks, x, DEFAULT, 0), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("remat", [False, True])
-def test_stacked_blocks_run_in_order(remat):
-  stacked = transformer.stack_blocks(lambda rngs: make_block(rngs), 3, nnx.Rngs(0))
-  graphdef, state = nnx.split(stacked, nnx.Param)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("position", [0, 3, jnp.array([4, 2])], ids=["0", "3", "one per sequence"])
+def test_the_last_block_of_one_token_equals_that_of_all_tokens(position, causal, remat):
+  blocks = transformer.create_blocks(lambda rngs: make_block(rngs, causal), 3, nnx.Rngs(0))
   x = jax.random.normal(jax.random.key(1), (2, 5, 64))
-  expected = x
-  for layer in range(3):
-    expected = nnx.merge(graphdef, jax.tree.map(lambda leaf, i=layer: leaf[i], state))(expected)
-  actual = transformer.run_blocks(stacked, x, Backend(remat=remat))
+  actual = one_token(blocks, x, Backend(remat=remat), position)
+  expected = one_token(blocks, x, Backend(remat=remat, full_last_block=True), position)
+  assert_close(actual, expected, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_last_block_of_one_token_attends_to_no_padding(causal):
+  block = make_block(nnx.Rngs(0), causal)
+  x = jax.random.normal(jax.random.key(1), (2, 7, 64))
+  padded = jnp.concatenate([x, 100 * jnp.ones((2, 3, 64))], axis=1)
+  expected = block(x)[:, 6]
+  np.testing.assert_allclose(block.of_token(padded, 6, 7), expected, rtol=1e-5, atol=1e-5)
+  if not causal:
+    assert not np.allclose(block.of_token(padded, 6), expected, atol=0.1)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_blocks_run_in_order(depth, remat):
+  stacked, last = transformer.create_blocks(lambda rngs: make_block(rngs), depth, nnx.Rngs(0))
+  x = expected = jax.random.normal(jax.random.key(1), (2, 5, 64))
+  for layer in range(depth - 1):
+    expected = jax.tree.map(lambda leaf, i=layer: leaf[i], stacked)(expected)
+  expected = last(expected)[:, 2]
+  blocks = transformer.Blocks(stacked, last)
+  actual = transformer.run_blocks(blocks, x, Backend(remat=remat), position=2)
   np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 

@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import json
 import shutil
@@ -5,6 +6,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
@@ -289,6 +291,27 @@ def test_checkpoints_of_earlier_releases_are_restored(tmp_path):
   assert_equal(state, jax.device_get(states[2]))
   assert len(messages) == 1 and "no checksums" in messages[0]
   assert checkpoint.restore_params(tmp_path, "best")[0] == 1
+
+
+def test_the_last_block_of_a_checkpoint_that_stacked_it_is_found(tmp_path):
+  """It was the last layer of the stack, in the parameters and in the optimizer's state."""
+
+  def initializer(stacks_last):
+    def params():
+      kernel = jnp.arange(24.0).reshape(3, 2, 4)
+      up = lambda kernel: {"mlp": {"up": {"kernel": kernel}}}
+      apart = {"blocks": up(kernel[:-1]), "last_block": up(kernel[-1])}
+      return {"text": {"blocks": up(kernel)} if stacks_last else apart}
+
+    return train_state.initializer(params, optax.adam(1e-3), num_pairs=20, feature_dim=8)
+
+  mesh = mesh_of(1, 1, 1)
+  with contextlib.closing(checkpoint.Checkpoints(tmp_path)) as checkpoints:
+    checkpoints.save(train_state.create(mesh, initializer(True)), RECORD)
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+  _, state, _ = checkpoints.restore_newest(mesh, jax.eval_shape(initializer(False)))
+  assert_equal(jax.device_get(state), jax.device_get(train_state.create(mesh, initializer(False))))
+  assert_equal(checkpoint.restore_params(tmp_path)[1], jax.device_get(state.params))
 
 
 FULL_DISK = """

@@ -216,11 +216,11 @@ def write(
   feature_width = flat["image/projection"].shape[1]
 
   def tower(name: str) -> dict[str, Any]:
-    depth, width, inner_width = flat[f"{name}/blocks/mlp/up/kernel"].shape
+    stacked, width, inner_width = flat[f"{name}/blocks/mlp/up/kernel"].shape
     return {
       "hidden_size": width,
       "intermediate_size": inner_width,
-      "num_hidden_layers": depth,
+      "num_hidden_layers": stacked + 1,
       "num_attention_heads": flat[f"{name}/blocks/attention/qkv/kernel"].shape[3],
       "projection_dim": feature_width,
       **_FIXED,

@@ -13,6 +13,11 @@ import numpy as np
 
 from dgia_jax.models.pretrained.tensor_names import Rule
 
+# In the path of a parameter: one of all blocks but the last, whose first axis is their layers, and
+# the one of the last block, whose path is otherwise the same.
+STACKED = "/blocks/"
+LAST = "/last_block/"
+
 
 def read_params(
   tensors: Mapping[str, np.ndarray], template: Mapping[str, Any], table: Mapping[str, Rule]
@@ -30,7 +35,7 @@ def read_params(
   problems, used, flat = [], set(), {}
   for path, parameter in template.items():
     layers = []
-    for rule, shape in _rules(table[path], path, parameter.shape):
+    for rule, shape in _rules(table, path, template):
       parts = []
       for name in rule.names:
         used.add(name)
@@ -44,7 +49,7 @@ def read_params(
       if len(parts) == len(rule.names):
         layers.append(rule.read(np.concatenate(parts) if len(parts) > 1 else parts[0], shape))
     if not problems:
-      flat[path] = np.stack(layers) if _stacked(path) else np.ascontiguousarray(layers[0])
+      flat[path] = np.ascontiguousarray(layers, np.float32).reshape(parameter.shape)
   problems += [f"{name} has no place in the model" for name in sorted(tensors.keys() - used)]
   return _nest(flat), problems
 
@@ -69,10 +74,11 @@ def _checked(
 def write_tensors(params: Mapping[str, Any], table: Mapping[str, Rule]) -> dict[str, np.ndarray]:
   """Turns parameters into contiguous float32 tensors, the exact inverse of `read_params`."""
   tensors = {}
-  for path, parameter in flatten(params).items():
+  flat = flatten(params)
+  for path, parameter in flat.items():
     parameter = np.asarray(parameter, np.float32)
-    layers = parameter if _stacked(path) else [parameter]
-    for (rule, _), value in zip(_rules(table[path], path, parameter.shape), layers, strict=True):
+    layers = parameter if STACKED in path else [parameter]
+    for (rule, _), value in zip(_rules(table, path, flat), layers, strict=True):
       tensors |= {name: np.ascontiguousarray(part) for name, part in rule.write(value).items()}
   return tensors
 
@@ -96,13 +102,13 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
   return nested
 
 
-def _stacked(path: str) -> bool:
-  """Whether the first axis of a parameter is its Y layers."""
-  return "/blocks/" in path
-
-
-def _rules(rule: Rule, path: str, shape: tuple[int, ...]) -> list[tuple[Rule, tuple[int, ...]]]:
+def _rules(
+  table: Mapping[str, Rule], path: str, flat: Mapping[str, Any]
+) -> list[tuple[Rule, tuple[int, ...]]]:
   """The rule and shape of each layer of a stacked parameter, or the one pair of any other."""
-  if not _stacked(path):
-    return [(rule, shape)]
-  return [(rule.for_layer(layer), shape[1:]) for layer in range(shape[0])]
+  shape, twin = flat[path].shape, path.replace(LAST, STACKED)
+  if path != twin:
+    return [(table[twin].for_layer(flat[twin].shape[0]), shape)]
+  if STACKED in path:
+    return [(table[path].for_layer(layer), shape[1:]) for layer in range(shape[0])]
+  return [(table[path], shape)]

@@ -3,8 +3,8 @@
 OpenAI and Hugging Face use different tensor names. A parameter is identified by its path in the
 nested dict, joined with "/". Torch stores linear kernels as (out, in) and convolutions as (out, in,
 height, width); a `Rule` converts between that layout and ours. The parameters of a tower's blocks
-are stacked over layers: their rule describes one tensor (or one group) per layer, and "{layer}" in
-its names is the number of the layer.
+are stacked over layers, except those of the last block: one rule describes one tensor (or one
+group) per layer, the last included, and "{layer}" in its names is the number of the layer.
 """
 
 import dataclasses

@@ -134,7 +134,8 @@ def patch_relevance(
     T - 1 numbers >= 0 with sum 1, or all 0 if no patch is relevant.
   """
   tower = nnx.merge(graphdef, state)
-  layers, _, _, heads, _ = tower.blocks.attention.qkv.kernel.shape
+  stacked, _, _, heads, _ = tower.blocks.attention.qkv.kernel.shape
+  layers = stacked + 1
   tokens = tower.position_embedding.shape[0]
 
   def score(
@@ -180,7 +181,10 @@ def image_feature(
     return x_TxU + block.mlp(block.norm_2(x_TxU)[None])[0], attention_AxTxT
 
   x_TxU = tower.norm_pre(tower.embed_patches(pixels_1xHxWx3))[0]
-  x_TxU, attention_YxAxTxT = jax.lax.scan(block_forward, x_TxU, (tower.blocks, change_YxAxTxT))
+  all_blocks = jax.tree.map(
+    lambda stacked, last: jnp.concatenate([stacked, last[None]]), tower.blocks, tower.last_block
+  )
+  x_TxU, attention_YxAxTxT = jax.lax.scan(block_forward, x_TxU, (all_blocks, change_YxAxTxT))
   return tower.norm_post(x_TxU[0]) @ tower.projection[...], attention_YxAxTxT
 
 
