@@ -274,14 +274,13 @@ def run_blocks(
     x_BxTxU = jnp.pad(x_BxTxU, ((0, 0), (0, num_tokens % 2), (0, 0)))
   set_layout = _row_major if backend.row_major else lambda x: x
   policies = jax.checkpoint_policies
+  policy = policies.nothing_saveable if backend.remat else policies.dots_with_no_batch_dims_saveable
   recompute = functools.partial(
     jax.checkpoint,
     # In a loop the compiler cannot merge the recomputation with the forward pass, so no barrier is
     # needed. Unrolled, it may merge them where that is cheaper, except when memory is to be saved.
     prevent_cse=backend.unroll and backend.remat,
-    policy=policies.nothing_saveable
-    if backend.remat
-    else policies.dots_with_no_batch_dims_saveable,
+    policy=policy,
   )
   apply = recompute(lambda x_BxTxU, block: set_layout(block(x_BxTxU, num_tokens)))
   apply_last = recompute(lambda x_BxTxU, block: block.of_token(x_BxTxU, position, num_tokens))

@@ -85,8 +85,11 @@ def test_complexity_counts_and_times(trained, opened):
   assert measured["params_M"] * 1e6 == num_params
   assert min(measured[name] for name in ("load_s", "embed_s", "rank_s")) > 0
   assert (measured["queries"], measured["gallery"]) == (18, 12)
-  # 5 image tokens and 8 text tokens, 2 blocks, width 32, feature 16, patches of 8 x 8.
-  tower = lambda tokens: 2 * (tokens * 12 * 32**2 + 2 * tokens**2 * 32) + 32 * 16
+  # 5 image tokens and 8 text tokens, 2 blocks, width 32, feature 16, patches of 8 x 8. The last
+  # block computes keys and values (2 of 12 products) for all tokens and the rest for one.
+  block = lambda tokens: tokens * 12 * 32**2 + 2 * tokens**2 * 32
+  last_block = lambda tokens: (2 * tokens + 10) * 32**2 + 2 * tokens * 32
+  tower = lambda tokens: block(tokens) + last_block(tokens) + 32 * 16
   assert measured["flops_G"] * 1e9 == pytest.approx(tower(5) + tower(8) + 4 * 192 * 32)
 
 
