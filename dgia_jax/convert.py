@@ -25,6 +25,7 @@ import tokenizers
 
 from dgia_jax import cli, files, user_files
 from dgia_jax.data import tokenizer as tokenizer_lib
+from dgia_jax.data.text_cleaning import exportable_cleaning
 from dgia_jax.errors import UserError
 from dgia_jax.models import pretrained
 from dgia_jax.models.pretrained import checkpoint_files
@@ -125,8 +126,9 @@ def _write_tokenizer(run: pathlib.Path, settings: Mapping[str, Any], out: pathli
   tokenizer.save(out)
   path, config_path = (out / name for name in _TOKENIZER_FILES)
   backend = tokenizers.Tokenizer.from_file(str(path))
-  # Our encoder lower-cases before it calls the backend; transformers has only the backend.
-  backend.normalizer = tokenizers.normalizers.Lowercase()
+  # Our encoder cleans captions before it calls the backend; transformers has only the backend.
+  own = [backend.normalizer] if backend.normalizer else []
+  backend.normalizer = tokenizers.normalizers.Sequence([exportable_cleaning(), *own])
   backend.save(str(path))
   files.write_json(
     config_path,
@@ -134,6 +136,7 @@ def _write_tokenizer(run: pathlib.Path, settings: Mapping[str, Any], out: pathli
       "tokenizer_class": "PreTrainedTokenizerFast",
       "model_max_length": tokenizer.context_length,
       "pad_token": backend.id_to_token(tokenizer.pad_id),
+      "split_special_tokens": True,  # CLIP's padding is "!", which captions contain
       "model_input_names": ["input_ids"],  # causal attention needs no mask for the padding
     },
   )

@@ -15,7 +15,9 @@ from dgia_jax.data import tokenizer as tokenizer_lib
 from dgia_jax.models import pixels as pixels_lib
 from dgia_jax.models import pretrained
 from dgia_jax.training import workdir as workdir_lib
+from tests.helpers import vocabularies
 from tests.helpers.known_run import CAPTIONS, IMAGE_SIZE, make_model
+from tests.helpers.odd_captions import odd_captions
 
 
 def convert_run(run, out, *more):
@@ -65,6 +67,27 @@ def test_transformers_gives_equal_features_from_raw_captions_and_images(known_ru
   ):
     scale = float(jnp.abs(expected).max())
     np.testing.assert_allclose(actual.numpy(), expected, rtol=0, atol=2e-5 * scale)
+
+
+@pytest.mark.parametrize("vocabulary", ["own", "clip", "bert"])
+def test_transformers_gives_equal_ids_for_odd_captions(known_run, tmp_path, vocabulary):
+  transformers = pytest.importorskip("transformers")
+  run = tmp_path / "run"
+  shutil.copytree(known_run, run)
+  settings = json.loads((run / "config.json").read_text())
+  if vocabulary != "own":
+    settings["tokenizer"]["name"] = str(vocabularies.write(vocabulary, tmp_path / vocabulary))
+    (run / "config.json").write_text(json.dumps(settings))
+    length = settings["tokenizer"]["context_length"]
+    tokenizer = tokenizer_lib.pretrained_tokenizer(settings["tokenizer"]["name"], length)
+  else:
+    tokenizer = tokenizer_lib.load_tokenizer(run / workdir_lib.TOKENIZER)
+  assert convert_run(run, tmp_path / "out") == 0
+  converted = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+  captions = odd_captions(seed=1, count=2000)
+  ids = converted(captions, padding="max_length", truncation=True, return_tensors="np")["input_ids"]
+  different = (ids != tokenizer.encode(captions)).any(axis=1)
+  assert different.sum() <= 4, [c for c, d in zip(captions, different, strict=True) if d]
 
 
 def test_a_run_stays_unchanged(known_run, tmp_path):

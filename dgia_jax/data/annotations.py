@@ -220,9 +220,9 @@ def _is_blank(caption: str) -> bool:
   """Whether the tokenizer would find no text in a caption."""
   if "&" not in caption and any(c.isascii() and c.isalnum() for c in caption):
     return False  # almost every caption; the tokenizer's cleaning is slow
-  from dgia_jax.data import tokenizer
+  from dgia_jax.data.text_cleaning import clean_caption
 
-  clean = tokenizer.clean_caption(_without_surrogates(caption))
+  clean = clean_caption(_without_surrogates(caption))
   return not any(c.isprintable() and not c.isspace() for c in clean)
 
 

@@ -16,18 +16,17 @@ needs an id inside CLIP's table.
 """
 
 import gzip
-import html
 import json
 import pathlib
 import zlib
 from collections.abc import Sequence
 
-import ftfy
 import numpy as np
 import tokenizers
 from tokenizers import models, pre_tokenizers, processors, trainers
 
 from dgia_jax import files, hub
+from dgia_jax.data.text_cleaning import clean_caption
 from dgia_jax.errors import UserError
 
 # A caption is cut into contractions, words, single digits and runs of other signs.
@@ -210,12 +209,6 @@ def _transformers_tokenizer(folder: pathlib.Path, context_length: int) -> Tokeni
       f" tokenizer that transformers reads ({reason})"
     ) from error
   return _with_special_ids(backend, context_length)
-
-
-def clean_caption(caption: str) -> str:
-  """Repairs broken characters, resolves HTML (also when escaped twice), one space, lower case."""
-  text = html.unescape(html.unescape(ftfy.fix_text(caption)))
-  return " ".join(text.split()).lower()
 
 
 def _word_splitter(mark_word_start: bool) -> pre_tokenizers.PreTokenizer:

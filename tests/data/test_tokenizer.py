@@ -14,23 +14,13 @@ import time
 import huggingface_hub
 import numpy as np
 import pytest
-from tokenizers import pre_tokenizers
 
 from dgia_jax.data import tokenizer as tokenizer_lib
 from dgia_jax.errors import UserError
+from tests.helpers import vocabularies
+from tests.helpers.vocabularies import IDS, LINES, MERGES, TOKENS
 
 _GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "p09_tokenizer.json"
-_LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
-# Like CLIP's: merges by rank; the last one produces a whole word, which gives up its id.
-_MERGES = [
-  *[("a", "n</w>"), ("m", "an</w>"), ("t", "h"), ("th", "e</w>"), ("'", "s</w>")],
-  *[("r", "e"), ("re", "d</w>"), ("j", "e"), ("k", "y"), ("l", "l</w>"), ("je", "ky")],
-  ("jeky", "ll</w>"),
-]
-_TOKENS = [*_LETTERS, *[letter + "</w>" for letter in _LETTERS]]
-_TOKENS += ["".join(pair) for pair in _MERGES] + ["<|startoftext|>", "<|endoftext|>"]
-_IDS = {token: number for number, token in enumerate(_TOKENS)}
-_LINES = [" ".join(pair) for pair in _MERGES]
 _CAPTIONS = [
   "A man in a red coat, blue jeans and white shoes.",
   "The woman wears a black t-shirt; she's carrying a red bag.",
@@ -41,11 +31,7 @@ _CAPTIONS = [
 
 @pytest.fixture
 def clip_folder(tmp_path):
-  folder = tmp_path / "clip"
-  folder.mkdir()
-  (folder / "vocab.json").write_text(json.dumps(_IDS), encoding="utf-8")
-  (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *_LINES, ""]), encoding="utf-8")
-  return folder
+  return vocabularies.write("clip", tmp_path / "clip")
 
 
 @pytest.fixture(params=["clip", "small"])
@@ -56,7 +42,7 @@ def tokenizer(request, clip_folder):
 
 
 def _ids(*tokens):
-  return [_IDS[token] for token in tokens]
+  return [IDS[token] for token in tokens]
 
 
 def _words(tokenizer, caption):
@@ -103,7 +89,7 @@ def test_any_text_has_one_end_as_its_highest_id_and_never_a_mask(tokenizer):
 def test_clip_merges(clip_folder):
   tokenizer = tokenizer_lib.clip_tokenizer(str(clip_folder))
   assert tokenizer.context_length == 77
-  assert tokenizer.vocab_size == len(_TOKENS)
+  assert tokenizer.vocab_size == len(TOKENS)
   expected = _ids("the</w>", "man</w>", "'s</w>", "red</w>", "!</w>")
   assert _words(tokenizer, "The man's red!") == expected
   assert _words(tokenizer, "A12") == _ids("a</w>", "1</w>", "2</w>")
@@ -111,7 +97,7 @@ def test_clip_merges(clip_folder):
 
 def test_the_word_whose_id_became_the_mask_is_spelled(clip_folder):
   tokenizer = tokenizer_lib.clip_tokenizer(str(clip_folder))
-  assert tokenizer.mask_id == _IDS["jekyll</w>"]
+  assert tokenizer.mask_id == IDS["jekyll</w>"]
   assert _words(tokenizer, "Jekyll") == _ids("jeky", "ll</w>")
 
 
@@ -142,16 +128,16 @@ def test_text_is_cleaned(tokenizer, written, meant):
 def test_every_form_of_clips_vocabulary_reads_the_same(clip_folder, tmp_path):
   captions = ["the man's red hat", "jekyll &amp; an owl", "<|endoftext|>"]
   expected = tokenizer_lib.clip_tokenizer(str(clip_folder)).encode(captions)
-  for number, merges in enumerate([_LINES, [list(pair) for pair in _MERGES]]):
+  for number, merges in enumerate([LINES, [list(pair) for pair in MERGES]]):
     folder = tmp_path / f"json{number}"
     folder.mkdir()
-    content = {"model": {"vocab": _IDS, "merges": merges}}
+    content = {"model": {"vocab": IDS, "merges": merges}}
     (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
     np.testing.assert_array_equal(
       tokenizer_lib.clip_tokenizer(str(folder)).encode(captions), expected
     )
   packed = tmp_path / "bpe.txt.gz"
-  packed.write_bytes(gzip.compress("\n".join(["version", *_LINES]).encode("utf-8")))
+  packed.write_bytes(gzip.compress("\n".join(["version", *LINES]).encode("utf-8")))
   np.testing.assert_array_equal(
     tokenizer_lib.clip_tokenizer(str(packed)).encode(captions), expected
   )
@@ -198,7 +184,7 @@ def test_damaged_vocabularies_are_user_errors(clip_folder, tmp_path):
     tokenizer_lib.pretrained_tokenizer(str(tmp_path))
   with pytest.raises(UserError, match="is not bpe_simple_vocab"):
     tokenizer_lib.clip_tokenizer(str(clip_folder / "vocab.json"))
-  merges = "\n".join([*_LINES[:-1], "x y", _LINES[-1]])
+  merges = "\n".join([*LINES[:-1], "x y", LINES[-1]])
   (clip_folder / "merges.txt").write_text(merges, encoding="utf-8")
   with pytest.raises(UserError, match="its merges must use known tokens only"):
     tokenizer_lib.clip_tokenizer(str(clip_folder))
@@ -212,13 +198,7 @@ def test_damaged_vocabularies_are_user_errors(clip_folder, tmp_path):
 
 @pytest.fixture
 def bert_folder(tmp_path):
-  tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "man", "red", "##s", "红"]
-  folder = tmp_path / "bert"
-  folder.mkdir()
-  (folder / "vocab.txt").write_text("\n".join(tokens), encoding="utf-8")
-  config = json.dumps({"tokenizer_class": "BertTokenizer"})
-  (folder / "tokenizer_config.json").write_text(config)
-  return folder
+  return vocabularies.write("bert", tmp_path / "bert")
 
 
 def test_other_vocabularies_are_read_by_transformers(bert_folder):
@@ -245,7 +225,7 @@ def test_other_vocabularies_are_saved_and_found_in_a_models_folder(bert_folder, 
 
 def test_clip_is_read_without_transformers(clip_folder, monkeypatch):
   monkeypatch.setitem(sys.modules, "transformers", None)
-  assert tokenizer_lib.pretrained_tokenizer(str(clip_folder)).vocab_size == len(_TOKENS)
+  assert tokenizer_lib.pretrained_tokenizer(str(clip_folder)).vocab_size == len(TOKENS)
 
 
 def test_save_and_load(tokenizer, tmp_path):
