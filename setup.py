@@ -78,6 +78,7 @@ setup(
     "tensorboard": ["tensorboard>=2.16"],  # to look at a run's events
     "experiments": ["matplotlib>=3.8", "scikit-learn>=1.5"],  # plots, and the supplement's t-SNE
     "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
+    "siglip": ["protobuf>=4", "sentencepiece>=0.2"],  # the tokenizer of SigLIP (not of SigLIP 2)
     "torch": ["torch>=2.6"],  # for live parity tests with PyTorch models
   },
 )

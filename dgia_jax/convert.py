@@ -1,14 +1,14 @@
-"""Exports a trained run as a Hugging Face CLIP folder, for use with transformers:
+"""Exports a trained run as a Hugging Face folder, for use with transformers:
 
   python -m dgia_jax.convert --run runs/demo --out FOLDER
 
 The folder holds config.json, model.safetensors, preprocessor_config.json, the tokenizer's files and
 a model card, README.md:
 
-  model = transformers.CLIPModel.from_pretrained(FOLDER)
-  processor = transformers.CLIPProcessor.from_pretrained(FOLDER)
+  model = transformers.AutoModel.from_pretrained(FOLDER)  # CLIPModel or SiglipModel
+  processor = transformers.AutoProcessor.from_pretrained(FOLDER)
   inputs = processor(
-    text=captions, images=images, padding=True, truncation=True, return_tensors="pt"
+    text=captions, images=images, padding="max_length", truncation=True, return_tensors="pt"
   )
   model(**inputs, interpolate_pos_encoding=True)  # oblong images need the flag
 
@@ -27,7 +27,7 @@ from dgia_jax import cli, files, user_files
 from dgia_jax.data import tokenizer as tokenizer_lib
 from dgia_jax.data.text_cleaning import exportable_cleaning
 from dgia_jax.errors import UserError
-from dgia_jax.models import pretrained
+from dgia_jax.models import dual_encoder, pretrained
 from dgia_jax.models.pretrained import checkpoint_files
 from dgia_jax.reporting import model_card
 from dgia_jax.training import checkpoint
@@ -57,15 +57,17 @@ def convert(run: pathlib.Path | str, out: pathlib.Path | str, choice: str = "bes
   _check_out(out)
   step, params = checkpoint.restore_params(run, choice)
   image_size = tuple(config["dataset"]["image_size"])
+  size = dual_encoder.SIZES[config["model"]["name"]]
   try:
     pretrained.write_folder(
       out,
       params,
       image_size=image_size,
+      family=size.family,
       temperature=config["loss"]["temperature"],
       resize=config["dataset"]["resize"],
     )
-    tokenizer_summary = _write_tokenizer(run, config["tokenizer"], out)
+    tokenizer_summary = _write_tokenizer(run, config["tokenizer"], out, size.family.is_siglip)
     files.write_text(out / CARD, str(_card(run, config, step, params)))
   except OSError as error:
     raise UserError(f"--out={out}: cannot be written ({error}); choose another") from error
@@ -106,17 +108,21 @@ def _card(
     config,
     step=step,
     num_parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
-    feature_width=params["image"]["projection"].shape[1],
+    feature_width=params["text"]["projection"].shape[1],
     context_length=params["text"]["position_embedding"].shape[0],
     results=results,
   )
 
 
-def _write_tokenizer(run: pathlib.Path, settings: Mapping[str, Any], out: pathlib.Path) -> str:
+def _write_tokenizer(
+  run: pathlib.Path, settings: Mapping[str, Any], out: pathlib.Path, is_siglip: bool
+) -> str:
   """Writes the tokenizer for transformers if its vocabulary can be found; returns a summary."""
   try:
     if settings["name"]:
-      tokenizer = tokenizer_lib.pretrained_tokenizer(settings["name"], settings["context_length"])
+      tokenizer = tokenizer_lib.pretrained_tokenizer(
+        settings["name"], settings["context_length"], is_siglip
+      )
     else:
       tokenizer = tokenizer_lib.load_tokenizer(run / workdir_lib.TOKENIZER)
   except UserError as error:
@@ -124,6 +130,8 @@ def _write_tokenizer(run: pathlib.Path, settings: Mapping[str, Any], out: pathli
       (out / name).unlink(missing_ok=True)
     return f"without a tokenizer: {error}"
   tokenizer.save(out)
+  if isinstance(tokenizer, tokenizer_lib.SiglipTokenizer):  # saved as transformers reads it
+    return "with its tokenizer"
   path, config_path = (out / name for name in _TOKENIZER_FILES)
   backend = tokenizers.Tokenizer.from_file(str(path))
   # Our encoder cleans captions before it calls the backend; transformers has only the backend.

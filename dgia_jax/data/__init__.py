@@ -15,6 +15,6 @@
 | `locked_build` | lets one process build while the others wait |
 | `synth_pedes` | the embedded dataset: people, their images and captions are drawn |
 | `pairs` | the table of (image, caption) pairs of a split |
-| `tokenizer` | captions to token ids |
+| `tokenizer`, `siglip_tokenizer`, `token_ids` | captions to token ids |
 | `batches`, `prefetch` | the input pipeline |
 """

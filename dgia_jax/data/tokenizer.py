@@ -1,13 +1,7 @@
 """Captions to token ids: with CLIP's vocabulary, another published one, or one of their own.
 
-All of them use the same special ids, because the text tower finds the end of a caption as the
-highest id in it. V is the size of the embedding table:
-
-    0            padding (in CLIP's vocabulary also "!" before another sign; it is never masked)
-    1 ... V-4    ordinary tokens, which the distorted view may mask
-    V-3          the mask; in CLIP's vocabulary its last token, "jekyll", gives up this id, and the
-                 word is spelled from smaller tokens instead
-    V-2, V-1     start and end of a caption
+All of them use the special ids of `token_ids`, except SigLIP's (`siglip_tokenizer`), which keep
+their own.
 
 The text of a caption never produces the last three ids: "<|endoftext|>" typed in a caption is
 ordinary text. (The released tokenizer obeys such text, which moves the end of the caption, and
@@ -26,7 +20,10 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, processors, trainers
 
 from dgia_jax import files, hub
+from dgia_jax.data import siglip_tokenizer
+from dgia_jax.data.siglip_tokenizer import SiglipTokenizer
 from dgia_jax.data.text_cleaning import clean_caption
+from dgia_jax.data.token_ids import TokenIds
 from dgia_jax.errors import UserError
 
 # A caption is cut into contractions, words, single digits and runs of other signs.
@@ -35,30 +32,25 @@ _CLIP_START, _CLIP_END = "<|startoftext|>", "<|endoftext|>"
 CLIP_FILES = ("vocab.json", "merges.txt")
 _CLIP_NUM_MERGES = 49152 - 256 - 2  # the merges CLIP uses, of those listed in its own file
 FILE = "tokenizer.json"
-# On the hub: CLIP's files, or those of another tokenizer that transformers reads.
+# Files of a model's tokenizer on the hub: CLIP's, SigLIP's, or another's that transformers reads.
+HUB_FILES = (CLIP_FILES, *siglip_tokenizer.HUB_FILES, (FILE,))
 _HUB_FILES = (CLIP_FILES, (FILE,), ("vocab.txt", "tokenizer_config.json"))
 
 Merges = list[tuple[str, ...]]
 
 
-class Tokenizer:
-  """Encodes captions to a fixed length; see the module docstring for the ids.
+class Tokenizer(TokenIds):
+  """Encodes captions to a fixed length.
 
   Attributes:
     context_length: L, number of ids per caption, start and end included.
-    vocab_size: V, number of rows of an embedding table.
-    pad_id, mask_id, start_id, end_id: the special ids; maskable ids are 0 < id < mask_id.
   """
 
   def __init__(self, backend: tokenizers.Tokenizer):
     """Wraps a backend whose model holds the ordinary tokens and whose settings fix L."""
+    super().__init__(backend.get_vocab_size() + 3)
     self._backend = backend
     self.context_length = backend.truncation["max_length"]
-    self.pad_id = 0
-    self.mask_id = backend.get_vocab_size()
-    self.start_id = self.mask_id + 1
-    self.end_id = self.mask_id + 2
-    self.vocab_size = self.mask_id + 3
 
   def encode(self, captions: Sequence[str]) -> np.ndarray:
     """Returns int32 (len(captions), L): start, tokens, end, then padding.
@@ -91,8 +83,13 @@ def load_tokenizer(folder: pathlib.Path | str) -> Tokenizer:
   return Tokenizer(backend)
 
 
-def folder_tokenizer(folder: pathlib.Path | str, context_length: int) -> Tokenizer:
+def folder_tokenizer(
+  folder: pathlib.Path | str, context_length: int, is_siglip: bool = False
+) -> Tokenizer | SiglipTokenizer:
   """The tokenizer in the folder of a model: the file of `Tokenizer.save`, or published files.
+
+  Args:
+    folder, context_length, is_siglip: as in `pretrained_tokenizer`.
 
   Raises:
     UserError: the folder holds neither.
@@ -100,16 +97,19 @@ def folder_tokenizer(folder: pathlib.Path | str, context_length: int) -> Tokeniz
   post_processor = _read_json(pathlib.Path(folder) / FILE).get("post_processor") or {}
   if "<start>" in post_processor.get("special_tokens", {}):
     return load_tokenizer(folder)
-  return pretrained_tokenizer(str(folder), context_length)
+  return pretrained_tokenizer(str(folder), context_length, is_siglip)
 
 
-def pretrained_tokenizer(name: str, context_length: int = 77) -> Tokenizer:
-  """A published tokenizer: CLIP's, or any that transformers reads.
+def pretrained_tokenizer(
+  name: str, context_length: int = 77, is_siglip: bool = False
+) -> Tokenizer | SiglipTokenizer:
+  """A published tokenizer: CLIP's, SigLIP's, or any other that transformers reads.
 
   Args:
     name: a folder, CLIP's own `bpe_simple_vocab_16e6.txt.gz`, or a model on the Hugging Face hub
       such as "openai/clip-vit-base-patch16", which is looked up in the local cache first.
     context_length: L, ids per caption, at least 3.
+    is_siglip: whether a SigLIP model reads the ids; they are then the tokenizer's own.
 
   Raises:
     UserError: no tokenizer can be reached under this name, or its files are damaged.
@@ -118,10 +118,12 @@ def pretrained_tokenizer(name: str, context_length: int = 77) -> Tokenizer:
   if not path.exists():
     path = hub.fetch(
       name,
-      *_HUB_FILES,
+      *(siglip_tokenizer.HUB_FILES if is_siglip else _HUB_FILES),
       setting="tokenizer.name",
       hint=f"give a folder with {' and '.join(CLIP_FILES)}, or bpe_simple_vocab_16e6.txt.gz",
     )
+  if is_siglip:
+    return siglip_tokenizer.read(path, context_length)
   if path.is_file() or _is_clip(path):
     return clip_tokenizer(path, context_length)
   return _transformers_tokenizer(path, context_length)

@@ -21,6 +21,7 @@ from dgia_jax import config as config_lib
 from dgia_jax import sharding
 from dgia_jax.data import catalog
 from dgia_jax.data.synth_pedes.settings import Settings
+from dgia_jax.data.token_ids import TokenIds
 from dgia_jax.dry_run import flops, hlo_collectives, topology
 from dgia_jax.errors import UserError
 from dgia_jax.method import compilation, memory_bank, train_state
@@ -39,20 +40,14 @@ _ALL_EXCEEDS = re.compile(rf"Used {_SIZE} of {_SIZE} hbm")
 
 @dataclasses.dataclass(frozen=True)
 class DatasetSizes:
-  """The facts about a dataset and a vocabulary that the step is compiled for."""
+  """The facts about a dataset that the step is compiled for."""
 
   num_pairs: int
-  vocab_size: int
 
   @property
   def image_of_pair_N(self) -> np.ndarray:
     """Image numbers of the first pairs: the usual number of captions per image."""
     return np.zeros(CAPTIONS_PER_IMAGE, np.int32)
-
-  @property
-  def mask_id(self) -> int:
-    """Id of the mask token, as in `data.tokenizer`."""
-    return self.vocab_size - 3
 
 
 def abstract_setup(
@@ -66,8 +61,8 @@ def abstract_setup(
   config_lib.check(config)
   mesh = sharding.create_mesh(**config.mesh, devices=devices)
   setup.check_batch(config, mesh)
-  sizes = DatasetSizes(num_pairs, config.tokenizer.vocab_size)
-  return setup.assemble(config, mesh, {"train": sizes}, sizes)
+  vocabulary = TokenIds(config.tokenizer.vocab_size)
+  return setup.assemble(config, mesh, {"train": DatasetSizes(num_pairs)}, vocabulary)
 
 
 def abstract_batch(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:

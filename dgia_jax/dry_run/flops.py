@@ -11,7 +11,7 @@ product in the backward pass.
 
 import math
 
-from dgia_jax.models.dual_encoder import Size
+from dgia_jax.models.dual_encoder import Size, TowerSize
 
 TRAINING_PASSES = 3  # forward, gradient of the inputs, gradient of the weights
 VIEWS = 2  # the clean and the distorted view of every pair, section 3.4
@@ -38,17 +38,28 @@ def peak_flops(device_kind: str) -> float | None:
   return next((peak for name, peak in PEAKS if name in device_kind), None)
 
 
-def transformer_flops(width: int, depth: int, tokens: int, full_last_block: bool = False) -> int:
-  """Forward FLOPs of one sequence of `tokens` through `depth` blocks; the MLP is 4 x as wide.
+def transformer_flops(size: TowerSize, tokens: int, full_last_block: bool = False) -> int:
+  """Forward FLOPs of one sequence of `tokens` through the blocks of a tower.
 
   The last block computes keys and values of all tokens, and the rest for one token, or for all with
   `full_last_block`.
   """
-  keys_and_values, others = 2 * width**2, 10 * width**2  # query, output; MLP up and down
-  attention = 2 * tokens * width  # scores and mixture of one token
+  keys_and_values, others, attention = _token_products(size, tokens)
   read = tokens if full_last_block else 1  # tokens of the last block that are computed
-  full_blocks = (depth - 1) * tokens * (keys_and_values + others + attention)
+  full_blocks = (size.depth - 1) * tokens * (keys_and_values + others + attention)
   return 2 * (full_blocks + tokens * keys_and_values + read * (others + attention))
+
+
+def pooling_flops(size: TowerSize, tokens: int) -> int:
+  """Forward FLOPs of SigLIP's pooling: one query and an MLP."""
+  keys_and_values, others, attention = _token_products(size, tokens)
+  return 2 * (tokens * keys_and_values + others + attention)
+
+
+def _token_products(size: TowerSize, tokens: int) -> tuple[int, int, int]:
+  """Multiply-adds of one token in a block: key and value; query, output and MLP; attention."""
+  width, mlp_width = size.width, size.mlp_width or 4 * size.width
+  return 2 * width**2, 2 * width**2 + 2 * width * mlp_width, 2 * tokens * width
 
 
 def forward_flops(
@@ -66,16 +77,15 @@ def forward_flops(
     {"image": FLOPs per image, "text": FLOPs per text}.
   """
   patches = math.prod(side // size.patch_size for side in image_size)
-  image, text = size.image, size.text
-  patch_embedding = 2 * patches * 3 * size.patch_size**2 * image.width
   projection = lambda tower: 2 * tower.width * size.feature_width
-  return {
-    "image": transformer_flops(image.width, image.depth, patches + 1, full_last_block)
-    + patch_embedding
-    + projection(image),
-    "text": transformer_flops(text.width, text.depth, context_length, full_last_block)
-    + projection(text),
-  }
+  image = 2 * patches * 3 * size.patch_size**2 * size.image.width  # patch embedding
+  if size.family.is_siglip:
+    image += transformer_flops(size.image, patches, full_last_block=True)
+    image += pooling_flops(size.image, patches)
+  else:
+    image += transformer_flops(size.image, patches + 1, full_last_block) + projection(size.image)
+  text = transformer_flops(size.text, context_length, full_last_block) + projection(size.text)
+  return {"image": image, "text": text}
 
 
 def train_pair_flops(

@@ -5,15 +5,37 @@ flip, shifted crop and an erased rectangle for the image, masked words for the c
 come from one key, so a resumed run sees the same views bit for bit, on any mesh.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, ScalarLike, UInt8
 
-from dgia_jax.models.pixels import PIXEL_MEAN, normalize_pixels
+from dgia_jax.models.pixels import PixelStatistics, normalize_pixels
 
 ERASE_ATTEMPTS = 10
 Key = jax.Array  # of `jax.random.key`, or an old-style one
+
+
+class Masking(NamedTuple):
+  """What the masking of words needs to know about a tokenizer's ids.
+
+  Attributes:
+    mask_id: replaces a word.
+    first_id, end_id: first_id <= id < end_id are words; padding, start, end and mask are not.
+    first_word: position of a caption's first word, 1 after a start token and 0 without one.
+  """
+
+  mask_id: ScalarLike
+  first_id: ScalarLike
+  end_id: ScalarLike
+  first_word: ScalarLike
+
+  @classmethod
+  def below(cls, mask_id: ScalarLike) -> "Masking":
+    """The masking of CLIP's ids: words are 0 < id < mask_id and follow a start token."""
+    return cls(mask_id, first_id=1, end_id=mask_id, first_word=1)
 
 
 def _flip_and_shift(
@@ -59,8 +81,9 @@ def _erase(
   erase_prob: ScalarLike,
   area: tuple[float, float],
   aspect: tuple[float, float],
+  fill: Float[np.ndarray, "3"],
 ) -> Float[Array, "H W 3"]:
-  """Fills a random box of a normalised image with CLIP's per-channel mean, as a plain value."""
+  """Fills a random box of a normalised image with one colour."""
   erase_key, box_key = jax.random.split(key)
   height, width, _ = image_HxWx3.shape
   top, left, box_height, box_width = _erase_box(box_key, height, width, area, aspect)
@@ -69,7 +92,7 @@ def _erase(
     (column_W >= left) & (column_W < left + box_width)
   )[None, :]
   erase = jax.random.bernoulli(erase_key, erase_prob)
-  return jnp.where((inside_HxW & erase)[:, :, None], PIXEL_MEAN[None, None], image_HxWx3)
+  return jnp.where((inside_HxW & erase)[:, :, None], fill[None, None], image_HxWx3)
 
 
 def distort_images(
@@ -81,6 +104,7 @@ def distort_images(
   erase_prob: ScalarLike,
   erase_area: tuple[float, float],
   erase_aspect: tuple[float, float],
+  pixel_statistics: PixelStatistics,
 ) -> Float[Array, "B H W 3"]:
   """The image half of the distorted view, normalised.
 
@@ -92,33 +116,35 @@ def distort_images(
     erase_prob: probability of erasing a rectangle after normalisation.
     erase_area: smallest and largest erased share of the image's area.
     erase_aspect: smallest and largest height / width of the rectangle, drawn log-uniformly.
+    pixel_statistics: normalise the images; erased rectangles have their mean.
   """
   shift_keys, erase_keys = jax.random.split(key, (2, images.shape[0]))
   shift = lambda key, image: _flip_and_shift(key, image, flip_prob, padding)
-  erase = lambda key, image: _erase(key, image, erase_prob, erase_area, erase_aspect)
-  return jax.vmap(erase)(erase_keys, normalize_pixels(jax.vmap(shift)(shift_keys, images)))
+  fill = pixel_statistics.fill()
+  erase = lambda key, image: _erase(key, image, erase_prob, erase_area, erase_aspect, fill)
+  shifted = normalize_pixels(jax.vmap(shift)(shift_keys, images), pixel_statistics)
+  return jax.vmap(erase)(erase_keys, shifted)
 
 
 def mask_tokens(
   key: Key,
   tokens: Int[Array | np.ndarray, "B L"],
   *,
-  mask_id: ScalarLike,
+  masking: Masking,
   ratio: ScalarLike,
   mask_first: bool,
 ) -> Int[Array, "B L"]:
   """The text half of the distorted view: words become the mask token.
 
-  Tokens with 0 < id < mask_id are words; padding, start, end and the mask itself are not.
-
   Args:
     key: random key.
     tokens: token ids.
-    mask_id: id of the mask token.
+    masking: which ids are words, and the mask.
     ratio: probability of masking a word, independently of the others.
     mask_first: always mask the first word (as the released code does, by a slip).
   """
   chosen = jax.random.bernoulli(key, ratio, tokens.shape)
   if mask_first:
-    chosen |= (jnp.arange(tokens.shape[1]) == 1)[None, :]
-  return jnp.where(chosen & (tokens > 0) & (tokens < mask_id), mask_id, tokens)
+    chosen |= (jnp.arange(tokens.shape[1]) == masking.first_word)[None, :]
+  is_word = (tokens >= masking.first_id) & (tokens < masking.end_id)
+  return jnp.where(chosen & is_word, masking.mask_id, tokens)

@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, Float, Int, UInt8
 
 from dgia_jax.method import gradient_cache, memory_bank
+from dgia_jax.method.augment import Masking
 from dgia_jax.method.confidence_gate import gated_update_rate
 from dgia_jax.method.global_association import Neighbours, global_association_loss, no_neighbours
 from dgia_jax.method.local_association import relation_targets
@@ -21,6 +22,7 @@ from dgia_jax.method.losses import itc, similarity_distribution_matching
 from dgia_jax.method.mining import Batch, MineGlobal, MineLocal
 from dgia_jax.method.train_state import TrainState
 from dgia_jax.method.views import Encode, encode_views, two_views
+from dgia_jax.models.pixels import PixelStatistics
 
 
 class StepOutput(NamedTuple):
@@ -43,7 +45,8 @@ def train_step(
   optimizer: optax.GradientTransformation,
   config: Any,
   mesh: jax.sharding.Mesh,
-  mask_id: int,
+  masking: Masking,
+  pixel_statistics: PixelStatistics,
   steps_per_epoch: int,
 ) -> tuple[TrainState, StepOutput]:
   """Takes one step (section 3).
@@ -57,7 +60,8 @@ def train_step(
     optimizer: optax transformation.
     config: the run's config.
     mesh: the mesh.
-    mask_id: id of the mask token.
+    masking: which ids of a caption are words, and the mask.
+    pixel_statistics: normalise the images.
     steps_per_epoch: turns the step number into the epoch, counted from 1.
   """
   epoch = state.step // steps_per_epoch + 1
@@ -100,7 +104,8 @@ def train_step(
 
   views = two_views(
     jax.random.fold_in(jax.random.key(config.seed), state.step), batch["image"], batch["tokens"],
-    settings=config.augment, mask_id=mask_id, distorted=bool(weights["consistency"]),
+    settings=config.augment, masking=masking, pixel_statistics=pixel_statistics,
+    distorted=bool(weights["consistency"]),
   )  # fmt: skip
   needed = local_started if config.local_association.start_epoch > 1 else None
   gradient, (values, total, clean, relations, neighbours) = gradient_cache.gradient_of(

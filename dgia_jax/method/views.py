@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from dgia_jax.method import augment
 from dgia_jax.method.mining import FeaturePair
-from dgia_jax.models.pixels import normalize_pixels
+from dgia_jax.models.pixels import PixelStatistics, normalize_pixels
 
 Encode = Callable[[dict, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
@@ -20,7 +20,8 @@ def two_views(
   tokens: Int[Array, "B L"],
   *,
   settings: Any,
-  mask_id: int,
+  masking: augment.Masking,
+  pixel_statistics: PixelStatistics,
   distorted: bool,
 ) -> tuple[Float[Array, "B V H W 3"], Int[Array, "B V L"]]:
   """The views of a batch: V = 2, or V = 1 without the distorted one.
@@ -29,10 +30,11 @@ def two_views(
     key: random key of the step.
     images, tokens: of the batch.
     settings: `config.augment`.
-    mask_id: id of the mask token.
+    masking: which ids are words, and the mask.
+    pixel_statistics: normalise the images.
     distorted: whether to make the distorted view as well.
   """
-  pixels, texts = [normalize_pixels(images)], [tokens]
+  pixels, texts = [normalize_pixels(images, pixel_statistics)], [tokens]
   if distorted:
     image_key, text_key = jax.random.split(key)
     pixels.append(
@@ -44,13 +46,14 @@ def two_views(
         erase_prob=settings.erase_prob,
         erase_area=settings.erase_area,
         erase_aspect=settings.erase_aspect,
+        pixel_statistics=pixel_statistics,
       )
     )
     texts.append(
       augment.mask_tokens(
         text_key,
         tokens,
-        mask_id=mask_id,
+        masking=masking,
         ratio=settings.mask_ratio,
         mask_first=settings.mask_first,
       )

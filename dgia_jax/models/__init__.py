@@ -1,10 +1,12 @@
-"""The two encoders of CLIP, and its pretrained weights.
+"""The two encoders of CLIP, OpenCLIP and SigLIP, and their pretrained weights.
 
 - `dual_encoder`: `DualEncoder`, both towers in one module, and the named sizes.
-- `image_tower`, `text_tower`: CLIP's vision transformer and its text transformer.
+- `families`: what CLIP, OpenCLIP and SigLIP compute differently.
+- `image_tower`, `text_tower`: the vision transformer and the text transformer.
+- `attention_pooling`: SigLIP's, from all patches to one feature.
 - `transformer`: the pre-norm blocks both towers stack.
 - `backend`: how a device computes those blocks.
-- `pixels`: CLIP's pixel normalisation.
+- `pixels`: the normalisation of pixels.
 - `embedder`: features of any number of images or texts, batch by batch.
-- `pretrained`: CLIP checkpoints in and out.
+- `pretrained`: CLIP and SigLIP checkpoints in and out.
 """

@@ -13,7 +13,6 @@ from flax import nnx
 from jaxtyping import Float, Int, UInt8
 
 from dgia_jax import sharding
-from dgia_jax.models import pixels as pixels_lib
 
 Params = Mapping[str, Any]
 Features = Float[np.ndarray, "B D"]
@@ -48,7 +47,7 @@ class Embedder:
       )
 
     self._encode_images = compiled(
-      lambda model, images: model.encode_image(pixels_lib.normalize_pixels(images))
+      lambda model, images: model.encode_image(model.normalize_pixels(images))
     )
     self._encode_texts = compiled(lambda model, tokens: model.encode_text(tokens))
 

@@ -1,6 +1,6 @@
-"""CLIP's vision transformer, for images of any rectangular size.
+"""The vision transformer of CLIP and SigLIP, for images of any rectangular size.
 
-Its T tokens are the class token and then the patches, row by row.
+Its T tokens are the patches, row by row; in CLIP's the class token comes before them.
 """
 
 import jax.numpy as jnp
@@ -10,18 +10,25 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from dgia_jax.models import transformer
+from dgia_jax.models.attention_pooling import AttentionPooling
 from dgia_jax.models.backend import Backend
+from dgia_jax.models.families import Family
 
 
 class ImageTower(nnx.Module):
-  """Embeds patches, runs pre-norm blocks over them and projects the class token to the feature.
+  """Embeds patches, runs pre-norm blocks over them and makes one feature of the result.
+
+  CLIP's is the class token, projected. SigLIP pools all patches with attention.
 
   Args:
     width: U.
     depth: number of blocks.
     heads: attention heads.
+    mlp_width: inner width of the MLPs; 0 means 4 U.
+    family: of the model.
     feature_width: D.
-    patch_size: side of a square patch in pixels; must divide both sides of the image.
+    patch_size: side of a square patch in pixels. Pixels on the right and at the bottom that fill no
+      patch are cut off.
     image_size: (height, width) in pixels.
     dtype: of the computation; weights are float32.
     backend: how the blocks are computed.
@@ -34,6 +41,8 @@ class ImageTower(nnx.Module):
     width: int,
     depth: int,
     heads: int,
+    mlp_width: int,
+    family: Family,
     feature_width: int,
     patch_size: int,
     image_size: tuple[int, int],
@@ -41,7 +50,7 @@ class ImageTower(nnx.Module):
     backend: Backend,
     rngs: nnx.Rngs,
   ):
-    num_tokens = 1 + (image_size[0] // patch_size) * (image_size[1] // patch_size)
+    num_tokens = (image_size[0] // patch_size) * (image_size[1] // patch_size)
     normal = nnx.initializers.normal
     width_scaled = normal(width**-0.5)
     pixels_per_patch = 3 * patch_size**2
@@ -51,24 +60,48 @@ class ImageTower(nnx.Module):
 
     self.dtype = dtype
     self.backend = backend
+    self.family = family
     self.patch_embedding = param(normal(pixels_per_patch**-0.5), patch_size, patch_size, 3, width)
-    self.class_embedding = param(width_scaled, width)
+    if family.is_siglip:
+      self.patch_bias = param(nnx.initializers.zeros, width)
+    else:
+      num_tokens += 1
+      self.class_embedding = param(width_scaled, width)
     self.position_embedding = param(width_scaled, num_tokens, width)
-    self.norm_pre = transformer.layer_norm(width, dtype=dtype, rngs=rngs)
+    if not family.is_siglip:
+      self.norm_pre = transformer.layer_norm(width, family=family, dtype=dtype, rngs=rngs)
     self.blocks, self.last_block = transformer.create_blocks(
       lambda rngs: transformer.Block(
-        width, heads, depth=depth, causal=False, dtype=dtype, backend=backend, rngs=rngs
-      ),
+        width,
+        heads,
+        mlp_width,
+        depth=depth,
+        causal=False,
+        family=family,
+        dtype=dtype,
+        backend=backend,
+        rngs=rngs,
+      ),  # fmt: skip
       depth,
       rngs,
     )
-    self.norm_post = transformer.layer_norm(width, dtype=jnp.float32, rngs=rngs)
-    self.projection = param(width_scaled, width, feature_width)
+    norm_dtype = dtype if family.is_siglip else jnp.float32
+    self.norm_post = transformer.layer_norm(width, family=family, dtype=norm_dtype, rngs=rngs)
+    if family.is_siglip:
+      assert feature_width == width, "SigLIP's image features are not projected"
+      self.pooling = AttentionPooling(
+        width, heads, mlp_width, family=family, dtype=dtype, backend=backend, rngs=rngs
+      )
+    else:
+      self.projection = param(width_scaled, width, feature_width)
 
   def __call__(self, pixels_BxHxWx3: Float[Array | np.ndarray, "B H W 3"]) -> Float[Array, "B D"]:
     """Encodes normalised pixels; the features are float32 and not normalised."""
     x_BxTxU = self.embed_patches(pixels_BxHxWx3)
     blocks = transformer.Blocks(self.blocks, self.last_block)
+    if self.family.is_siglip:
+      x_BxTxU = transformer.run_blocks(blocks, x_BxTxU, self.backend, position=None)
+      return self.pooling(self.norm_post(x_BxTxU))
     class_token_BxU = transformer.run_blocks(
       blocks, self.norm_pre(x_BxTxU), self.backend, position=0
     )
@@ -77,16 +110,22 @@ class ImageTower(nnx.Module):
   def embed_patches(
     self, pixels_BxHxWx3: Float[Array | np.ndarray, "B H W 3"]
   ) -> Float[Array, "B T U"]:
-    """Returns the class token and the patches, with positions: the input of the first norm."""
+    """Returns the tokens with their positions."""
     batch, height, width, _ = pixels_BxHxWx3.shape
     kernel = self.patch_embedding[...].astype(self.dtype)
     side = kernel.shape[0]
+    pixels_BxHxWx3 = pixels_BxHxWx3[:, : height // side * side, : width // side * side]
     # Patches do not overlap, so the convolution is one matrix product of flattened patches.
     patches = pixels_BxHxWx3.astype(self.dtype).reshape(
       batch, height // side, side, width // side, side, 3
     )
     patches = patches.swapaxes(2, 3).reshape(batch, -1, side * side * 3)
     x_BxTxU = patches @ kernel.reshape(side * side * 3, -1)
+    if self.family.is_siglip:
+      return (
+        x_BxTxU
+        + (self.position_embedding[...] + self.patch_bias[...][None]).astype(self.dtype)[None]
+      )
     class_Bx1xU = jnp.broadcast_to(
       self.class_embedding[...].astype(self.dtype), (batch, 1, x_BxTxU.shape[-1])
     )

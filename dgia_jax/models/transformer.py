@@ -2,9 +2,10 @@
 
 The weights of a tower's blocks, except the last, are stacked along a leading axis of layers, and
 `lax.scan` runs over that axis. Compile time and the number of arrays in a checkpoint thus do not
-grow with depth. A tower reads one token of its last block, so this block computes keys and values
-for all tokens and everything else for that token alone: about 7 % less arithmetic in 12 blocks. Its
-weights are kept apart, because slicing them out of the stack in every step would cost half of that.
+grow with depth. All towers but SigLIP's image tower read one token of their last block, so this
+block computes keys and values for all tokens and everything else for that token alone: about 7 %
+less arithmetic in 12 blocks. Its weights are kept apart, because slicing them out of the stack in
+every step would cost half of that.
 The letter F is local to this module: the width of one attention head.
 """
 
@@ -21,11 +22,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from dgia_jax.models.backend import Backend
+from dgia_jax.models.families import Family
 
 # Index of one token in every sequence: one number for all of them, or one per sequence.
 Position = int | Int[Array, " B"]
-# CLIP's value. Flax's default, 1e-6, gives different features.
-LAYER_NORM_EPSILON = 1e-5
 
 
 def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -33,14 +33,21 @@ def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
   return x * jax.nn.sigmoid(1.702 * x)
 
 
-def layer_norm(width: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
-  """Creates a LayerNorm with CLIP's epsilon.
+ACTIVATIONS = {
+  "quick_gelu": quick_gelu,
+  "gelu": functools.partial(jax.nn.gelu, approximate=False),
+  "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
+
+
+def layer_norm(width: int, *, family: Family, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
+  """Creates a LayerNorm with the epsilon of the family.
 
   Flax computes the statistics in float32 in one pass, with the variance as mean(x^2) - mean(x)^2.
   That is accurate here, because the tokens of a residual stream have means far smaller than their
   standard deviations.
   """
-  return nnx.LayerNorm(width, epsilon=LAYER_NORM_EPSILON, dtype=dtype, rngs=rngs)
+  return nnx.LayerNorm(width, epsilon=family.layer_norm_epsilon, dtype=dtype, rngs=rngs)
 
 
 class Attention(nnx.Module):
@@ -99,10 +106,29 @@ class Attention(nnx.Module):
     num_tokens: int | None = None,
   ) -> Float[Array, "B U"]:
     """The result for the token at `position` alone, from one query and all keys and values."""
+    last = None
+    if self.causal:
+      last = position
+    elif num_tokens is not None and num_tokens < x_BxTxU.shape[1]:
+      last = num_tokens - 1
+    return self.of_query(token_at(x_BxTxU, position), x_BxTxU, last)
+
+  def of_query(
+    self,
+    x_BxU: Float[Array, "B U"],
+    x_BxTxU: Float[Array | np.ndarray, "B T U"],
+    last: Position | None = None,
+  ) -> Float[Array, "B U"]:
+    """What one token attends to among others.
+
+    Args:
+      x_BxU: the token.
+      x_BxTxU: those whose keys and values it sees.
+      last: position of the last one it sees; None means all.
+    """
     dtype = x_BxTxU.dtype
     kernel_Ux3xAxF = self.qkv.kernel[...].astype(dtype)
     bias_3xAxF = self.qkv.bias[...].astype(dtype)
-    x_BxU = token_at(x_BxTxU, position)
     q_BxAxF = jnp.einsum("bu,uaf->baf", x_BxU, kernel_Ux3xAxF[:, 0]) + bias_3xAxF[:1]
     kv_BxTx2xAxF = jnp.einsum("btu,upaf->btpaf", x_BxTxU, kernel_Ux3xAxF[:, 1:])
     k_BxTxAxF, v_BxTxAxF = (
@@ -115,10 +141,8 @@ class Attention(nnx.Module):
       k_BxTxAxF,
       preferred_element_type=jnp.float32,
     )
-    length = x_BxTxU.shape[1]
-    if self.causal or (num_tokens is not None and num_tokens < length):
-      last = position if self.causal else num_tokens - 1
-      is_visible = jnp.arange(length)[None, None] <= jnp.reshape(last, (-1, 1, 1))
+    if last is not None:
+      is_visible = jnp.arange(x_BxTxU.shape[1])[None, None] <= jnp.reshape(last, (-1, 1, 1))
       scores_BxAxT = jnp.where(is_visible, scores_BxAxT, -jnp.inf)
     weights_BxAxT = jax.nn.softmax(scores_BxAxT, axis=-1).astype(dtype)
     return self.out(jnp.einsum("bat,btaf->baf", weights_BxAxT, v_BxTxAxF))
@@ -181,17 +205,28 @@ def _attend_cudnn(
 
 
 class Mlp(nnx.Module):
-  """Two linear layers with QuickGELU in between; the inner width is 4 U."""
+  """Two linear layers with the family's activation in between; an `inner` of 0 means 4 U."""
 
-  def __init__(self, width: int, *, out_std: float, dtype: DTypeLike, rngs: nnx.Rngs):
+  def __init__(
+    self,
+    width: int,
+    inner: int,
+    *,
+    family: Family,
+    out_std: float,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+  ):
     normal = nnx.initializers.normal
+    inner = inner or 4 * width
+    self.activation = family.activation
     self.up = nnx.Linear(
-      width, 4 * width, kernel_init=normal((2 * width) ** -0.5), dtype=dtype, rngs=rngs
+      width, inner, kernel_init=normal((2 * width) ** -0.5), dtype=dtype, rngs=rngs
     )
-    self.down = nnx.Linear(4 * width, width, kernel_init=normal(out_std), dtype=dtype, rngs=rngs)
+    self.down = nnx.Linear(inner, width, kernel_init=normal(out_std), dtype=dtype, rngs=rngs)
 
   def __call__(self, x: Float[Array | np.ndarray, "*rows U"]) -> Float[Array, "*rows U"]:
-    return self.down(quick_gelu(self.up(x)))
+    return self.down(ACTIVATIONS[self.activation](self.up(x)))
 
 
 class Block(nnx.Module):
@@ -206,20 +241,22 @@ class Block(nnx.Module):
     self,
     width: int,
     heads: int,
+    mlp_width: int = 0,
     *,
     depth: int,
     causal: bool,
+    family: Family,
     dtype: DTypeLike,
     backend: Backend,
     rngs: nnx.Rngs,
   ):
     out_std = width**-0.5 * (2 * depth) ** -0.5
-    self.norm_1 = layer_norm(width, dtype=dtype, rngs=rngs)
+    self.norm_1 = layer_norm(width, family=family, dtype=dtype, rngs=rngs)
     self.attention = Attention(
       width, heads, causal=causal, out_std=out_std, dtype=dtype, backend=backend, rngs=rngs
     )
-    self.norm_2 = layer_norm(width, dtype=dtype, rngs=rngs)
-    self.mlp = Mlp(width, out_std=out_std, dtype=dtype, rngs=rngs)
+    self.norm_2 = layer_norm(width, family=family, dtype=dtype, rngs=rngs)
+    self.mlp = Mlp(width, mlp_width, family=family, out_std=out_std, dtype=dtype, rngs=rngs)
 
   def __call__(
     self, x_BxTxU: Float[Array | np.ndarray, "B T U"], num_tokens: int | None = None
@@ -260,9 +297,9 @@ def run_blocks(
   blocks: Blocks,
   x_BxTxU: Float[Array | np.ndarray, "B T U"],
   backend: Backend,
-  position: Position,
-) -> Float[Array, "B U"]:
-  """Applies blocks one after another and returns the token at `position`.
+  position: Position | None,
+) -> Float[Array, "B U"] | Float[Array, "B T U"]:
+  """Applies blocks one after another; returns the token at `position`, or all tokens for None.
 
   The backward pass keeps the results of the products with weights and recomputes the rest
   (attention scores, norms and activations), which costs more to write and read back than to
@@ -291,6 +328,8 @@ def run_blocks(
     blocks.stacked,
     unroll=backend.unroll,
   )
+  if position is None:
+    return apply(x_BxTxU, blocks.last)[:, :num_tokens]
   if backend.full_last_block:
     return token_at(apply(x_BxTxU, blocks.last), position)
   return apply_last(x_BxTxU, blocks.last)

@@ -32,7 +32,7 @@ from dgia_jax.training import workdir as workdir_lib
 _HUB_FILES = [
   (*weights, *tokenizer)
   for weights in pretrained.HUB_FILES
-  for tokenizer in (tokenizer_lib.CLIP_FILES, (tokenizer_lib.FILE,))
+  for tokenizer in tokenizer_lib.HUB_FILES
 ]
 
 Image = str | os.PathLike | PIL.Image.Image | UInt8[np.ndarray, "_h _w 3"]
@@ -77,7 +77,7 @@ class Retriever:
     self.batch_size = batch_size
     replicated = sharding.replicated(self.mesh)
     self._params = jax.device_put(params, replicated)
-    self.feature_width = self._params["image"]["projection"].shape[-1]
+    self.feature_width = self._params["text"]["projection"].shape[-1]
     self._embedder = embedder.Embedder(graphdef, self.mesh, replicated, losses.normalize)
 
   @classmethod
@@ -87,8 +87,8 @@ class Retriever:
     """Opens a trained model.
 
     Args:
-      source: the folder of a run; a Hugging Face CLIP folder, as `dgia_jax.convert` or transformers
-        write it; or the name of a CLIP model on the Hugging Face hub.
+      source: the folder of a run; a folder with a CLIP or SigLIP model, as `dgia_jax.convert`,
+        transformers or open_clip write it; or the name of such a model on the Hugging Face hub.
       choice: checkpoint of a run, "best" or "last".
       setting: the name of `source` in error messages.
       **options: `mesh` and `batch_size` of the constructor.
@@ -100,12 +100,13 @@ class Retriever:
     if not path.exists():
       return cls.from_hugging_face(_hub_folder(str(source), setting), **options)
     if not path.is_dir():
-      raise UserError(f"{setting}={source} is a file: give the folder of a run or of a CLIP model")
+      raise UserError(f"{setting}={source} is a file: give the folder of a run or of a model")
     try:
-      is_clip = "vision_config" in user_files.read_json(path / workdir_lib.CONFIG, setting)
-    except UserError:
-      is_clip = False  # `from_run` reports the problem
-    if is_clip:
+      config = user_files.read_json(path / workdir_lib.CONFIG, setting)
+      is_published = "vision_config" in config
+    except UserError:  # `from_run` reports the problem
+      is_published = (path / pretrained.OPEN_CLIP_CONFIG).exists()
+    if is_published:
       return cls.from_hugging_face(path, **options)
     return cls.from_run(path, choice, setting=setting, **options)
 
@@ -120,14 +121,17 @@ class Retriever:
     from dgia_jax.training import checkpoint
 
     config = workdir_lib.read_config(folder, setting)
+    size = dual_encoder.SIZES[config["model"]["name"]]
     settings, image_size = config["tokenizer"], tuple(config["dataset"]["image_size"])
     if settings["name"]:
-      tokenizer = tokenizer_lib.pretrained_tokenizer(settings["name"], settings["context_length"])
+      tokenizer = tokenizer_lib.pretrained_tokenizer(
+        settings["name"], settings["context_length"], size.family.is_siglip
+      )
     else:
       tokenizer = tokenizer_lib.load_tokenizer(pathlib.Path(folder) / workdir_lib.TOKENIZER)
     _, params = checkpoint.restore_params(folder, choice)
     graphdef, _ = _abstract_model(
-      dual_encoder.SIZES[config["model"]["name"]],
+      size,
       image_size,
       tokenizer.context_length,
       tokenizer.vocab_size,
@@ -138,16 +142,17 @@ class Retriever:
 
   @classmethod
   def from_hugging_face(cls, folder: str | os.PathLike, **options: Any) -> "Retriever":
-    """Opens a Hugging Face CLIP folder; see `from_pretrained`."""
+    """Opens a folder with a CLIP or SigLIP model; see `from_pretrained`."""
     folder = pathlib.Path(folder)
-    clip = pretrained.read_config(folder)
+    config = pretrained.read_config(folder)
+    family, image_size = config.size.family, config.image_size
     graphdef, template = _abstract_model(
-      clip.size, clip.image_size, clip.context_length, clip.vocab_size, _dtype("bfloat16")
+      config.size, image_size, config.context_length, config.vocab_size, _dtype("bfloat16")
     )
-    loaded = pretrained.load_pretrained(str(folder), template, image_size=clip.image_size)
-    tokenizer = tokenizer_lib.folder_tokenizer(folder, clip.context_length)
+    loaded = pretrained.load_pretrained(str(folder), template, image_size=image_size, family=family)
+    tokenizer = tokenizer_lib.folder_tokenizer(folder, config.context_length, family.is_siglip)
     resize = pretrained.read_resize(folder)
-    return cls(graphdef, loaded.params, tokenizer, clip.image_size, resize, **options)
+    return cls(graphdef, loaded.params, tokenizer, image_size, resize, **options)
 
   def digest(self) -> str:
     """SHA-256 over the parameters, sorted by name; ties an index to its model."""

@@ -1,4 +1,4 @@
-"""The weights that a run starts from: those of another run, or of a CLIP checkpoint."""
+"""The weights that a run starts from: those of another run, or of a published checkpoint."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,8 @@ import jax
 
 from dgia_jax import sharding
 from dgia_jax.errors import UserError
-from dgia_jax.models import pretrained
+from dgia_jax.models import dual_encoder, pretrained
+from dgia_jax.models.families import Family
 from dgia_jax.training import checkpoint
 from dgia_jax.training import workdir as workdir_lib
 
@@ -17,6 +18,7 @@ def load(
   params: Mapping[str, Any],
   *,
   image_size: tuple[int, int],
+  family: Family,
   mesh: jax.sharding.Mesh,
 ) -> tuple[Mapping[str, Any], Sequence[str]]:
   """Reads parameters onto a mesh.
@@ -25,6 +27,7 @@ def load(
     source: the folder of a run, or what `pretrained.load_pretrained` takes.
     params: the initial parameters; the returned ones have the same structure and sharding.
     image_size: (height, width) in pixels of the model's images.
+    family: of the model.
     mesh: the mesh.
 
   Returns:
@@ -34,13 +37,25 @@ def load(
     UserError: the files cannot be read or do not fit the model.
   """
   if workdir_lib.is_run(source):
+    _check_same_family(source, family)
     _, loaded = checkpoint.restore_params(source)
     unused = ()
     _check_same_shapes(source, loaded, params)
   else:
-    weights = pretrained.load_pretrained(source, params, image_size=image_size)
+    weights = pretrained.load_pretrained(source, params, image_size=image_size, family=family)
     loaded, unused = weights.params, weights.dropped
   return sharding.place(loaded, sharding.parameters(mesh, params)), unused
+
+
+def _check_same_family(source: str, family: Family) -> None:
+  """Raises UserError if a run's model computes differently, which no shape shows."""
+  name = workdir_lib.read_config(source)["model"]["name"]
+  size = dual_encoder.SIZES.get(name)
+  if size and size.family != family:
+    raise UserError(
+      f"config.pretrained={source} is a run of {name}, which is {size.family.name};"
+      f" config.model.name is {family.name}: give config.model.name={name}"
+    )
 
 
 def _check_same_shapes(source: str, loaded: Mapping, params: Mapping) -> None:

@@ -22,8 +22,9 @@ from dgia_jax import sharding
 from dgia_jax.data import annotations, datasets, tokenizer
 from dgia_jax.data import batches as batches_lib
 from dgia_jax.data import pairs as pairs_lib
+from dgia_jax.data.token_ids import TokenIds
 from dgia_jax.errors import UserError
-from dgia_jax.method import mining, strict_mining, train_state, train_step
+from dgia_jax.method import augment, mining, strict_mining, train_state, train_step
 from dgia_jax.method import optimizer as optimizer_lib
 from dgia_jax.models import backend, dual_encoder
 from dgia_jax.training import initial_weights
@@ -38,7 +39,7 @@ class TrainingSetup:
   workdir: pathlib.Path | None
   mesh: jax.sharding.Mesh
   splits: Mapping[str, Any]  # split name -> PairTable, or an object with the sizes of one
-  tokenizer: Any  # a Tokenizer, or an object with its vocab_size and mask_id
+  tokenizer: TokenIds  # a Tokenizer, or only the ids of one
   graphdef: nnx.GraphDef
   optimizer: optax.GradientTransformation
 
@@ -46,6 +47,11 @@ class TrainingSetup:
   def train_pairs(self) -> Any:
     """The training pairs."""
     return self.splits["train"]
+
+  @property
+  def size(self) -> dual_encoder.Size:
+    """The size of the model."""
+    return dual_encoder.SIZES[self.config.model.name]
 
   @property
   def steps_per_epoch(self) -> int:
@@ -180,15 +186,17 @@ def load_splits(config: ConfigDict) -> dict[str, pairs_lib.PairTable]:
 
 def load_tokenizer(
   config: ConfigDict, workdir: pathlib.Path | str, train_captions: Sequence[str]
-) -> tokenizer.Tokenizer:
-  """Returns CLIP's tokenizer, or one with a vocabulary that belongs to this run.
+) -> tokenizer.Tokenizer | tokenizer.SiglipTokenizer:
+  """Returns the tokenizer of CLIP or SigLIP, or one with a vocabulary that belongs to this run.
 
   Such a vocabulary is stored in the working directory. It is copied from the run that
   `config.pretrained` names, or else learned from the training captions.
   """
   settings = config.tokenizer
   if settings.name:
-    return tokenizer.pretrained_tokenizer(settings.name, settings.context_length)
+    size = dual_encoder.SIZES.get(config.model.name)  # an unknown name is reported later
+    is_siglip = size is not None and size.family.is_siglip
+    return tokenizer.pretrained_tokenizer(settings.name, settings.context_length, is_siglip)
   folder = pathlib.Path(workdir) / workdir_lib.TOKENIZER
   if workdir_lib.is_claimed(workdir):
     return tokenizer.load_tokenizer(folder)
@@ -287,7 +295,7 @@ def init_state(setup: TrainingSetup) -> Callable[[], train_state.TrainState]:
     init_params,
     setup.optimizer,
     num_pairs=setup.train_pairs.num_pairs,
-    feature_dim=dual_encoder.SIZES[setup.config.model.name].feature_width,
+    feature_dim=setup.size.feature_width,
   )
 
 
@@ -315,7 +323,11 @@ def load_pretrained(setup: TrainingSetup, params: Mapping) -> tuple[Mapping, Seq
   """Reads the parameters that `config.pretrained` names; see `initial_weights.load`."""
   image_size = tuple(setup.config.dataset.image_size)
   return initial_weights.load(
-    setup.config.pretrained, params, image_size=image_size, mesh=setup.mesh
+    setup.config.pretrained,
+    params,
+    image_size=image_size,
+    family=setup.size.family,
+    mesh=setup.mesh,
   )
 
 
@@ -335,10 +347,17 @@ def create_step(setup: TrainingSetup, **replaced: Any) -> functools.partial:
     optimizer=setup.optimizer,
     config=setup.config,
     mesh=setup.mesh,
-    mask_id=setup.tokenizer.mask_id,
+    masking=masking(setup.tokenizer),
+    pixel_statistics=setup.size.family.pixels,
     steps_per_epoch=setup.steps_per_epoch,
     **(mining_functions(setup) | replaced),
   )
+
+
+def masking(vocabulary: TokenIds) -> augment.Masking:
+  """The ids that the masking of words needs to know."""
+  words = vocabulary.word_ids
+  return augment.Masking(vocabulary.mask_id, words.start, words.stop, vocabulary.first_word)
 
 
 def mining_functions(setup: TrainingSetup) -> dict[str, Any]:

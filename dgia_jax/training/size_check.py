@@ -15,7 +15,6 @@ from dgia_jax import sharding
 from dgia_jax.errors import UserError
 from dgia_jax.method import memory_bank, train_state
 from dgia_jax.method.global_association import num_candidates
-from dgia_jax.models import dual_encoder
 from dgia_jax.training.setup import TrainingSetup
 
 # Values that one block stores per token and unit of width for the backward pass, at least: its
@@ -138,11 +137,12 @@ def _check_candidates(setup: TrainingSetup) -> None:
 def _activation_bytes(setup: TrainingSetup) -> int:
   """Bytes that one image and one caption leave for the backward pass."""
   config = setup.config
-  size = dual_encoder.SIZES[config.model.name]
+  size = setup.size
   height, width = config.dataset.image_size
   patches = (height // size.patch_size) * (width // size.patch_size)
   values = 0
-  for tower, tokens in ((size.image, 1 + patches), (size.text, config.tokenizer.context_length)):
+  image_tokens = patches if size.family.is_siglip else 1 + patches
+  for tower, tokens in ((size.image, image_tokens), (size.text, config.tokenizer.context_length)):
     values += tower.depth * tokens * tower.width
   stored = 1 if config.model.remat else STORED_PER_BLOCK / setup.mesh.shape["tensor"]
   return int(values * stored * jnp.dtype(config.model.dtype).itemsize)

@@ -6,6 +6,7 @@ import optax
 
 from dgia_jax import config
 from dgia_jax.method import augment, optimizer
+from dgia_jax.models import pixels
 
 _BASE = config.base()
 AUGMENT = {
@@ -26,6 +27,7 @@ def create_optimizer(**options: Any) -> optax.GradientTransformation:
 
 def distort_images(key, images, **options):
   """The released distortion with some options replaced."""
+  options = {"pixel_statistics": pixels.CLIP} | options
   return augment.distort_images(key, images, **AUGMENT | options)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dgia_jax import sharding
+from dgia_jax.method.augment import Masking
 from dgia_jax.models import pixels as pixels_lib
 from tests.helpers import recipe
 from tests.helpers.golden_data import description
@@ -191,7 +192,7 @@ _mask = jax.jit(recipe.mask_tokens, static_argnames="mask_first")
 
 
 def mask(tokens, key=0, **options):
-  return np.asarray(_mask(jax.random.key(key), tokens, mask_id=MASK, **options))
+  return np.asarray(_mask(jax.random.key(key), tokens, masking=Masking.below(MASK), **options))
 
 
 @pytest.mark.parametrize("mask_first", [True, False])
@@ -259,7 +260,7 @@ def test_views_do_not_depend_on_how_the_batch_is_split(rng):
   def both(key, images, tokens):
     image_key, text_key = jax.random.split(key)
     return recipe.distort_images(image_key, images), recipe.mask_tokens(
-      text_key, tokens, mask_id=100
+      text_key, tokens, masking=Masking.below(100)
     )
 
   mesh = sharding.create_mesh(data=4, fsdp=2)

@@ -15,6 +15,8 @@ from dgia_jax.method import (
   train_state,
   train_step,
 )
+from dgia_jax.method.augment import Masking
+from dgia_jax.models import pixels
 from dgia_jax.models.pretrained import params as params_lib
 from dgia_jax.models.pretrained import tensor_names
 from tests.helpers import compiled_bank, model_b, recipe
@@ -85,7 +87,8 @@ class Reference:
       self._compiled = compilation.compile_step(
         lambda state, batch: train_step.train_step(
           state, batch, encode=self.encode, optimizer=self._tx, config=self.config,
-          mesh=self.mesh, mask_id=997, steps_per_epoch=3, **searches,
+          mesh=self.mesh, masking=Masking.below(997), pixel_statistics=pixels.CLIP,
+          steps_per_epoch=3, **searches,
         ),
         self.mesh, self.state, batch,
       )  # fmt: skip

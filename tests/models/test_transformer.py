@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dgia_jax.models import transformer
+from dgia_jax.models import families, transformer
 from dgia_jax.models.backend import DEFAULT, Backend
 
 
 def make_block(rngs, causal=False):
   return transformer.Block(
-    64, 2, depth=3, causal=causal, dtype=jnp.float32, backend=DEFAULT, rngs=rngs
-  )
+    64, 2, depth=3, causal=causal, family=families.CLIP, dtype=jnp.float32, backend=DEFAULT,
+    rngs=rngs,
+  )  # fmt: skip
 
 
 def test_quick_gelu():
@@ -60,7 +61,7 @@ def test_cudnns_attention_is_as_accurate_as_the_written_out_one(causal, tokens):
   def features_and_gradients(dtype, attention):
     backend = Backend(attention)
     create_block = lambda rngs: transformer.Block(
-      64, 2, depth=3, causal=causal, dtype=dtype, backend=backend, rngs=rngs
+      64, 2, depth=3, causal=causal, family=families.CLIP, dtype=dtype, backend=backend, rngs=rngs
     )
     blocks = transformer.create_blocks(create_block, 3, nnx.Rngs(0))
 
@@ -141,7 +142,7 @@ def test_blocks_run_in_order(depth, remat):
 
 
 def test_layer_norm_takes_statistics_in_float32():
-  norm = transformer.layer_norm(256, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+  norm = transformer.layer_norm(256, family=families.CLIP, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
   # In bfloat16 the error of their mean would exceed their spread.
   x = 100 + jnp.arange(256, dtype=jnp.bfloat16) / 256
   exact = np.asarray(x, np.float32)

@@ -11,7 +11,7 @@ from dgia_jax import sharding
 from dgia_jax.data import datasets, pairs
 from dgia_jax.data import tokenizer as tokenizer_lib
 from dgia_jax.errors import UserError
-from dgia_jax.method import train_state
+from dgia_jax.method import augment, train_state
 from dgia_jax.models import dual_encoder, pretrained
 from dgia_jax.reporting import console
 from dgia_jax.training import checkpoint, setup, train
@@ -64,7 +64,7 @@ def test_only_the_first_process_writes_the_tokenizer(tmp_path, monkeypatch):
 
 def test_a_named_tokenizer_is_loaded_and_not_trained(tmp_path, monkeypatch):
   named = tokenizer_lib.train_tokenizer(["red coat", "blue coat"], 8, 300)
-  load = lambda name, length: {("some/clip", 8): named}[name, length]
+  load = lambda *arguments: {("some/clip", 8, False): named}[arguments]
   monkeypatch.setattr(tokenizer_lib, "pretrained_tokenizer", load)
   config = tiny_run.config(tokenizer__name="some/clip")
   assert setup.load_tokenizer(config, tmp_path, []) is named
@@ -216,8 +216,8 @@ def test_encode_uses_the_parameters_it_is_given(run, rng):
 def test_pretrained_weights_are_sharded_like_the_initial_ones(run, monkeypatch):
   arguments = {}
 
-  def load_pretrained(name, params, *, image_size):
-    arguments.update(name=name, image_size=image_size)
+  def load_pretrained(name, params, *, image_size, family):
+    arguments.update(name=name, image_size=image_size, family=family.name)
     ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), params)
     return types.SimpleNamespace(params=ones, dropped=["logit_scale"])
 
@@ -226,7 +226,7 @@ def test_pretrained_weights_are_sharded_like_the_initial_ones(run, monkeypatch):
   changed = dataclasses.replace(run, config=config, mesh=sharding.create_mesh(2, 2, 2))
   abstract = jax.eval_shape(setup.init_state(changed)).params
   params, unused = setup.load_pretrained(changed, abstract)
-  assert arguments == {"name": "some/clip", "image_size": (16, 16)}
+  assert arguments == {"name": "some/clip", "image_size": (16, 16), "family": "CLIP"}
   assert unused == ["logit_scale"]
   expected = jax.tree.leaves(sharding.parameters(changed.mesh, abstract))
   for leaf, layout in zip(jax.tree.leaves(params), expected, strict=True):
@@ -334,7 +334,7 @@ def test_losses_start_in_their_epochs_unless_their_weight_is_zero():
 def test_create_step_binds_the_run(run):
   step = setup.create_step(run, mine_local="replaced")
   assert step.keywords["mine_local"] == "replaced"
-  assert step.keywords["mask_id"] == run.tokenizer.mask_id
+  assert step.keywords["masking"] == augment.Masking.below(run.tokenizer.mask_id)
   assert step.keywords["steps_per_epoch"] == 5
   mine_global = step.keywords["mine_global"]
   assert mine_global.keywords["same_image_rows"] == 1  # images have up to two captions

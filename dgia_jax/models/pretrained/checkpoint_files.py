@@ -1,4 +1,4 @@
-"""Finds the files of a CLIP checkpoint and reads their tensors."""
+"""Finds the files of a CLIP or SigLIP checkpoint and reads their tensors and config."""
 
 import dataclasses
 import pathlib
@@ -7,16 +7,22 @@ import numpy as np
 
 from dgia_jax import hub, user_files
 from dgia_jax.errors import UserError
-from dgia_jax.models.pretrained import clip_config, torch_file
+from dgia_jax.models.pretrained import config_json, open_clip_config, torch_file
+from dgia_jax.models.pretrained.checkpoint_config import CheckpointConfig
 
 WEIGHTS_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
 _TORCH_FILE = "pytorch_model.bin"
+# As open_clip names them.
+_OPEN_CLIP_FILE = "open_clip_model.safetensors"
+_OPEN_CLIP_TORCH_FILE = "open_clip_pytorch_model.bin"
 # Config and weights of a model on the hub, the preferred form of the weights first.
 HUB_FILES = (
-  (clip_config.CONFIG_FILE, WEIGHTS_FILE),
-  (clip_config.CONFIG_FILE, _INDEX_FILE, "*.safetensors"),
-  (clip_config.CONFIG_FILE, _TORCH_FILE),  # some older models have no other
+  (config_json.FILE, WEIGHTS_FILE),
+  (config_json.FILE, _INDEX_FILE, "*.safetensors"),
+  (open_clip_config.FILE, _OPEN_CLIP_FILE),
+  (config_json.FILE, _TORCH_FILE),  # some older models have no other
+  (open_clip_config.FILE, _OPEN_CLIP_TORCH_FILE),
 )
 
 
@@ -26,7 +32,7 @@ class CheckpointFiles:
 
   Attributes:
     tensors: by name, in the dtypes of the files.
-    folder: the Hugging Face folder they came from; None for a single torch file.
+    folder: the folder of the model, with its config; None for a single file.
   """
 
   tensors: dict[str, np.ndarray]
@@ -37,8 +43,9 @@ def read(name_or_path: str) -> CheckpointFiles:
   """Reads a checkpoint.
 
   Args:
-    name_or_path: a Hugging Face folder, a torch file (OpenAI's ViT-B-16.pt, best.pth), or a name
-      on the Hugging Face hub such as "openai/clip-vit-base-patch16".
+    name_or_path: a folder of Hugging Face or open_clip, a file of torch (OpenAI's ViT-B-16.pt,
+      best.pth) or safetensors, or a name on the Hugging Face hub such as
+      "openai/clip-vit-base-patch16".
 
   Raises:
     UserError: there is no such checkpoint, or it cannot be read.
@@ -51,7 +58,7 @@ def read(name_or_path: str) -> CheckpointFiles:
   if is_folder:
     return _read_folder(path)
   if exists:
-    return CheckpointFiles(torch_file.read(path), None)
+    return CheckpointFiles(_read_file(path), None)
   folder = hub.fetch(
     name_or_path,
     *HUB_FILES,
@@ -59,6 +66,18 @@ def read(name_or_path: str) -> CheckpointFiles:
     hint="download its folder elsewhere and give the path",
   )
   return _read_folder(folder)
+
+
+def read_config(folder: pathlib.Path | str) -> CheckpointConfig:
+  """Reads the config of a folder: config.json, or else open_clip_config.json.
+
+  Raises:
+    UserError: it is missing or damaged, or describes no model of a kind that exists here.
+  """
+  folder = pathlib.Path(folder)
+  if not (folder / config_json.FILE).exists() and (folder / open_clip_config.FILE).exists():
+    return open_clip_config.read(folder)
+  return config_json.read(folder)
 
 
 def _read_folder(folder: pathlib.Path) -> CheckpointFiles:
@@ -69,9 +88,14 @@ def _read_folder(folder: pathlib.Path) -> CheckpointFiles:
     for path in _indexed_files(folder):
       tensors |= _read_safetensors(path)
     return CheckpointFiles(tensors, folder)
-  if (folder / _TORCH_FILE).exists():
-    return CheckpointFiles(torch_file.read(folder / _TORCH_FILE), folder)
+  for name in (_OPEN_CLIP_FILE, _TORCH_FILE, _OPEN_CLIP_TORCH_FILE):
+    if (folder / name).exists():
+      return CheckpointFiles(_read_file(folder / name), folder)
   raise UserError(f"pretrained={folder} holds neither {WEIGHTS_FILE} nor {_TORCH_FILE}")
+
+
+def _read_file(path: pathlib.Path) -> dict[str, np.ndarray]:
+  return _read_safetensors(path) if path.suffix == ".safetensors" else torch_file.read(path)
 
 
 def _indexed_files(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -1,9 +1,9 @@
-"""Writes a Hugging Face CLIP folder that transformers loads.
+"""Writes a Hugging Face folder that transformers loads: CLIPModel, or SiglipModel.
 
-transformers' CLIP takes square images, so its position table is a square. For oblong images the
+transformers' models take square images, so their position table is a square. For oblong images the
 square is chosen so that transformers' own interpolation gives exactly the trained table:
 
-    model = transformers.CLIPModel.from_pretrained(folder)
+    model = transformers.AutoModel.from_pretrained(folder)
     model.get_image_features(pixel_values=pixels, interpolate_pos_encoding=True)
 
 Oblong images need the flag; for square ones it changes nothing.
@@ -17,10 +17,13 @@ from typing import Any
 import numpy as np
 
 from dgia_jax import files
+from dgia_jax.models import families
+from dgia_jax.models.families import Family
 from dgia_jax.models.pretrained import (
   checkpoint_files,
-  clip_config,
+  config_json,
   position_embedding,
+  preprocessor_config,
   tensor_names,
 )
 from dgia_jax.models.pretrained import params as params_lib
@@ -31,6 +34,7 @@ def write_folder(
   params: Mapping[str, Any],
   *,
   image_size: tuple[int, int],
+  family: Family = families.CLIP,
   temperature: float = 0.02,
   resize: str = "bicubic",
 ) -> None:
@@ -40,6 +44,7 @@ def write_folder(
     folder: created if absent.
     params: nested dict of arrays.
     image_size: (height, width) in pixels of the model's images.
+    family: of the model.
     temperature: tau, the divisor of the cosines; becomes CLIP's logit scale.
     resize: the filter that images were resized with in training, "bilinear" or "bicubic".
   """
@@ -48,9 +53,9 @@ def write_folder(
 
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  clip_config.write(folder, params, image_size, temperature)
-  clip_config.write_preprocessor(folder, image_size, resize)
-  tensors = _tensors(params, image_size, temperature)
+  config_json.write(folder, params, image_size, temperature, family)
+  preprocessor_config.write(folder, image_size, resize, family)
+  tensors = _tensors(params, image_size, temperature, family)
   # transformers refuses files that do not name the framework they are for.
   content = safetensors.numpy.save(tensors, metadata={"format": "pt"})
   # safetensors' own writer creates files that only their owner can read.
@@ -58,13 +63,17 @@ def write_folder(
 
 
 def _tensors(
-  params: Mapping[str, Any], image_size: tuple[int, int], temperature: float
+  params: Mapping[str, Any], image_size: tuple[int, int], temperature: float, family: Family
 ) -> dict[str, np.ndarray]:
   """The content of model.safetensors."""
-  tensors = params_lib.write_tensors(params, tensor_names.HUGGING_FACE)
-  tensors["logit_scale"] = np.array(-math.log(temperature), np.float32)
+  table = tensor_names.SIGLIP if family.is_siglip else tensor_names.HUGGING_FACE
+  tensors = params_lib.write_tensors(params, table)
+  scale = np.array(-math.log(temperature), np.float32)
+  tensors["logit_scale"] = scale[None] if family.is_siglip else scale
+  if family.is_siglip:
+    tensors["logit_bias"] = np.zeros(1, np.float32)  # of its sigmoid loss; ours has none
   if image_size[0] != image_size[1]:
-    (name,) = tensor_names.HUGGING_FACE[tensor_names.POSITION_EMBEDDING].names
+    (name,) = table[tensor_names.POSITION_EMBEDDING].names
     patch = params_lib.flatten(params)["image/patch_embedding"].shape[0]
     grid = (image_size[0] // patch, image_size[1] // patch)
     tensors[name] = position_embedding.to_square(tensors[name], grid)

@@ -1,9 +1,10 @@
 """Position tables for other grids of patches.
 
-A table has the row of the class token first, then the grid row by row: (1 + ny * nx, U). A grid is
-(ny, nx), the number of patches down and across.
+A table holds the grid row by row, (ny * nx, U); in CLIP's models the row of the class token comes
+first. A grid is (ny, nx), the number of patches down and across.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -39,7 +40,7 @@ def from_square(table: Table, grid: tuple[int, int]) -> Table:
 
   Neither side of `grid` may be larger than the square's.
   """
-  side = round((len(table) - 1) ** 0.5)
+  side = math.isqrt(len(table))
   return _map_grid(table, (side, side), grid, _cubic_kernel)
 
 
@@ -55,10 +56,11 @@ def _map_grid(
 
 def _apply(table: Table, grid: tuple[int, int], matrix_y: Matrix, matrix_x: Matrix) -> Table:
   """Maps the columns of the grid with one matrix and its rows with the other."""
-  patches = table[1:].reshape(*grid, -1).astype(np.float64)
+  num_others = len(table) - grid[0] * grid[1]  # 1 with a class token
+  patches = table[num_others:].reshape(*grid, -1).astype(np.float64)
   patches = np.einsum("Yy,Xx,yxu->YXu", matrix_y, matrix_x, patches, optimize=True)
   patches = patches.reshape(-1, table.shape[1])
-  return np.concatenate([table[:1], patches]).astype(np.float32)
+  return np.concatenate([table[:num_others], patches]).astype(np.float32)
 
 
 def _sampling_matrix(

@@ -1,10 +1,11 @@
-"""Tables from the parameters of a model to the tensors of CLIP checkpoints.
+"""Tables from the parameters of a model to the tensors of CLIP and SigLIP checkpoints.
 
-OpenAI and Hugging Face use different tensor names. A parameter is identified by its path in the
-nested dict, joined with "/". Torch stores linear kernels as (out, in) and convolutions as (out, in,
-height, width); a `Rule` converts between that layout and ours. The parameters of a tower's blocks
-are stacked over layers, except those of the last block: one rule describes one tensor (or one
-group) per layer, the last included, and "{layer}" in its names is the number of the layer.
+OpenAI, whose names open_clip kept, and Hugging Face use different tensor names. A parameter is
+identified by its path in the nested dict, joined with "/". Torch stores linear kernels as (out,
+in) and convolutions as (out, in, height, width); a `Rule` converts between that layout and ours.
+The parameters of a tower's blocks are stacked over layers, except those of the last block: one rule
+describes one tensor (or one group) per layer, the last included, and "{layer}" in its names is the
+number of the layer.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from collections.abc import Iterable
 import numpy as np
 
 POSITION_EMBEDDING = "image/position_embedding"
+CLASS_TOKEN, PROBE = "image/class_embedding", "image/pooling/probe"  # CLIP's, SigLIP's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Rule:
   Attributes:
     names: of its tensors; several are joined along their first axis.
     layout: "same" as the parameter; "flat", one axis; "linear", a kernel; "linear_of_heads", a
-      kernel whose input axes are (heads, head width); "conv", a convolution's kernel.
+      kernel whose input axes are (heads, head width); "conv", a convolution's kernel; "token", one
+      token of a batch of one sequence.
   """
 
   names: tuple[str, ...]
@@ -38,6 +41,8 @@ class Rule:
     match self.layout:
       case "same":
         return shape
+      case "token":
+        return (1, 1, *shape)
       case "flat":
         return (math.prod(shape),)
       case "linear":
@@ -109,7 +114,7 @@ def _hugging_face_blocks(path: str, name: str) -> dict[str, Rule]:
 
 OPENAI = {
   "image/patch_embedding": Rule(("visual.conv1.weight",), "conv"),
-  "image/class_embedding": Rule(("visual.class_embedding",), "same"),
+  CLASS_TOKEN: Rule(("visual.class_embedding",), "same"),
   POSITION_EMBEDDING: Rule(("visual.positional_embedding",), "same"),
   **_norm("image/norm_pre", "visual.ln_pre"),
   **_openai_blocks("image/blocks", "visual.transformer.resblocks.{layer}"),
@@ -124,7 +129,7 @@ OPENAI = {
 
 HUGGING_FACE = {
   "image/patch_embedding": Rule(("vision_model.embeddings.patch_embedding.weight",), "conv"),
-  "image/class_embedding": Rule(("vision_model.embeddings.class_embedding",), "same"),
+  CLASS_TOKEN: Rule(("vision_model.embeddings.class_embedding",), "same"),
   POSITION_EMBEDDING: Rule(("vision_model.embeddings.position_embedding.weight",), "same"),
   **_norm("image/norm_pre", "vision_model.pre_layrnorm"),  # the missing "e" is theirs
   **_hugging_face_blocks("image/blocks", "vision_model.encoder.layers.{layer}"),
@@ -137,10 +142,41 @@ HUGGING_FACE = {
   "text/projection": Rule(("text_projection.weight",), "linear"),
 }
 
-# Tensors that both kinds of checkpoints hold besides the weights of the encoders: the temperature,
-# which is a setting here, sizes, and tables of 0, 1, 2, ...
+SIGLIP = {
+  "image/patch_embedding": Rule(("vision_model.embeddings.patch_embedding.weight",), "conv"),
+  "image/patch_bias": Rule(("vision_model.embeddings.patch_embedding.bias",), "same"),
+  POSITION_EMBEDDING: Rule(("vision_model.embeddings.position_embedding.weight",), "same"),
+  **_hugging_face_blocks("image/blocks", "vision_model.encoder.layers.{layer}"),
+  **_norm("image/norm_post", "vision_model.post_layernorm"),
+  PROBE: Rule(("vision_model.head.probe",), "token"),
+  # Here query, key and value are joined.
+  "image/pooling/attention/qkv/kernel": Rule(
+    ("vision_model.head.attention.in_proj_weight",), "linear"
+  ),
+  "image/pooling/attention/qkv/bias": Rule(("vision_model.head.attention.in_proj_bias",), "flat"),
+  **_linear(
+    "image/pooling/attention/out",
+    "vision_model.head.attention.out_proj",
+    layout="linear_of_heads",
+  ),
+  **_norm("image/pooling/norm", "vision_model.head.layernorm"),
+  **_linear("image/pooling/mlp/up", "vision_model.head.mlp.fc1"),
+  **_linear("image/pooling/mlp/down", "vision_model.head.mlp.fc2"),
+  "text/token_embedding": Rule(("text_model.embeddings.token_embedding.weight",), "same"),
+  "text/position_embedding": Rule(("text_model.embeddings.position_embedding.weight",), "same"),
+  **_hugging_face_blocks("text/blocks", "text_model.encoder.layers.{layer}"),
+  **_norm("text/norm_final", "text_model.final_layer_norm"),
+  "text/projection": Rule(("text_model.head.weight",), "linear"),
+  "text/projection_bias": Rule(("text_model.head.bias",), "same"),
+}
+
+# The parameter whose tensor shows which table a checkpoint follows.
+_LANDMARKS = ((OPENAI, CLASS_TOKEN), (HUGGING_FACE, CLASS_TOKEN), (SIGLIP, PROBE))
+
+# Tensors that checkpoints hold besides the weights of the encoders: the temperature, which is a
+# setting here, the bias of SigLIP's loss, sizes, the causal mask, and tables of 0, 1, 2, ...
 NOT_WEIGHTS = frozenset({
-  "logit_scale", "input_resolution", "context_length", "vocab_size",
+  "logit_scale", "logit_bias", "attn_mask", "input_resolution", "context_length", "vocab_size",
   "text_model.embeddings.position_ids", "vision_model.embeddings.position_ids",
 })  # fmt: skip
 
@@ -150,12 +186,12 @@ def find_convention(names: Iterable[str]) -> tuple[dict[str, Rule], str] | None:
 
   Returns:
     The table, and the prefix that a program around CLIP added to the names: "" for plain CLIP,
-    "model.base_model." in checkpoints of the released program. None if the names hold no CLIP, or
-    more than one.
+    "model.base_model." in checkpoints of the released program. None if the names hold neither CLIP
+    nor SigLIP, or more than one model.
   """
   matches = []
-  for table in (OPENAI, HUGGING_FACE):
-    (landmark,) = table["image/class_embedding"].names
+  for table, parameter in _LANDMARKS:
+    (landmark,) = table[parameter].names
     for name in names:
       prefix = name.removesuffix(landmark)
       if prefix != name and (not prefix or prefix.endswith(".")):

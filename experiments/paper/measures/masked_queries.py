@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from dgia_jax import sharding
 from dgia_jax.method import augment
 from dgia_jax.training import evaluate, retrieval_metrics
+from dgia_jax.training import setup as setup_lib
 from experiments.paper import paper_numbers
 from experiments.paper.measures import finished
 
@@ -56,7 +57,7 @@ def measure(
 
   def scores_of(ratio: float, masking: int) -> dict[str, float]:
     key = jax.random.fold_in(jax.random.key(masking), round(1000 * ratio))
-    masked_NxL = mask(key, tokens_NxL, setup.tokenizer.mask_id, ratio)
+    masked_NxL = mask(key, tokens_NxL, setup_lib.masking(setup.tokenizer), ratio)
     texts_NxD = evaluator.embed_tokens(params, masked_NxL)
     return score(texts_NxD, images_MxD, pairs.person_of_pair_N, pairs.person_of_image_M)
 
@@ -70,10 +71,10 @@ def measure(
 
 
 def mask(
-  key: jax.Array, tokens_NxL: Int[np.ndarray, "N L"], mask_id: int, ratio: float
+  key: jax.Array, tokens_NxL: Int[np.ndarray, "N L"], masking: augment.Masking, ratio: float
 ) -> Int[np.ndarray, "N L"]:
   """Masks each word of encoded captions with probability `ratio`."""
   masked = augment.mask_tokens(
-    key, jnp.asarray(tokens_NxL), mask_id=mask_id, ratio=ratio, mask_first=False
+    key, jnp.asarray(tokens_NxL), masking=masking, ratio=ratio, mask_first=False
   )
   return np.asarray(masked)

@@ -72,7 +72,8 @@ def _our_step(workload: Workload) -> tuple[dict[str, float], tuple]:
     batch["image"],
     batch["tokens"],
     settings=config.augment,
-    mask_id=workload.mask_id,
+    masking=setup_lib.masking(setup.tokenizer),
+    pixel_statistics=setup.size.family.pixels,
     distorted=True,
   )
   before = jax.device_get((state.params, (state.bank.image, state.bank.text)))

@@ -1,7 +1,6 @@
 """Our implementation: the training step as training runs it, and its parts, each compiled alone."""
 
 import contextlib
-import dataclasses
 import functools
 import io
 import tempfile
@@ -20,6 +19,7 @@ from dgia_jax import sharding
 from dgia_jax.data import batches as batches_lib
 from dgia_jax.data.pairs import PairTable
 from dgia_jax.data.prefetch import Prefetcher
+from dgia_jax.data.token_ids import TokenIds
 from dgia_jax.method import compilation, memory_bank, train_state
 from dgia_jax.method import views as views_lib
 from dgia_jax.models import dual_encoder
@@ -33,14 +33,6 @@ from experiments.speed.benchmark.workload import Workload
 
 _FILL_ROWS = 8192  # bank rows written at once while a bank is filled
 _STORED_IMAGES = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class _Vocabulary:
-  """What the step reads of a tokenizer."""
-
-  vocab_size: int
-  mask_id: int
 
 
 class _StoredImages(Sequence):
@@ -73,7 +65,7 @@ def make_setup(workload: Workload) -> TrainingSetup:
     captions=[""] * workload.num_pairs,
     person_of_image_M=np.arange(num_images),
   )
-  vocabulary = _Vocabulary(config.tokenizer.vocab_size, workload.mask_id)
+  vocabulary = TokenIds(config.tokenizer.vocab_size)
   mesh = sharding.create_mesh(**config.mesh)
   return setup_lib.assemble(config, mesh, {"train": pairs}, vocabulary)
 
@@ -102,7 +94,8 @@ def make_state(workload: Workload, setup: TrainingSetup) -> train_state.TrainSta
       batch["image"],
       batch["tokens"],
       settings=setup.config.augment,
-      mask_id=workload.mask_id,
+      masking=setup_lib.masking(setup.tokenizer),
+      pixel_statistics=setup.size.family.pixels,
       distorted=True,
     )
     return setup.encode(params, pixels[:, 0], tokens[:, 0])
@@ -284,7 +277,8 @@ class JaxImplementation:
         batch["image"],
         batch["tokens"],
         settings=self._config.augment,
-        mask_id=self._workload.mask_id,
+        masking=setup_lib.masking(self._setup.tokenizer),
+        pixel_statistics=self._setup.size.family.pixels,
         distorted=True,
       )
     )

@@ -6,13 +6,13 @@ import torch
 from ml_collections import ConfigDict
 
 from dgia_jax.method.augment import ERASE_ATTEMPTS
-from dgia_jax.models.pixels import PIXEL_MEAN, PIXEL_STD
+from dgia_jax.models import pixels
 
 
 def normalize(images: torch.Tensor) -> torch.Tensor:
   """(..., 3, H, W) uint8 -> float32, CLIP's mean removed and divided by its deviation."""
-  column = lambda numbers: torch.from_numpy(numbers).to(images.device)[:, None, None]
-  return (images.float() / 255 - column(PIXEL_MEAN)) / column(PIXEL_STD)
+  column = lambda numbers: torch.tensor(numbers).to(images.device)[:, None, None]
+  return (images.float() / 255 - column(pixels.CLIP.mean)) / column(pixels.CLIP.std)
 
 
 def distort_image(image: torch.Tensor, settings: ConfigDict) -> torch.Tensor:
@@ -40,7 +40,7 @@ def _erase(image, settings):
     if box_height < height and box_width < width:
       top = int(place[0] * (height - box_height + 1))
       left = int(place[1] * (width - box_width + 1))
-      fill = torch.from_numpy(PIXEL_MEAN).to(image.device)[:, None, None]
+      fill = torch.from_numpy(pixels.CLIP.fill()).to(image.device)[:, None, None]
       image[:, top : top + box_height, left : left + box_width] = fill
       return
 

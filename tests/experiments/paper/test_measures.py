@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from dgia_jax.data.pairs import PairTable
 from dgia_jax.errors import UserError
 from dgia_jax.method import losses
+from dgia_jax.method.augment import Masking
 from dgia_jax.models import pixels as pixels_lib
 from dgia_jax.models.image_tower import ImageTower
 from dgia_jax.reporting.console import Console
@@ -59,7 +60,7 @@ def test_only_words_are_masked_with_the_given_probability():
   mask_id = 50
   tokens = rng.integers(1, mask_id, (400, 12))
   tokens[:, 0], tokens[:, 9], tokens[:, 10:] = mask_id + 1, mask_id + 2, 0
-  masked = masked_queries.mask(jax.random.key(1), tokens, mask_id, 0.3)
+  masked = masked_queries.mask(jax.random.key(1), tokens, Masking.below(mask_id), 0.3)
   changed = masked != tokens
   assert (masked[changed] == mask_id).all()
   assert not changed[:, [0, 9, 10, 11]].any()
