@@ -96,6 +96,36 @@ def train_batches(
   return _iterate(load, range(start_step, num_epochs * epoch_steps), workers)
 
 
+def longest_at_each_rank(
+  lengths_N: np.ndarray,
+  *,
+  batch_size: int,
+  seed: int,
+  num_epochs: int,
+  shards: int = 1,
+  parts: int = 1,
+) -> np.ndarray:
+  """The longest caption at each rank, when the captions of a device are sorted by length.
+
+  Args:
+    lengths_N: tokens of every training caption.
+    batch_size, seed, num_epochs: as in `train_batches`.
+    shards: S, devices that a batch is split over.
+    parts: P, parts of a device's rows that are sorted separately; part p holds rows p, p + P, ...
+
+  Returns:
+    int (R,), ascending, R = batch_size / S / P: the maximum over all batches of the run.
+  """
+  steps = steps_per_epoch(len(lengths_N), batch_size)
+  padded = np.zeros(steps * batch_size, lengths_N.dtype)
+  longest = np.zeros(batch_size // shards // parts, lengths_N.dtype)
+  for epoch in range(num_epochs):
+    padded[: len(lengths_N)] = lengths_N[_epoch_order(len(lengths_N), seed, epoch)]
+    by_device_and_part = padded.reshape(steps * shards, len(longest), parts)
+    np.maximum(longest, np.sort(by_device_and_part, axis=1).max(axis=(0, 2)), out=longest)
+  return longest
+
+
 def image_batches(
   pairs: PairTable,
   *,

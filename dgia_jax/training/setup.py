@@ -27,6 +27,7 @@ from dgia_jax.errors import UserError
 from dgia_jax.method import augment, mining, strict_mining, train_state, train_step
 from dgia_jax.method import optimizer as optimizer_lib
 from dgia_jax.models import backend, dual_encoder
+from dgia_jax.models.caption_groups import CaptionGroup, encode_in_groups
 from dgia_jax.training import initial_weights
 from dgia_jax.training import workdir as workdir_lib
 
@@ -78,11 +79,22 @@ class TrainingSetup:
     return jax.eval_shape(init_state(self))
 
   def encode(
-    self, params: Mapping, pixels: jax.Array, tokens: jax.Array
+    self,
+    params: Mapping,
+    pixels: jax.Array,
+    tokens: jax.Array,
+    groups: Sequence[CaptionGroup] = (),
   ) -> tuple[jax.Array, jax.Array]:
-    """Image features (n, D) of normalised pixels and text features (n, D) of token ids."""
+    """Image features (n, D) of normalised pixels and text features (n, D) of token ids.
+
+    With `groups`, captions are encoded as `caption_groups.encode_in_groups` does.
+    """
     model = nnx.merge(self.graphdef, sharding.gathered(self.mesh, params))
-    return model.encode_image(pixels), model.encode_text(tokens)
+    encode_text = model.encode_text
+    if groups:
+      shards = sharding.batch_shards(self.mesh)
+      encode_text = lambda tokens: encode_in_groups(model.encode_text, tokens, groups, shards)
+    return model.encode_image(pixels), encode_text(tokens)
 
   def learning_rates(self) -> np.ndarray:
     """The learning rate of every step of the run, in order."""
@@ -331,11 +343,14 @@ def load_pretrained(setup: TrainingSetup, params: Mapping) -> tuple[Mapping, Seq
   )
 
 
-def create_step(setup: TrainingSetup, **replaced: Any) -> functools.partial:
+def create_step(
+  setup: TrainingSetup, groups: Sequence[CaptionGroup] = (), **replaced: Any
+) -> functools.partial:
   """Binds every argument of the training step except (state, batch).
 
   Args:
     setup: the training setup.
+    groups: see `caption_padding.choose_groups`; () encodes all captions at full length.
     **replaced: `mine_local` or `mine_global`, functions that replace how relations are mined.
 
   Returns:
@@ -343,7 +358,7 @@ def create_step(setup: TrainingSetup, **replaced: Any) -> functools.partial:
   """
   return functools.partial(
     train_step.train_step,
-    encode=setup.encode,
+    encode=functools.partial(setup.encode, groups=groups),
     optimizer=setup.optimizer,
     config=setup.config,
     mesh=setup.mesh,

@@ -5,10 +5,11 @@ import json
 import pathlib
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from clu import platform
 from ml_collections import ConfigDict
 
@@ -17,9 +18,10 @@ from dgia_jax.data import batches as batches_lib
 from dgia_jax.data.pairs import PairTable
 from dgia_jax.data.prefetch import Prefetcher
 from dgia_jax.method import compilation, train_state
+from dgia_jax.models.caption_groups import CaptionGroup
 from dgia_jax.reporting.console import Console
 from dgia_jax.reporting.metrics_writer import MetricsWriter
-from dgia_jax.training import checkpoint, compilation_cache, evaluate, size_check
+from dgia_jax.training import caption_padding, checkpoint, compilation_cache, evaluate, size_check
 from dgia_jax.training import setup as setup_lib
 from dgia_jax.training import workdir as workdir_lib
 from dgia_jax.training.evaluate_and_save import EvaluateAndSave
@@ -93,9 +95,15 @@ def train(
     if first < setup.total_steps:
       with contextlib.ExitStack() as loop:
         closing = lambda resource: loop.enter_context(contextlib.closing(resource))
-        batches = closing(Prefetcher(global_batches(setup, first, transform_batch), PREFETCH))
+        tokens_NxL = setup.tokenizer.encode(setup.train_pairs.captions)
+        on_devices = global_batches(setup, tokens_NxL, first, transform_batch)
+        batches = closing(Prefetcher(on_devices, PREFETCH))
         batch = next(batches)
-        train_step = _compile_step(setup, console, state, batch, mining)
+        # Another program may change the captions of a batch, so nothing is known of their lengths.
+        groups = () if transform_batch else caption_padding.choose_groups(setup, tokens_NxL)
+        if groups:
+          console.print(caption_padding.describe(groups, tokens_NxL))
+        train_step = _compile_step(setup, console, state, batch, groups, mining)
         progress = console.training(setup.steps_per_epoch, config.num_epochs, first)
         loop.enter_context(progress)
         log = closing(StepLog(setup, writer, progress, first))
@@ -162,13 +170,16 @@ def _restore_or_initialize(
 
 
 def global_batches(
-  setup: TrainingSetup, first_step: int, transform_batch: TransformBatch | None = None
+  setup: TrainingSetup,
+  tokens_NxL: np.ndarray,
+  first_step: int,
+  transform_batch: TransformBatch | None = None,
 ) -> Iterator[dict[str, jax.Array]]:
   """Yields the batches after `first_step` steps until the end of the run, on the devices."""
   config = setup.config
   batches = batches_lib.train_batches(
     setup.train_pairs,
-    setup.tokenizer.encode(setup.train_pairs.captions),
+    tokens_NxL,
     batch_size=config.batch_size,
     seed=config.seed,
     num_epochs=config.num_epochs,
@@ -188,6 +199,7 @@ def _compile_step(
   console: Console,
   state: train_state.TrainState,
   batch: dict,
+  groups: Sequence[CaptionGroup],
   mining: dict[str, Any],
 ) -> Callable:
   """Compiles the training step and says so before it starts, because it takes a while."""
@@ -197,7 +209,7 @@ def _compile_step(
   platform.work_unit().set_task_status("compiling the training step")
   start = time.time()
   step_function = compilation.compile_step(
-    setup_lib.create_step(setup, **mining), setup.mesh, state, batch
+    setup_lib.create_step(setup, groups, **mining), setup.mesh, state, batch
   )
   console.print(f"training step compiled in {time.time() - start:.1f} s")
   platform.work_unit().set_task_status("training step compiled")

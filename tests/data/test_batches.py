@@ -131,6 +131,20 @@ def test_resumes_at_any_step_with_any_number_of_processes(start_step):
   _assert_same(second, [{name: value[4:] for name, value in batch.items()} for batch in tail])
 
 
+@pytest.mark.parametrize("shards, parts", [(1, 1), (2, 1), (1, 3), (2, 3)])
+def test_the_longest_captions_of_a_device_are_known_in_advance(shards, parts):
+  pairs = _pairs(10)
+  lengths = np.random.default_rng(0).integers(3, 40, pairs.num_pairs)
+  tokens = np.repeat(lengths[:, None], 4, axis=1).astype(np.int32)
+  options = dict(batch_size=12, seed=3, num_epochs=5)
+  seen = []
+  for batch in batches_lib.train_batches(pairs, tokens, **options):
+    device_rows = batch["tokens"][:, 0].reshape(shards, -1)
+    seen += [np.sort(rows[part::parts]) for rows in device_rows for part in range(parts)]
+  longest = batches_lib.longest_at_each_rank(lengths, shards=shards, parts=parts, **options)
+  np.testing.assert_array_equal(longest, np.max(seen, axis=0))
+
+
 def test_inconsistent_numbers_are_refused():
   pairs = _pairs()
   for rows in ([], [-1, 0], [7, 8], [2, 1], [3, 3]):

@@ -33,6 +33,10 @@ def run(workdir, splits=None, out=None, **fields):
   return results, tiny_run.metrics(workdir)
 
 
+def tokens_of(parts):
+  return parts.tokenizer.encode(parts.train_pairs.captions)
+
+
 def restored(workdir, **fields):
   """The last checkpoint of a finished run, on one device."""
   parts = setup.create(tiny_run.config(**fields), workdir, tiny_run.splits())
@@ -93,7 +97,7 @@ def _steps(mesh, count=6, splits=None, **fields):
   config.mesh.update(dict(zip(("data", "fsdp", "tensor"), mesh, strict=True)))
   parts = setup.create(config, "/nonexistent", splits or tiny_run.splits())
   state = train.train_state.create(parts.mesh, setup.init_state(parts))
-  batches = train.global_batches(parts, 0)
+  batches = train.global_batches(parts, tokens_of(parts), 0)
   outputs, compiled = [], None
   for _, batch in zip(range(count), batches, strict=False):
     compiled = compiled or compilation.compile_step(
@@ -146,7 +150,7 @@ def test_identities_never_reach_training(one_device, tmp_path):
 
 def test_a_training_batch_has_no_identity(no_tokenizer_folder):
   parts = setup.create(tiny_run.config(), "/nonexistent", tiny_run.splits())
-  batches = train.global_batches(parts, 0)
+  batches = train.global_batches(parts, tokens_of(parts), 0)
   assert set(next(batches)) == {"image", "tokens", "index", "image_index", "mask"}
   batches.close()
 
@@ -321,7 +325,7 @@ def test_padded_rows_change_nothing(no_tokenizer_folder):
   fields = {"loss__weights__consistency": 0.0, "local_association__threshold": 0.9}
   wide = setup.create(tiny_run.config(**fields), "/nonexistent", tiny_run.splits())
   narrow = setup.create(tiny_run.config(batch_size=4, **fields), "/nonexistent", tiny_run.splits())
-  batches = train.global_batches(wide, 4)
+  batches = train.global_batches(wide, tokens_of(wide), 4)
   batch = jax.tree.map(np.array, jax.device_get(next(batches)))
   batches.close()
   assert batch["mask"].sum() == 4
