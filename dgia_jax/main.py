@@ -11,7 +11,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dgia_jax import distributed, run_flags, user_files
+from dgia_jax import distributed, run_flags, user_files, worker_processes
 from dgia_jax.errors import UserError
 
 MODES = ("train", "evaluate", "compile")
@@ -88,6 +88,7 @@ def _check_backend() -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
   """Entry point: returns 0, or ends the process with one line and exit code 2."""
+  worker_processes.leave_if_work_is_repeated()
   with distributed.failing_together():
     main(run_flags.parse(sys.argv if arguments is None else arguments))
   return 0

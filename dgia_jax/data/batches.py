@@ -22,6 +22,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from dgia_jax import worker_processes
 from dgia_jax.data.pairs import Images, PairTable
 from dgia_jax.errors import UserError
 
@@ -74,7 +75,8 @@ def train_batches(
       "image" uint8 (b, H, W, 3), "tokens" int32 (b, L), "index" int32 (b,) pair number,
       "image_index" int32 (b,), "mask" bool (b,).
     Rows with mask False hold zeros, padding and index -1. The workers end with the data, or when
-    the iterator's `close()` is called. A worker that is killed raises a UserError.
+    the iterator's `close()` is called. A worker that is killed raises a UserError, and so does a
+    main script without `if __name__ == "__main__":`.
 
   Raises:
     ValueError: the numbers do not fit together.
@@ -256,6 +258,7 @@ def _pad(rows: np.ndarray, size: int, value: int) -> np.ndarray:
 
 def _iterate(load: Callable[[int], Batch], steps: range, workers: int) -> Iterator[Batch]:
   """load(step) for all steps in order, computed ahead in threads or processes."""
+  worker_processes.leave_if_work_is_repeated()
   workers = min(workers, len(steps))
   threads = 1 if workers else min(_MAX_THREADS, os.cpu_count() or 1)
   dataset = grain.MapDataset.range(steps.start, steps.stop).map(load)
@@ -320,6 +323,11 @@ class _Batches(Iterator[Batch]):
       results.put((None, error))
 
   def _killed(self, exit_code: int | str | None) -> UserError:
+    if str(exit_code) == str(worker_processes.UNGUARDED_EXIT):
+      return UserError(
+        "the processes that decode images import the main script, which starts the work again: put"
+        ' its work below `if __name__ == "__main__":`, or set config.dataset.workers=0'
+      )
     return UserError(
       f"a process that decodes images was killed (exit code {exit_code}), often because the memory"
       f" is full: start again, with a smaller config.dataset.workers than {self._workers} if this"
@@ -335,7 +343,7 @@ class _Batches(Iterator[Batch]):
 def _worker_processes() -> Iterator[multiprocessing.process.BaseProcess]:
   """The living workers of all of grain's iterators; it does not tell which are whose."""
   children = multiprocessing.active_children()
-  return (child for child in children if child.name.startswith("grain-process-prefetch"))
+  return (child for child in children if child.name.startswith(worker_processes.NAME))
 
 
 def _smallest_shared_array(needed_bytes: int, folder: str = "/dev/shm") -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 from absl import logging
 
-from dgia_jax import cli
+from dgia_jax import cli, worker_processes
 from dgia_jax.data import catalog
 from dgia_jax.errors import UserError, printable
 
@@ -50,6 +50,7 @@ def load_builder(
   Raises:
     UserError: unknown name or option, missing or faulty files.
   """
+  worker_processes.leave_if_work_is_repeated()
   check_name(name)
   data_dir = resolved_data_dir(data_dir)
   if name == "synth_pedes":

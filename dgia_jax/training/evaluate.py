@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
-from dgia_jax import distributed, files, sharding
+from dgia_jax import distributed, files, sharding, worker_processes
 from dgia_jax.data import batches as batches_lib
 from dgia_jax.data.pairs import PairTable
 from dgia_jax.errors import UserError
@@ -116,6 +116,7 @@ def evaluate(
   Raises:
     UserError: the folder holds no complete checkpoint, or the run of another config.
   """
+  worker_processes.leave_if_work_is_repeated()
   workdir = workdir_lib.resolve(workdir)
   if config.pretrained and not workdir_lib.is_claimed(workdir):
     return score_pretrained(config, workdir, console, splits)

@@ -13,7 +13,7 @@ import numpy as np
 from clu import platform
 from ml_collections import ConfigDict
 
-from dgia_jax import distributed, full_disk, sharding
+from dgia_jax import distributed, full_disk, sharding, worker_processes
 from dgia_jax.data import batches as batches_lib
 from dgia_jax.data.pairs import PairTable
 from dgia_jax.data.prefetch import Prefetcher
@@ -59,6 +59,7 @@ def train(
   Raises:
     UserError: anything that the user can correct, including a loss that is not finite.
   """
+  worker_processes.leave_if_work_is_repeated()
   workdir = workdir_lib.resolve(workdir)
   workdir_lib.check(workdir, config)
   with contextlib.ExitStack() as run:

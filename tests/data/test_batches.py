@@ -246,6 +246,36 @@ def test_workers_do_not_outlive_a_killed_process(tmp_path):
   assert not any(_runs(pid) for pid in pids)
 
 
+_UNGUARDED = """
+import numpy as np
+from dgia_jax.data import batches, pairs
+table = pairs.PairTable.from_arrays(np.zeros((8, 4, 2, 3), np.uint8), [["a"]] * 8, range(8))
+list(
+  batches.train_batches(
+    table, np.zeros((8, 3), np.int32), batch_size=4, seed=0, num_epochs=1, workers=2
+  )
+)
+"""
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(90)
+def test_an_unguarded_script_is_told_what_it_lacks(tmp_path):
+  """Workers import the script again, which would start workers of its own."""
+  script = tmp_path / "unguarded.py"
+  script.write_text(_UNGUARDED, encoding="utf-8")
+  root = str(pathlib.Path(__file__).parents[2])
+  done = subprocess.run(
+    [sys.executable, str(script)],
+    env={**os.environ, "PYTHONPATH": root},
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  *_, last = done.stderr.splitlines()
+  assert last.startswith("dgia_jax.errors.UserError: ") and "__main__" in last
+  assert done.stderr.count("Error: ") == 2  # grain's, and ours; none of a worker
+
+
 def _kill_the_worker(iterator):
   """Kills the only worker, and returns the message of the UserError that follows."""
   (worker,) = multiprocessing.active_children()
