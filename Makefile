@@ -42,7 +42,7 @@ lint: $(VENV)/.installed
 	$(BIN)/python -m docs.draw.long_lines
 
 docs: $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check "mkdocs-material>=9.5" "mkdocstrings[python]>=0.26"
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:

@@ -13,6 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dgia_jax import user_files
+from dgia_jax.data import images
 from dgia_jax.errors import UserError
 from dgia_jax.method import (
   global_association,
@@ -29,7 +30,7 @@ RUNTIME_FIELDS = (
   "model.caption_groups", "model.remat", "eval.batch_size", "eval.contact_sheet", "profile",
 )  # fmt: skip
 CHOICES = {
-  "dataset.resize": ("bilinear", "bicubic"),
+  "dataset.resize": tuple(images.RESIZE_FILTERS),
   "model.dtype": ("bfloat16", "float32"),
   "model.attention": ("auto", "cudnn", "written_out"),
   "loss.itc_reduction": losses.ITC_REDUCTIONS,

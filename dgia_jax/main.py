@@ -5,7 +5,8 @@ python -m dgia_jax.main --config synth_pedes --workdir runs/demo
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from absl import flags
@@ -30,8 +31,12 @@ flags.DEFINE_string("topology", None, "Devices to compile for, such as v5e:16x16
 flags.DEFINE_integer("num_pairs", None, "Training pairs to compile for; default: the dataset's.")
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str], train: Callable[..., Any] | None = None) -> None:
   """Runs the chosen mode.
+
+  Args:
+    arguments: what the flags left over, after the program's name.
+    train: replaces `training.train.train`, with the arguments config, workdir and console.
 
   Raises:
     UserError: for mistakes of the user.
@@ -46,7 +51,8 @@ def main(arguments: Sequence[str]) -> None:
   # Imported here: the processes that decode images import this module again, and need none of it.
   from dgia_jax.dry_run import compile_report
   from dgia_jax.reporting.console import Console
-  from dgia_jax.training import compilation_cache, evaluate, train
+  from dgia_jax.training import compilation_cache, evaluate
+  from dgia_jax.training import train as train_lib
 
   if FLAGS.mode == "compile":  # one process, wherever it is started
     jax.config.update("jax_platforms", "cpu")  # the described devices are not attached
@@ -60,7 +66,7 @@ def main(arguments: Sequence[str]) -> None:
   console = Console(active=jax.process_index() == 0)
   workdir = str(user_files.local_path(FLAGS.workdir, "--workdir"))
   if FLAGS.mode == "train":
-    train.train(FLAGS.config, workdir, console)
+    (train or train_lib.train)(FLAGS.config, workdir, console)
   else:
     evaluate.evaluate(FLAGS.config or _config_of(workdir), workdir, console)
 

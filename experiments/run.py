@@ -40,7 +40,7 @@ def _run(arguments: Sequence[str]) -> None:
   """
   flags = _parse(arguments)
   options, sources = _options(flags)
-  experiments = _select_experiments(flags.experiment, options.dataset.name)
+  experiments = _select_experiments(flags.experiment)
   plans = {experiment.name: collect.plan(experiment, options) for experiment in experiments}
   selected = _select_runs(plans, flags.only, flags.shard)
   if flags.dry_run:
@@ -174,14 +174,11 @@ def _schedule(dataset: tables.Dataset, flags: argparse.Namespace) -> str:
   return flags.schedule
 
 
-def _select_experiments(name: str, dataset: str) -> list[tables.Experiment]:
-  """The experiment with this name, or all experiments that exist for the dataset."""
+def _select_experiments(name: str) -> list[tables.Experiment]:
+  """The experiment with this name, or all of them."""
   if name == ALL:
-    return [e for e in tables.EXPERIMENTS.values() if not e.datasets or dataset in e.datasets]
-  experiment = _look_up(tables.EXPERIMENTS, name, "experiment", ALL)
-  if experiment.datasets and dataset not in experiment.datasets:
-    raise UserError(f"{name} exists for --dataset {' or '.join(experiment.datasets)} only")
-  return [experiment]
+    return list(tables.EXPERIMENTS.values())
+  return [_look_up(tables.EXPERIMENTS, name, "experiment", ALL)]
 
 
 def _look_up(table: Mapping[str, Value], name: str, flag: str, *more: str) -> Value:

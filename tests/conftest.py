@@ -3,8 +3,8 @@
 Compiled programs are shared through a persistent cache: by all tests and the processes they start,
 in a temporary folder, or in $JAX_COMPILATION_CACHE_DIR where that is set.
 
-jaxtyping's import hook checks the annotations of the package and of the paper's experiments, array
-shapes included, while the tests run.
+jaxtyping's import hook checks the annotations of the package and of the experiments, array shapes
+included, while the tests run.
 
 With DGIA_JAX_ACCELERATOR=1 the tests marked `accelerator` run on the GPU or TPU that is there.
 """

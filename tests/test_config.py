@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from dgia_jax import config as config_lib
 from dgia_jax.errors import UserError
 from tests.helpers.paths import ROOT
+from tests.helpers.settings import leaves
 
 CONFIG_FILES = sorted(
   path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__"
@@ -20,15 +21,6 @@ def changed(**fields):
   config = config_lib.base()
   config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
   return config
-
-
-def leaves(config, prefix=""):
-  """Dotted names of all settings; an empty group counts as one."""
-  for name, value in config.items():
-    if isinstance(value, ConfigDict) and len(value):
-      yield from leaves(value, f"{prefix}{name}.")
-    else:
-      yield f"{prefix}{name}"
 
 
 def test_default_passes_its_check():

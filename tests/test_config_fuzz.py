@@ -3,11 +3,11 @@
 import random
 
 import pytest
-from ml_collections import ConfigDict
 
 from dgia_jax import config as config_lib
 from dgia_jax import main, run_flags
 from dgia_jax.errors import UserError
+from tests.helpers.settings import leaves
 
 pytestmark = pytest.mark.fuzz
 
@@ -17,14 +17,6 @@ VALUES = [
   "(2, 1)", "(0.1, 0.2)", "[1, 2]", "{}", "(nan, 1)", "a\nb", "\x1b[31m", "é", "gs://bucket/x",
   "~", "../..", "__import__('os')", "(" * 200, "1 2", "0x10", "1_000",
 ]  # fmt: skip
-
-
-def leaves(config, prefix=""):
-  for name, value in config.items():
-    if isinstance(value, ConfigDict) and value:
-      yield from leaves(value, f"{prefix}{name}.")
-    else:
-      yield prefix + name
 
 
 @pytest.mark.parametrize("seed", range(4))

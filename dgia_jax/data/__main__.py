@@ -44,7 +44,6 @@ def _check(args: argparse.Namespace) -> int:
 
 def _prepare(args: argparse.Namespace) -> int:
   datasets.check_name(args.name)
-  options = {}
   image_size = _image_size(args.image_size) if args.image_size else None
   if args.name in catalog.LAYOUTS:
     if image_size:
@@ -52,12 +51,14 @@ def _prepare(args: argparse.Namespace) -> int:
         f"--image_size is for synth_pedes: image files of {args.name} are stored as they are, and"
         " resized in training to config.dataset.image_size"
       )
-    from dgia_jax.data import check
+    from dgia_jax.data import check, tfds_builder
 
-    for note in check.check(_open(args), quick=True).notes:
+    opened = _open(args)
+    for note in check.check(opened, quick=True, search=False).notes:
       print(f"note: {note}")
-    options = dict(
-      allow_outside=args.allow_outside,
+    builder = tfds_builder.build(
+      opened,
+      data_dir=datasets.resolved_data_dir(args.data_dir),
       holdout=args.holdout,
       workers=args.workers,
       skip_unreadable=args.skip_unreadable,
@@ -66,15 +67,7 @@ def _prepare(args: argparse.Namespace) -> int:
     for flag in ("source", "annotations", "images", "holdout", "skip_unreadable", "allow_outside"):
       if getattr(args, flag):
         raise UserError(f"--{flag} is for image files: {args.name} is drawn")
-  builder = datasets.load_builder(
-    args.name,
-    image_size=image_size,
-    data_dir=args.data_dir,
-    source=args.source,
-    annotations=args.annotations,
-    images=args.images,
-    **options,
-  )
+    builder = datasets.load_builder(args.name, image_size=image_size, data_dir=args.data_dir)
   skipped = (builder.info.metadata or {}).get("skipped", [])
   for line in skipped:
     print(printable(f"skipped {line}"))

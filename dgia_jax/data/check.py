@@ -26,13 +26,19 @@ _UNUSABLE = (
 
 
 def check(
-  files: DatasetFiles, *, quick: bool = False, show: int = 10, workers: int = 0
+  files: DatasetFiles,
+  *,
+  quick: bool = False,
+  search: bool = True,
+  show: int = 10,
+  workers: int = 0,
 ) -> DataReport:
   """Checks the files of a dataset.
 
   Args:
     files: of the dataset.
     quick: do not decode the images, which takes minutes for a large dataset.
+    search: look for missing images in other folders of the dataset, to say where they are.
     show: number of paths or captions to list of each kind; counts are always complete.
     workers: decoding threads, 0 for one per core.
 
@@ -43,7 +49,7 @@ def check(
   _check_annotations(report, files)
   _check_splits(report, files)
   _check_identities(report, files)
-  _check_images(report, files, quick, show, workers)
+  _check_images(report, files, quick, search, show, workers)
   check_captions.check_captions(report, files.annotations, show)
   report.add_section("verdict")
   if report.errors:
@@ -182,14 +188,14 @@ def _check_identities(report: DataReport, files: DatasetFiles) -> None:
 
 
 def _check_images(
-  report: DataReport, files: DatasetFiles, quick: bool, show: int, workers: int
+  report: DataReport, files: DatasetFiles, quick: bool, search: bool, show: int, workers: int
 ) -> None:
   report.add_section("images")
   records = files.annotations.records
   missing = files.missing()
   report.add_line(f"{len(records) - len(missing)} of {len(records)} files found")
   if missing:
-    _report_missing(report, files, show)
+    _report_missing(report, files, files.folder_with_missing() if search else None, show)
   present = [path for path in files.paths if path is not None]
   repeated = [path for path, times in collections.Counter(present).items() if times > 1]
   if repeated:
@@ -207,10 +213,11 @@ def _check_images(
     )
 
 
-def _report_missing(report: DataReport, files: DatasetFiles, show: int) -> None:
+def _report_missing(
+  report: DataReport, files: DatasetFiles, elsewhere: str | None, show: int
+) -> None:
   records_of = sorted(files.missing_folders().items())
   folders = [(folder, records) for folder, records in records_of if folder]
-  elsewhere = files.folder_with_missing()
   mend = f"; they are in {elsewhere}: give --images {elsewhere}" if elsewhere else ""
   if len(folders) == 1:
     ((folder, records),) = folders

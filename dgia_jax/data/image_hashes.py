@@ -26,7 +26,7 @@ Entry = list  # SHA-256, size, inode, modification time and change time in nanos
 
 def hash_files(
   paths: Sequence[str | None], memory: pathlib.Path, workers: int = 0
-) -> tuple[list[str], dict[str, Entry]]:
+) -> tuple[list[str], dict[str, Entry] | None]:
   """Hashes the content of files.
 
   Args:
@@ -36,7 +36,7 @@ def hash_files(
 
   Returns:
     One hexadecimal SHA-256 per path, "" where the file is missing or cannot be read; and the
-    entries for `remember`.
+    entries for `remember`, None if the memory holds them already.
   """
   known = _recall(memory)
   settled = time.time_ns() - _SETTLED_NS
@@ -64,12 +64,14 @@ def hash_files(
     for path, entry in zip(paths, entries, strict=True)
     if entry and max(entry[3:]) < settled
   }
-  return [entry[0] if entry else "" for entry in entries], {**known, **remembered}
+  hashes = [entry[0] if entry else "" for entry in entries]
+  memorable = {**known, **remembered}
+  return hashes, None if memorable == known else memorable
 
 
-def remember(entries: dict[str, Entry], memory: pathlib.Path) -> None:
+def remember(entries: dict[str, Entry] | None, memory: pathlib.Path) -> None:
   """Stores entries of `hash_files`; logs a warning if the folder is not writable."""
-  if _recall(memory) == entries:
+  if entries is None:
     return
   try:
     with locked_build.exclusive(memory):

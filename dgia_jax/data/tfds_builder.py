@@ -226,7 +226,7 @@ def build(
 
   Args:
     source: the opened files.
-    data_dir: root of the built datasets.
+    data_dir: absolute path of the root of the built datasets.
     holdout: number of train people to move to "val".
     skip_unreadable: leave out images that are missing or cannot be decoded, instead of stopping.
       They are listed in `builder.info.metadata["skipped"]`.
@@ -246,15 +246,14 @@ def build(
   if not annotations.records:
     raise UserError(f"{source.name}: {annotations.files[0]} has no usable entry")
   holdout_people(annotations.records, holdout)
-  root = os.path.abspath(os.path.expanduser(data_dir))
-  memory = pathlib.Path(root, source.name, _MEMORY)
+  memory = pathlib.Path(data_dir, source.name, _MEMORY)
   hashes, memorable = image_hashes.hash_files(source.paths, memory, workers)
   name = variant_name(content_digest(source, hashes), holdout)
-  if built := _complete(root, source.name, name):
+  if built := _complete(data_dir, source.name, name):
     builder = tfds.builder_from_directory(built)
   else:
     _check_for_missing_images(source, skip_unreadable)
-    builder = _build(source, hashes, name, root, holdout, skip_unreadable, workers)
+    builder = _build(source, hashes, name, data_dir, holdout, skip_unreadable, workers)
   image_hashes.remember(memorable, memory)
   return builder
 
@@ -313,13 +312,12 @@ def _check_for_missing_images(source: DatasetFiles, skip_unreadable: bool) -> No
 
 
 def find_built(name: str, *, data_dir: str, holdout: int) -> list[str]:
-  """Folders of the complete builds with this hold-out, whatever files they were built from."""
-  root = os.path.abspath(os.path.expanduser(data_dir))
-  home = os.path.join(root, name)
+  """Folders in `data_dir` of the complete builds with this hold-out, of whatever files."""
+  home = os.path.join(data_dir, name)
   variants = os.listdir(home) if os.path.isdir(home) else []
   pattern = re.compile(variant_name("[0-9a-f]{12}", holdout))
   matching = (variant for variant in sorted(variants) if pattern.fullmatch(variant))
-  folders = (_complete(root, name, variant) for variant in matching)
+  folders = (_complete(data_dir, name, variant) for variant in matching)
   return [folder for folder in folders if folder]
 
 

@@ -17,11 +17,10 @@ import rich.table
 import rich.text
 from clu import parameter_overview
 
+from dgia_jax.errors import printable
 from dgia_jax.reporting.score_labels import DIRECTIONS, SCORES, percents
 
 LOSS_PARTS = ("itc", "local", "global", "consistency")
-# A control character in a name or caption could move the cursor or hide text.
-_CONTROL_CHARACTERS = {code: "?" for code in (*range(9), *range(11, 32), *range(127, 160))}
 
 
 class Console:
@@ -301,7 +300,7 @@ def _can_encode(rich_console: rich.console.Console, text: str) -> bool:
 
 
 def _print_line(rich_console: rich.console.Console, text: str, style: str = "") -> None:
-  text = text.translate(_CONTROL_CHARACTERS)
+  text = "\n".join(map(printable, text.split("\n")))
   text = text.encode(rich_console.encoding, "replace").decode(rich_console.encoding)
   # The style belongs to the text, because options of the call would also apply to a live bar.
   line = rich.text.Text(text, style=style)

@@ -18,6 +18,8 @@ from PIL import Image
 from dgia_jax import files
 from dgia_jax.errors import UserError
 
+METRICS = "metrics.jsonl"
+
 
 class MetricsWriter:
   """Appends to `metrics.jsonl` and to TensorBoard events in a working directory.
@@ -43,7 +45,7 @@ class MetricsWriter:
       return
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / "metrics.jsonl"
+    path = workdir / METRICS
     if path.exists():
       files.write_text(path, "".join(_kept_lines(path, resume_step)))
     self._lines = path.open("a", encoding="utf-8")

@@ -1,7 +1,6 @@
 """Evaluation: embeds a split on the mesh, ranks it in both directions, and writes results.json."""
 
 import contextlib
-import functools
 import pathlib
 import time
 from collections.abc import Mapping
@@ -81,16 +80,30 @@ class Evaluator:
     pairs = self._setup.splits[split]
     images_MxD, texts_NxD = self.embed(params, pairs)
     image_ids, text_ids = pairs.person_of_image_M, pairs.person_of_pair_N
+    scores = {
+      "t2i": self.rank(texts_NxD, images_MxD, text_ids, image_ids),
+      "i2t": self.rank(images_MxD, texts_NxD, image_ids, text_ids),
+    }
+    return scores, (images_MxD, texts_NxD)
+
+  def rank(
+    self,
+    queries_QxD: Float[np.ndarray, "Q D"],
+    gallery_GxD: Float[np.ndarray, "G D"],
+    query_ids_Q: Int[np.ndarray, " Q"],
+    gallery_ids_G: Int[np.ndarray, " G"],
+  ) -> dict[str, float]:
+    """`retrieval_metrics.retrieval_metrics_from_features`, computed on the mesh of the run."""
     mesh = self._setup.mesh
     if distributed.several():  # every process has all features and ranks on its own devices
       mesh = sharding.create_mesh(devices=jax.local_devices())
-    layouts = (sharding.batch(mesh), sharding.replicated(mesh))
-    rank = functools.partial(retrieval_metrics.retrieval_metrics_from_features, layouts=layouts)
-    scores = {
-      "t2i": rank(texts_NxD, images_MxD, text_ids, image_ids),
-      "i2t": rank(images_MxD, texts_NxD, image_ids, text_ids),
-    }
-    return scores, (images_MxD, texts_NxD)
+    return retrieval_metrics.retrieval_metrics_from_features(
+      queries_QxD,
+      gallery_GxD,
+      query_ids_Q,
+      gallery_ids_G,
+      layouts=(sharding.batch(mesh), sharding.replicated(mesh)),
+    )
 
 
 def evaluate(
@@ -205,6 +218,11 @@ def report(
   return results
 
 
+def device_description() -> str:
+  """Number and kind of the devices of all processes, such as "8 x cpu"."""
+  return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+
 def _facts(setup: setup_lib.TrainingSetup, start: float) -> dict[str, Any]:
   """What results.json says about the evaluation besides scores."""
   pairs = setup.splits["test"]
@@ -219,7 +237,7 @@ def _facts(setup: setup_lib.TrainingSetup, start: float) -> dict[str, Any]:
     "chance_R1": chance_levels(pairs),
     "seed": setup.config.seed,
     "evaluation_seconds": round(time.time() - start, 3),
-    "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    "device": device_description(),
   }
 
 

@@ -172,17 +172,24 @@ def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
     )
 
 
-def load_splits(config: ConfigDict) -> dict[str, pairs_lib.PairTable]:
-  """Reads the splits of the configured dataset, which is built first if it does not exist."""
+def load_builder(config: ConfigDict) -> Any:
+  """The reader of the configured dataset, which is built first if it does not exist."""
   settings = config.dataset
-  files = {name: settings[name] for name in ("source", "annotations", "images") if settings[name]}
-  builder = datasets.load_builder(
+  return datasets.load_builder(
     settings.name,
     image_size=tuple(settings.image_size),
     data_dir=settings.data_dir,
-    **files,
+    source=settings.source,
+    annotations=settings.annotations,
+    images=settings.images,
     **settings.options,
   )
+
+
+def load_splits(config: ConfigDict) -> dict[str, pairs_lib.PairTable]:
+  """Reads the splits of the configured dataset; see `load_builder`."""
+  settings = config.dataset
+  builder = load_builder(config)
   available = [split for split in annotations.SPLITS if split in builder.info.splits]
   for needed in ("train", "test", config.eval.select_on):
     if needed not in available:

@@ -20,7 +20,7 @@ from dgia_jax.data.prefetch import Prefetcher
 from dgia_jax.method import compilation, train_state
 from dgia_jax.models.caption_groups import CaptionGroup
 from dgia_jax.reporting.console import Console
-from dgia_jax.reporting.metrics_writer import MetricsWriter
+from dgia_jax.reporting.metrics_writer import METRICS, MetricsWriter
 from dgia_jax.training import caption_padding, checkpoint, compilation_cache, evaluate, size_check
 from dgia_jax.training import setup as setup_lib
 from dgia_jax.training import workdir as workdir_lib
@@ -232,7 +232,7 @@ def _announce_losses(setup: TrainingSetup, step: int, console: Console) -> None:
 def _print_files_and_next_command(setup: TrainingSetup, console: Console) -> None:
   files = {
     setup.workdir / workdir_lib.RESULTS: "final scores and the digest of parameters and banks",
-    setup.workdir / workdir_lib.METRICS: "every logged number, one JSON object per line",
+    setup.workdir / METRICS: "every logged number, one JSON object per line",
     setup.workdir / checkpoint.FOLDER: "the newest checkpoints and the best one",
   }
   if setup.config.eval.contact_sheet:

@@ -20,7 +20,6 @@ from dgia_jax.training import checkpoint
 
 CONFIG = "config.json"
 RESULTS = "results.json"
-METRICS = "metrics.jsonl"
 CONTACT_SHEET = "contact_sheet.png"
 TOKENIZER = "tokenizer"
 LOCK = ".lock"

@@ -7,7 +7,7 @@ Oracles use true identities: they are upper bounds, not methods. `experiments.ru
 these commands.
 """
 
-import logging
+import functools
 import pathlib
 import sys
 from typing import Any
@@ -43,16 +43,13 @@ def train(
 
 
 def run() -> None:
-  """Entry point."""
+  """Entry point: `dgia_jax.main` with the oracle's training."""
   flags.DEFINE_enum("oracle", None, ORACLES, "relations: true relations; captions: swapped.")
   with distributed.failing_together():
-    run_flags.parse(sys.argv)
-    values = main_lib.FLAGS
-    for name in ("oracle", "config", "workdir"):
-      if not getattr(values, name):
-        raise UserError(f"--{name} is missing")
-    logging.getLogger("absl").setLevel(logging.WARNING)
-    train(values.oracle, values.config, values.workdir, Console())
+    arguments = run_flags.parse(sys.argv)
+    if not main_lib.FLAGS.oracle:
+      raise UserError("--oracle is missing")
+    main_lib.main(arguments, functools.partial(train, main_lib.FLAGS.oracle))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from dgia_jax import files
 from dgia_jax.data import pairs as pairs_lib
 from dgia_jax.errors import UserError
@@ -166,8 +168,7 @@ def _test_pairs(
   """The test pairs of a dataset, at the run's image size."""
   settings = run.config.dataset
   if target != options.dataset.name:
-    config_name = tables.DATASETS[target].config
-    settings = importlib.import_module(f"configs.{config_name}").get_config().dataset
+    settings = importlib.import_module(f"configs.{target}").get_config().dataset
     settings.image_size = run.config.dataset.image_size
     settings.resize = run.config.dataset.resize
     settings.data_dir, settings.source = run.config.dataset.data_dir, source
@@ -177,16 +178,8 @@ def _test_pairs(
 @functools.lru_cache(maxsize=1)
 def _load_test_pairs(settings_json: str) -> pairs_lib.PairTable:
   """The test pairs of a config's `dataset` group; cached because runs of several seeds share it."""
-  from dgia_jax.data import datasets
+  from dgia_jax.training import setup  # imports the model: not for a dry run
 
-  settings = json.loads(settings_json)
-  size = tuple(settings["image_size"])
-  paths = {name: settings[name] for name in ("source", "annotations", "images") if settings[name]}
-  builder = datasets.load_builder(
-    settings["name"],
-    image_size=size,
-    data_dir=settings["data_dir"],
-    **paths,
-    **settings["options"],
-  )
-  return pairs_lib.load_pairs(builder, "test", size, settings["resize"])
+  config = ConfigDict({"dataset": json.loads(settings_json)})
+  builder, settings = setup.load_builder(config), config.dataset
+  return pairs_lib.load_pairs(builder, "test", tuple(settings.image_size), settings.resize)

@@ -3,7 +3,6 @@
 Every function takes the path of a PNG and writes a PDF with the same name beside it.
 """
 
-import os
 import pathlib
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from experiments.paper.report import Row
+from dgia_jax import files
+from experiments.paper.report import Row, mean_and_deviation
 
 PAPER, OURS, SECOND = "0.55", "tab:blue", "tab:orange"  # SECOND: another series of ours
 
@@ -75,8 +75,8 @@ def paired_gains(
       offsets = np.linspace(-0.12, 0.12, len(values)) if len(values) > 1 else [0.0]
       if len(values) > 1:
         axes.scatter(x + offsets, values, s=12, color=OURS, alpha=0.45, lw=0)
-      deviation = np.std(values, ddof=1) if len(values) > 1 else 0.0
-      axes.errorbar(x, np.mean(values), deviation, fmt="o", color=OURS, capsize=4)
+      mean, deviation = mean_and_deviation(values)
+      axes.errorbar(x, mean, deviation or 0.0, fmt="o", color=OURS, capsize=4)
       if metric == metrics[0] and label in published:
         axes.hlines(published[label], x - 0.3, x + 0.3, color=PAPER, lw=3)
     _name_ticks(axes, gains)
@@ -242,8 +242,8 @@ def _legend(axes: Axes) -> None:
 def _save(figure: Figure, path: pathlib.Path) -> None:
   """Writes the PNG and a PDF beside it, each atomically."""
   for suffix, options in ((".pdf", {"metadata": {"CreationDate": None}}), (".png", {"dpi": 130})):
-    target = path.with_suffix(suffix)
-    partial = target.with_name(f".{target.stem}.partial{suffix}")
-    with matplotlib.rc_context({"pdf.fonttype": 42}):
-      figure.savefig(partial, **options)
-    os.replace(partial, target)
+    with (
+      files.replacing(path.with_suffix(suffix)) as partial,
+      matplotlib.rc_context({"pdf.fonttype": 42}),
+    ):
+      figure.savefig(partial, format=suffix[1:], **options)

@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from experiments.paper import paper_numbers, report, runs
 from experiments.paper.collect import CollectedResults
 
@@ -29,17 +27,17 @@ def by_setting(data: CollectedResults, metrics: Sequence[str]) -> Gains:
   return gains
 
 
-def table(data: CollectedResults, metrics: Sequence[str]) -> report.Table | None:
-  """Table of the mean gains, or None if no setting shares a seed with the first."""
-  rows = []
-  for label, gains in by_setting(data, metrics).items():
-    by_metric = [list(by_seed.values()) for by_seed in gains.values()]
-    rows.append((label, *map(_mean_and_deviation, by_metric), len(by_metric[0])))
-  if not rows:
+def table(gains: Gains, baseline: str) -> report.Table | None:
+  """Table of the mean gains over the setting `baseline`, or None without any gain."""
+  if not gains:
     return None
-  first = data.experiment.settings[0].label
-  printed = (paper_numbers.METRICS[metric] for metric in metrics)
-  return (f"gain over {first}, paired by seed", *printed, "seeds"), rows
+  rows = []
+  for label, by_metric in gains.items():
+    by_seed = [list(gain_of.values()) for gain_of in by_metric.values()]
+    means = (report.format_mean(values, "+.2f") for values in by_seed)
+    rows.append((label, *means, len(by_seed[0])))
+  printed = (paper_numbers.METRICS[metric] for metric in next(iter(gains.values())))
+  return (f"gain over {baseline}, paired by seed", *printed, "seeds"), rows
 
 
 def _scores_by_seed(data: CollectedResults, label: str) -> dict[int, runs.Scores]:
@@ -47,8 +45,3 @@ def _scores_by_seed(data: CollectedResults, label: str) -> dict[int, runs.Scores
     run.seed: runs.scores_of(results, data.options, run.folder)
     for run, results in data.finished(label)
   }
-
-
-def _mean_and_deviation(values: Sequence[float]) -> str:
-  deviation = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
-  return f"{np.mean(values):+.2f}{deviation}"

@@ -54,10 +54,12 @@ def ablation(data: CollectedResults) -> ReportContent:
   for setting in data.experiment.settings:
     numbers = {"R1": published[setting.label]} if published else {}
     rows += _score_rows(data.scores(setting.label), setting.label, numbers)
+  first = data.experiment.settings[0].label
+  by_setting = gains.by_setting(data, SHOWN)
   return ReportContent(
     rows=tuple(rows),
-    draw=_draw_gains(data, published) or _compare(_rows_of_r1(rows), "R@1 (%)"),
-    second_table=gains.table(data, SHOWN),
+    draw=_draw_gains(by_setting, published, first) or _compare(_rows_of_r1(rows), "R@1 (%)"),
+    second_table=gains.table(by_setting, first),
   )
 
 
@@ -83,15 +85,14 @@ def _published_ablation(data: CollectedResults) -> dict[str, float]:
   return paper_numbers.ablation(data.experiment.paper_table, data.paper_title)
 
 
-def _draw_gains(data: CollectedResults, published: Mapping[str, float]) -> Draw | None:
-  """The figure of the gains over the first setting; None if no setting shares a seed with it."""
-  first = data.experiment.settings[0].label
-  by_setting = {
-    label: {paper_numbers.METRICS[metric]: values for metric, values in by_metric.items()}
-    for label, by_metric in gains.by_setting(data, SHOWN).items()
-  }
+def _draw_gains(by_setting: gains.Gains, published: Mapping[str, float], first: str) -> Draw | None:
+  """The figure of the gains over the setting `first`; None without any gain."""
   if not by_setting:
     return None
+  by_setting = {
+    label: {paper_numbers.METRICS[metric]: values for metric, values in by_metric.items()}
+    for label, by_metric in by_setting.items()
+  }
   published_gains = {label: value - published[first] for label, value in published.items()}
   return lambda path: figures.paired_gains(by_setting, published_gains, first, path)
 
@@ -374,7 +375,7 @@ def _published_methods(title: str, rows: Sequence[Row]) -> Table:
     )
     for method, scores in paper_numbers.not_in_the_paper(title).items()
   ]
-  cells.append(("DGIA, ours", "weakly supervised", *(format_mean(row) for row in rows)))
+  cells.append(("DGIA, ours", "weakly supervised", *(format_mean(row.values) for row in rows)))
   return header, cells
 
 

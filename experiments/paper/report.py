@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import io
-import os
 import pathlib
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,12 +10,27 @@ from typing import Any
 
 import numpy as np
 
+from dgia_jax import files
 from experiments.paper import runs, tables
 from experiments.paper.collect import CollectedResults
 
 NOT_RUN, NO_NUMBER = "not run", "–"
 
 Table = tuple[Sequence[str], Sequence[Sequence[Any]]]  # header, rows of cells
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float | None, float | None]:
+  """Mean and sample standard deviation over seeds, each None for too few values."""
+  mean = float(np.mean(values)) if len(values) else None
+  return mean, float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def format_mean(values: Sequence[float], number_format: str = ".2f") -> str:
+  """The mean over seeds as text, with the sample standard deviation for several seeds."""
+  mean, deviation = mean_and_deviation(values)
+  if mean is None:
+    return NOT_RUN
+  return f"{mean:{number_format}}" + ("" if deviation is None else f" ± {deviation:.2f}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +54,12 @@ class Row:
   @property
   def mean(self) -> float | None:
     """Mean over seeds; None without a finished seed."""
-    return float(np.mean(self.values)) if self.values else None
+    return mean_and_deviation(self.values)[0]
 
   @property
   def deviation(self) -> float | None:
     """Sample standard deviation over seeds; None for fewer than two."""
-    return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
+    return mean_and_deviation(self.values)[1]
 
   @property
   def difference(self) -> float | None:
@@ -74,14 +88,6 @@ class ReportContent:
   csv_table: Table | None = None
 
 
-def format_mean(row: Row) -> str:
-  """Mean over seeds as text, with the sample standard deviation for several seeds."""
-  if not row.values:
-    return NOT_RUN
-  deviation = "" if row.deviation is None else f" ± {row.deviation:.2f}"
-  return f"{row.mean:.2f}{deviation}"
-
-
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
   """Lines of a Markdown table."""
   line = lambda cells: "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
@@ -95,7 +101,7 @@ def comparison(rows: Iterable[Row]) -> list[str]:
       row.setting,
       row.measure,
       NO_NUMBER if row.paper is None else f"{row.paper:.2f}",
-      format_mean(row),
+      format_mean(row.values),
       "" if row.difference is None else f"{row.difference:+.2f}",
       len(row.values),
     )
@@ -131,7 +137,7 @@ def write(content: ReportContent, data: CollectedResults, command: str) -> pathl
   text = io.StringIO()
   header, rows = content.csv_table or csv_table(content.rows)
   csv.writer(text, lineterminator="\n").writerows([header, *rows])
-  _write(folder / f"{experiment.name}.csv", text.getvalue())
+  files.write_text(folder / f"{experiment.name}.csv", text.getvalue())
   picture = folder / f"{experiment.name}.png"
   if content.draw is None:
     for stale in (picture, picture.with_suffix(".pdf")):
@@ -139,8 +145,8 @@ def write(content: ReportContent, data: CollectedResults, command: str) -> pathl
   else:
     content.draw(picture)
   path = folder / f"{experiment.name}.md"
-  _write(path, "\n".join(_lines(content, data, command)) + "\n")
-  _write(folder / "README.md", "\n".join(_index(folder, options)) + "\n")
+  files.write_text(path, "\n".join(_lines(content, data, command)) + "\n")
+  files.write_text(folder / "README.md", "\n".join(_index(folder, options)) + "\n")
   return path
 
 
@@ -221,10 +227,3 @@ def _index(folder: pathlib.Path, options: runs.Options) -> Iterator[str]:
 def command_of(arguments: Iterable[str]) -> str:
   """The shell command that runs `experiments.run` with these arguments."""
   return shlex.join(["python", "-m", "experiments.run", *arguments])
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-  """Replaces a file atomically, so that no reader sees a partial file."""
-  partial = path.with_name(f".{path.name}.partial")
-  partial.write_text(text, encoding="utf-8")
-  os.replace(partial, path)

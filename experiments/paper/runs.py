@@ -10,6 +10,7 @@ import functools
 import hashlib
 import importlib
 import json
+import operator
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +20,7 @@ from ml_collections import ConfigDict
 
 from dgia_jax import config as config_lib
 from dgia_jax.errors import UserError
+from dgia_jax.reporting import metrics_writer
 from dgia_jax.training import workdir as workdir_lib
 from experiments.paper import tables
 
@@ -111,10 +113,11 @@ def schedule_of(options: Options) -> tables.Schedule:
   return options.dataset.schedules[options.schedule]
 
 
-def fields_of(options: Options, setting: tables.Setting, seed: int) -> dict[str, Any]:
-  """{config field: value} that a run changes in its dataset's config file."""
+def fields_of(
+  options: Options, setting: tables.Setting, seed: int, start: ExperimentRun | None
+) -> dict[str, Any]:
+  """{config field: value} that a run changes in its dataset's config; `start` is of `start_of`."""
   common = {**tables.COMMON, **schedule_of(options).fields, **options.overrides}
-  start = start_of(options, seed)
   if start is not None:
     common |= {"pretrained": str(start.folder)}
   return common | setting.fields | {"seed": seed}
@@ -129,14 +132,14 @@ def start_of(options: Options, seed: int) -> ExperimentRun | None:
   return make_run(own, tables.Setting(START, fields), seed)
 
 
-def resolve(options: Options, setting: tables.Setting, seed: int) -> ConfigDict:
-  """The checked config of a run.
+def resolve(options: Options, fields: Mapping[str, Any]) -> ConfigDict:
+  """The checked config of the run with these `fields_of`.
 
   Raises:
     UserError: a field is unknown or its value is invalid.
   """
-  config = importlib.import_module(f"configs.{options.dataset.config}").get_config(options.variant)
-  for name, value in fields_of(options, setting, seed).items():
+  config = importlib.import_module(f"configs.{options.dataset.name}").get_config(options.variant)
+  for name, value in fields.items():
     try:
       config.update_from_flattened_dict({name: value})
     except (KeyError, AttributeError, TypeError, ValueError) as error:
@@ -156,9 +159,8 @@ def digest(config: ConfigDict, start: ExperimentRun | None = None) -> str:
   default that changes nothing, therefore does not rename the folders of finished runs. The path of
   the run that provides the initial weights, `start`, does not matter.
   """
-  base = config_lib.base()
-  names = [name for name in config_lib.differences(config, base) if name != "seed"]
-  values = {name: _value(config, name) for name in names}
+  names = [name for name in config_lib.differences(config, {}) if name != "seed"]
+  values = {name: functools.reduce(operator.getitem, name.split("."), config) for name in names}
   if start is not None:
     values["pretrained"] = digest(start.config)
   return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
@@ -170,13 +172,15 @@ def make_run(options: Options, setting: tables.Setting, seed: int) -> Experiment
   Raises:
     UserError: as `resolve`.
   """
-  config, start = resolve(options, setting, seed), start_of(options, seed)
+  start = start_of(options, seed)
+  fields = fields_of(options, setting, seed, start)
+  config = resolve(options, fields)
   key = _key(config, start, setting)
   name = _name(options, key, setting.label)
   parent = options.workdir / "runs" / options.dataset.name
   existing = sorted(parent.glob(f"*.{key}.seed{seed}"))
   folder = existing[0] if existing else parent / f"{name}.{key}.seed{seed}"
-  arguments = tuple(_arguments(options, setting, seed, folder))
+  arguments = tuple(_arguments(options, setting, fields, folder))
   return ExperimentRun(name, seed, folder, config, arguments, start)
 
 
@@ -208,18 +212,18 @@ def _first_labels(
     schedule=schedule,
     overrides=dict(overrides),
   )
-  labels = {}
+  labels, start = {}, start_of(options, 0)
   for experiment in tables.EXPERIMENTS.values():
     for setting in experiment.settings:
       if experiment.form == "mask_ratio":
         setting = dataclasses.replace(setting, label=f"mask-{setting.label}")
-      key = _key(resolve(options, setting, 0), start_of(options, 0), setting)
+      key = _key(resolve(options, fields_of(options, setting, 0, start)), start, setting)
       labels.setdefault(key, setting.label)
   return labels
 
 
 def _arguments(
-  options: Options, setting: tables.Setting, seed: int, folder: pathlib.Path
+  options: Options, setting: tables.Setting, fields: Mapping[str, Any], folder: pathlib.Path
 ) -> Iterator[str]:
   """Arguments of the `python` command that trains a run."""
   variant = f":{options.variant}" if options.variant else ""
@@ -227,9 +231,9 @@ def _arguments(
   if setting.oracle:
     module = ["experiments.oracle.train", f"--oracle={setting.oracle}"]
   yield from ("-m", *module)
-  yield f"--config=configs/{options.dataset.config}.py{variant}"
+  yield f"--config=configs/{options.dataset.name}.py{variant}"
   yield f"--workdir={folder}"
-  for name, value in fields_of(options, setting, seed).items():
+  for name, value in fields.items():
     yield f"--config.{name}={value}"
 
 
@@ -260,7 +264,7 @@ def metrics(run: ExperimentRun) -> list[dict[str, Any]]:
   Raises:
     UserError: the file is missing or damaged.
   """
-  path = run.folder / workdir_lib.METRICS
+  path = run.folder / metrics_writer.METRICS
   try:
     lines = path.read_text(encoding="utf-8").splitlines()
   except (OSError, UnicodeDecodeError) as error:
@@ -318,26 +322,13 @@ def checkpoint_choice(run: ExperimentRun, protocol: str) -> str:
 def _check_config(run: ExperimentRun) -> None:
   """Raises UserError if the folder holds a run with another config."""
   stored = workdir_lib.read_config(run.folder)
-  base = config_lib.base()
-  # A field missing from the stored config was added later; its default changes nothing.
   changed = [
     name
     for name in config_lib.differences(run.config, stored)
     if not (name == "pretrained" and run.start)  # the same run under another path
-    and _value(stored, name, missing=_value(base, name, missing=None)) != _value(run.config, name)
   ]
   if changed:
     raise UserError(
       f"{run.folder} holds a run with another config (differing: {', '.join(changed[:6])}): "
       "delete it, or choose another --workdir"
     )
-
-
-def _value(config: Mapping | ConfigDict, name: str, **missing: Any) -> Any:
-  """A field of a config or of nested dicts, with tuples as lists; `missing=` is its default."""
-  value = config
-  for part in name.split("."):
-    if "missing" in missing and part not in value:
-      return missing["missing"]
-    value = value[part]
-  return list(value) if isinstance(value, tuple | list) else value

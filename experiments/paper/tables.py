@@ -36,9 +36,8 @@ class Dataset:
   """Defaults of a dataset's runs.
 
   Attributes:
-    name: as in the config.
+    name: as in the config; also of the file in configs/.
     title: as printed in the paper; the key of the paper's numbers.
-    config: name of the file in configs/.
     protocol: default of `--protocol`.
     schedules: alternatives to the config's own schedule, by name.
     schedule: default of `--schedule`; "" is the config's own.
@@ -46,7 +45,6 @@ class Dataset:
 
   name: str
   title: str
-  config: str
   protocol: str = "val"
   schedules: Mapping[str, Schedule] = dataclasses.field(default_factory=dict)
   schedule: str = ""
@@ -94,11 +92,11 @@ EMBEDDED = "synth_pedes"  # drawn by the package, needs no files
 DATASETS: Mapping[str, Dataset] = {
   dataset.name: dataset
   for dataset in (
-    Dataset("cuhk_pedes", "CUHK-PEDES", "cuhk_pedes", protocol="test_best"),
-    Dataset("icfg_pedes", "ICFG-PEDES", "icfg_pedes", protocol="test_best"),
-    Dataset("rstp_reid", "RSTPReid", "rstp_reid", protocol="test_best"),
-    Dataset(EMBEDDED, "synth_pedes", "synth_pedes", "val", {"warm": WARM_FEWER}, "warm"),
-    Dataset("custom", "custom", "custom", "val", {"warm": WARM}),
+    Dataset("cuhk_pedes", "CUHK-PEDES", protocol="test_best"),
+    Dataset("icfg_pedes", "ICFG-PEDES", protocol="test_best"),
+    Dataset("rstp_reid", "RSTPReid", protocol="test_best"),
+    Dataset(EMBEDDED, "synth_pedes", "val", {"warm": WARM_FEWER}, "warm"),
+    Dataset("custom", "custom", "val", {"warm": WARM}),
   )
 }
 BENCHMARKS = ("cuhk_pedes", "icfg_pedes", "rstp_reid")
@@ -140,7 +138,6 @@ class Experiment:
     settings: in the paper's order.
     paper_table: argument of `paper_numbers.ablation`; "" for other forms.
     measure: module of `experiments.paper.measures`; "" if results.json is enough.
-    datasets: for which the experiment exists; () = all.
   """
 
   name: str
@@ -150,7 +147,6 @@ class Experiment:
   settings: tuple[Setting, ...]
   paper_table: str = ""
   measure: str = ""
-  datasets: tuple[str, ...] = ()
 
 
 WHOLE = Setting("DGIA", {})

@@ -1,24 +1,15 @@
 """The page of settings is complete and up to date."""
 
-from collections.abc import Iterator, Mapping
-
 from dgia_jax import config as config_lib
 from docs.draw import settings_table
 from tests.helpers.paths import ROOT
-
-
-def leaves(tree: Mapping, prefix: str = "") -> Iterator[str]:
-  for name, value in tree.items():
-    if isinstance(value, dict) and value:
-      yield from leaves(value, f"{prefix}{name}.")
-    else:
-      yield prefix + name
+from tests.helpers.settings import leaves
 
 
 def test_every_setting_is_listed_with_a_comment_and_its_default():
   fields = settings_table.settings()
   base = config_lib.base()
-  assert sorted(field.name for field in fields) == sorted(leaves(base.to_dict()))
+  assert sorted(field.name for field in fields) == sorted(leaves(base))
   for field in fields:
     assert field.meaning, f"{field.name} has no comment in dgia_jax/config.py"
     expected = base.to_dict()

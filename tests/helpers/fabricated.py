@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 
 from dgia_jax import files
+from dgia_jax.reporting import metrics_writer
 from dgia_jax.training import workdir as workdir_lib
 from experiments.paper import runs
 
@@ -42,4 +43,4 @@ def finish(
   }
   files.write_json(run.folder / workdir_lib.RESULTS, content)
   text = "".join(json.dumps(line) + "\n" for line in log)
-  (run.folder / workdir_lib.METRICS).write_text(text)
+  (run.folder / metrics_writer.METRICS).write_text(text)

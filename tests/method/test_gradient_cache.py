@@ -8,13 +8,10 @@ import pytest
 
 from dgia_jax import sharding
 from dgia_jax.method import gradient_cache, losses
+from tests.helpers.meshes import mesh_of
 
 MESHES = [(1, 1, 1), (8, 1, 1), (2, 2, 2)]
 BATCH, PATCHES, WIDTH, DEPTH = 64, 256, 16, 12
-
-
-def mesh_of(*shape):
-  return sharding.create_mesh(*shape, devices=jax.devices()[: math.prod(shape)])
 
 
 @pytest.fixture

@@ -9,14 +9,11 @@ from dgia_jax import sharding
 from dgia_jax.method import losses, memory_bank
 from tests.helpers.compiled_bank import gather, search, update
 from tests.helpers.golden_data import cases, description
+from tests.helpers.meshes import mesh_of
 
 ONE = pytest.param((1, 1, 1), marks=pytest.mark.accelerator)
 MESHES = [ONE, (8, 1, 1), (2, 4, 1), (2, 2, 2)]
 UPDATES = {case["case"]: case for case in description("p04_update")}
-
-
-def _mesh(shape):
-  return sharding.create_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
 
 
 def _bank(mesh, image, text, rows):
@@ -28,7 +25,7 @@ def _bank(mesh, image, text, rows):
 
 @pytest.fixture(params=MESHES, ids=str)
 def mesh(request):
-  return _mesh(request.param)
+  return mesh_of(*request.param)
 
 
 @pytest.mark.parametrize("anchor", memory_bank.ANCHORS)
@@ -54,7 +51,7 @@ def test_search_equals_brute_force_with_ties_to_the_lowest_row(mesh, anchor, rng
 @pytest.mark.accelerator
 def test_a_search_as_it_is_run_is_exact(rng):
   # As many rows as make several blocks and segments; every row lies there twice, so all scores tie.
-  mesh, half = _mesh((1, 1, 1)), rng.normal(size=(15_000, 64)).astype(np.float32)
+  mesh, half = mesh_of(*(1, 1, 1)), rng.normal(size=(15_000, 64)).astype(np.float32)
   image = np.concatenate([half, half])
   bank = _bank(mesh, image, image, np.arange(30_000, dtype=np.int32))
   scores, rows = search(bank, (image[:64], image[:64]), 6, mesh=mesh)
@@ -128,7 +125,7 @@ def test_a_new_row_takes_the_feature_whole_whatever_the_weight(mesh, rng):
 
 
 def test_the_bank_stays_split_and_is_updated_in_place(rng):
-  mesh = _mesh((2, 2, 2))
+  mesh = mesh_of(*(2, 2, 2))
   image, text = rng.normal(size=(2, 96, 8)).astype(np.float32)
   bank = _bank(mesh, image, text, np.arange(96, dtype=np.int32))
   assert {shard.data.shape for shard in bank.image.addressable_shards} == {(12, 8)}
@@ -146,7 +143,7 @@ def test_the_bank_stays_split_and_is_updated_in_place(rng):
 
 def test_a_search_and_its_rows_travel_as_candidates_only(rng):
   """Two collectives of candidates (scores and rows) and one of winning rows, none of the bank."""
-  mesh = _mesh((2, 2, 2))
+  mesh = mesh_of(*(2, 2, 2))
 
   def mine(bank, queries):
     _, rows = memory_bank.search(bank, (queries, queries), 4, mesh=mesh)

@@ -21,6 +21,7 @@ from dgia_jax.models.pretrained import params as params_lib
 from dgia_jax.models.pretrained import tensor_names
 from tests.helpers import compiled_bank, model_b, recipe
 from tests.helpers.golden_data import arrays, assert_loss, description
+from tests.helpers.meshes import mesh_of
 
 LOSSES = {"itc": "itc_loss", "local": "sdm_loss", "global": "mem_loss", "consistency": "cons_loss"}
 # (mesh, parts of the batch that are encoded one after another)
@@ -46,7 +47,7 @@ class Reference:
 
   def __init__(self, name, mesh_shape, tx, accumulation=1, **weights):
     self.data = arrays(name)
-    self.mesh = sharding.create_mesh(*mesh_shape, devices=jax.devices()[: int(np.prod(mesh_shape))])
+    self.mesh = mesh_of(*mesh_shape)
     graphdef, params = model_b.reference_model()
     self.config = config.base()
     self.config.loss.weights.update(weights)
@@ -229,7 +230,7 @@ def _mine_first(bank, features, batch, settings, mesh):
 
 def test_exclude_same_image_in_the_step(given_views):
   """Rows that hold the anchor's image are skipped by the image number stored with each row."""
-  mesh = sharding.create_mesh(1, 1, 1, devices=jax.devices()[:1])
+  mesh = mesh_of(1, 1, 1)
   features = np.eye(4, dtype=np.float32)[[0, 0, 0, 1]] + np.float32([[0], [0.1], [0.2], [0.3]])
   bank = memory_bank.create(3072, 4)
   index, images = np.arange(4, dtype=np.int32), np.array([7, 7, 8, 9], np.int32)
@@ -247,7 +248,7 @@ def test_exclude_same_image_in_the_step(given_views):
 
 def test_reciprocal_neighbours_ignore_their_own_captions():
   """Two images with two captions each: an image's other caption takes a slot from the anchor."""
-  mesh = sharding.create_mesh(1, 1, 1, devices=jax.devices()[:1])
+  mesh = mesh_of(1, 1, 1)
   features = np.float32([[1, 0], [1, 0.05], [1, 0.2], [1, 0.21], [-1, 1]])
   bank = memory_bank.create(3072, 2)
   index, images = np.arange(5, dtype=np.int32), np.array([7, 7, 8, 8, 9], np.int32)

@@ -18,6 +18,7 @@ from dgia_jax.method import losses
 from dgia_jax.models import pixels as pixels_lib
 from dgia_jax.search.retriever import Gallery, Retriever
 from tests.helpers.known_run import IMAGE_SIZE, make_model
+from tests.helpers.meshes import mesh_of
 
 TEXTS = ["a man with a red coat", "a woman wears blue shoes", "red"]
 
@@ -92,7 +93,7 @@ def test_a_hugging_face_folder_gives_the_same_features(known_run, paths, tmp_pat
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
 def test_ranking_equals_argsort(shape, rng):
-  mesh = sharding.create_mesh(*shape, devices=jax.devices()[: np.prod(shape)])
+  mesh = mesh_of(*shape)
   gallery = rng.normal(size=(45, 8)).astype(np.float32)
   gallery[7] = gallery[3]  # a tie
   queries = np.concatenate([gallery[3:4], rng.normal(size=(2, 8))]).astype(np.float32)

@@ -12,18 +12,14 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from dgia_jax import sharding
 from dgia_jax.errors import UserError
 from dgia_jax.method import train_state
 from dgia_jax.training import checkpoint
 from tests.helpers import compiled_bank
+from tests.helpers.meshes import mesh_of
 from tests.helpers.paths import ROOT
 
 RECORD = {"data_position": 3, "epoch": 1}
-
-
-def mesh_of(*shape):
-  return sharding.create_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
 
 
 def initializer(width=8):

@@ -5,13 +5,13 @@ import jax
 import psutil
 import pytest
 
-from dgia_jax import sharding
 from dgia_jax.dry_run import compile_report
 from dgia_jax.errors import UserError
 from dgia_jax.method import compilation
 from dgia_jax.reporting.console import Console
 from dgia_jax.training import setup, size_check, train
 from tests.helpers import tiny_run
+from tests.helpers.meshes import mesh_of
 
 GIB = 2**30
 
@@ -76,7 +76,7 @@ def test_nothing_is_allocated_or_claimed_before_the_refusal(tmp_path):
 
 def test_the_estimate_follows_the_mesh_and_the_settings(parts):
   split = parts(batch_size=64)
-  alone = dataclasses.replace(split, mesh=sharding.create_mesh(1, 1, 1, devices=jax.devices()[:1]))
+  alone = dataclasses.replace(split, mesh=mesh_of(1, 1, 1))
   assert needed(alone, "bank") == 8 * needed(split, "bank")
   assert needed(alone, "images") == 8 * needed(split, "images") == 4 * 3 * 2 * 64 * 16 * 16
   assert needed(split, "similarities") == 4 * 256**2 / 8

@@ -1,10 +1,10 @@
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from dgia_jax import sharding
 from dgia_jax.training import step_metrics
+from tests.helpers.meshes import mesh_of
 
 
 def step(loss, relations, num_pairs):
@@ -15,7 +15,7 @@ def step(loss, relations, num_pairs):
 
 @pytest.fixture(params=[(1, 1, 1), (2, 2, 2)], ids=str)
 def mesh(request):
-  return sharding.create_mesh(*request.param, devices=jax.devices()[: np.prod(request.param)])
+  return mesh_of(*request.param)
 
 
 def test_losses_count_per_step_and_relations_per_pair(mesh):

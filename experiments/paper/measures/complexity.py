@@ -16,12 +16,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dgia_jax import sharding
 from dgia_jax.data import batches as batches_lib
 from dgia_jax.data.pairs import PairTable
 from dgia_jax.dry_run import flops
 from dgia_jax.models import dual_encoder
-from dgia_jax.training import evaluate, retrieval_metrics
+from dgia_jax.training import evaluate
 from experiments.paper.measures import finished
 
 Result = TypeVar("Result")
@@ -39,15 +38,14 @@ def measure(
   setup, params, step = finished.open_run(config, folder, splits, choice)
   pairs = splits["test"]
   evaluator = evaluate.Evaluator(setup)
-  layouts = (sharding.batch(setup.mesh), sharding.replicated(setup.mesh))
 
   images, load_s = _timed(lambda: _load(pairs, config))
   in_memory = dataclasses.replace(pairs, images=images)
   embed = lambda: evaluator.embed(params, in_memory)
   embed()  # compiles
   (images_MxD, texts_NxD), embed_s = _timed(embed)
-  rank = lambda: retrieval_metrics.retrieval_metrics_from_features(
-    texts_NxD, images_MxD, pairs.person_of_pair_N, pairs.person_of_image_M, layouts=layouts
+  rank = lambda: evaluator.rank(
+    texts_NxD, images_MxD, pairs.person_of_pair_N, pairs.person_of_image_M
   )
   rank()
   _, rank_s = _timed(rank)
@@ -57,7 +55,7 @@ def measure(
   )
   return {
     "step": step,
-    "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    "device": evaluate.device_description(),
     "queries": pairs.num_pairs,
     "gallery": pairs.num_images,
     "params_M": sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6,

@@ -5,7 +5,6 @@ Each word of a test caption is replaced with the mask token independently with t
 different random keys.
 """
 
-import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -16,9 +15,8 @@ import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from dgia_jax import sharding
 from dgia_jax.method import augment
-from dgia_jax.training import evaluate, retrieval_metrics
+from dgia_jax.training import evaluate
 from dgia_jax.training import setup as setup_lib
 from experiments.paper import paper_numbers
 from experiments.paper.measures import finished
@@ -50,16 +48,12 @@ def measure(
   evaluator = evaluate.Evaluator(setup)
   images_MxD = evaluator.embed_images(params, pairs)
   tokens_NxL = setup.tokenizer.encode(pairs.captions)
-  score = functools.partial(
-    retrieval_metrics.retrieval_metrics_from_features,
-    layouts=(sharding.batch(setup.mesh), sharding.replicated(setup.mesh)),
-  )
 
   def scores_of(ratio: float, masking: int) -> dict[str, float]:
     key = jax.random.fold_in(jax.random.key(masking), round(1000 * ratio))
     masked_NxL = mask(key, tokens_NxL, setup_lib.masking(setup.tokenizer), ratio)
     texts_NxD = evaluator.embed_tokens(params, masked_NxL)
-    return score(texts_NxD, images_MxD, pairs.person_of_pair_N, pairs.person_of_image_M)
+    return evaluator.rank(texts_NxD, images_MxD, pairs.person_of_pair_N, pairs.person_of_image_M)
 
   scores = {}
   for ratio in ratios:

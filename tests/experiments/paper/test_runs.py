@@ -38,7 +38,7 @@ def test_settings_resolve_to_checked_configs_that_differ(dataset):
 
 def test_a_setting_changes_the_fields_it_names():
   settings = {setting.label: setting for setting in EXPERIMENTS["modules"].settings}
-  config = runs.resolve(options(), settings["B+GSRC-FR"], 5)
+  config = runs.make_run(options(), settings["B+GSRC-FR"], 5).config
   assert dict(config.loss.weights) == {
     "itc": 1.0, "local": 0.0, "global": 1.0, "consistency": 0.0,
   }  # fmt: skip
@@ -141,7 +141,7 @@ def test_overrides_are_python_values_or_text():
 @pytest.mark.parametrize("field, value", [("num_epoch", 3), ("batch_size", "many"), ("a.b", 1)])
 def test_unknown_fields_and_wrong_types_are_one_line(field, value):
   with pytest.raises(UserError, match=f"--set {field}=") as caught:
-    runs.resolve(options(overrides={field: value}), EXPERIMENTS["main"].settings[0], 0)
+    runs.make_run(options(overrides={field: value}), EXPERIMENTS["main"].settings[0], 0)
   assert "\n" not in str(caught.value)
 
 

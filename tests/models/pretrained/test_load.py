@@ -141,17 +141,15 @@ def edit_config(folder, **changes):
   (folder / "config.json").write_text(json.dumps(config))
 
 
-def test_positions_of_another_size_are_resized(folder, reference):
-  _, other = model_b.split(nnx.eval_shape(lambda: model_b.create(image_size=(64, 48))))
-  loaded = load(folder, other, image_size=(64, 48))
-  expected = position_embedding.resize(reference["image"]["position_embedding"], (6, 2), (4, 3))
-  np.testing.assert_allclose(loaded.params["image"]["position_embedding"], expected, atol=1e-6)
-
-
-def test_a_grid_of_another_shape_with_as_many_patches_is_resized(folder, reference):
-  _, other = model_b.split(nnx.eval_shape(lambda: model_b.create(image_size=(32, 96))))
-  loaded = load(folder, other, image_size=(32, 96))
-  expected = position_embedding.resize(reference["image"]["position_embedding"], (6, 2), (2, 6))
+@pytest.mark.parametrize(
+  "image_size, grid",
+  [((64, 48), (4, 3)), ((32, 96), (2, 6))],
+  ids=["another size", "another shape with as many patches"],
+)
+def test_positions_of_another_grid_are_resized(folder, reference, image_size, grid):
+  _, other = model_b.split(nnx.eval_shape(lambda: model_b.create(image_size=image_size)))
+  loaded = load(folder, other, image_size=image_size)
+  expected = position_embedding.resize(reference["image"]["position_embedding"], (6, 2), grid)
   np.testing.assert_allclose(loaded.params["image"]["position_embedding"], expected, atol=1e-6)
 
 
