@@ -38,15 +38,15 @@ def compare_rows(rows: Sequence[Row], path: pathlib.Path, ylabel: str) -> None:
   ours = [(x, row.mean, row.deviation or 0.0) for x, row in enumerate(rows) if row.values]
   if ours:
     x, mean, deviation = zip(*ours, strict=True)
-    axes.errorbar(x, mean, deviation, fmt="o", color=OURS, capsize=4, label="ours")
+    axes.errorbar(x, mean, deviation, fmt="o", color=OURS, capsize=4)
   published = [(x, row.paper) for x, row in enumerate(rows) if row.paper is not None]
   if published:
-    x, y = np.array(published).T
-    axes.hlines(y, x - 0.3, x + 0.3, color=PAPER, lw=3, label="paper")
+    _published(axes, *zip(*published, strict=True))
   _name_ticks(axes, [row.setting for row in rows])
   axes.set_ylabel(ylabel)
   axes.grid(axis="y", alpha=0.3)
-  _legend(axes)
+  if ours and published:
+    _legend_of_both(axes)
   _save(figure, path)
 
 
@@ -78,17 +78,12 @@ def paired_gains(
       mean, deviation = mean_and_deviation(values)
       axes.errorbar(x, mean, deviation or 0.0, fmt="o", color=OURS, capsize=4)
       if metric == metrics[0] and label in published:
-        axes.hlines(published[label], x - 0.3, x + 0.3, color=PAPER, lw=3)
+        _published(axes, [x], [published[label]])
     _name_ticks(axes, gains)
     axes.set(ylabel=f"gain over {baseline} in {metric} (points)")
     axes.grid(axis="y", alpha=0.3)
   if published.keys() & gains.keys():
-    panels[0].legend(
-      handles=[
-        Line2D([], [], color=OURS, marker="o", ls="", label="ours"),
-        Line2D([], [], color=PAPER, lw=3, label="paper"),
-      ]
-    )
+    _legend_of_both(panels[0])
   _save(figure, path)
 
 
@@ -227,10 +222,31 @@ def regions(
 
 def _name_ticks(axes: Axes, labels: Sequence[str] | Mapping[str, Any]) -> None:
   """Labels the ticks 0, 1, ... of the x axis, broken into short lines."""
-  # Labels break after a plus sign, too.
-  wrapped = [textwrap.fill(label.replace("+", "+ "), 12).replace("+ ", "+") for label in labels]
+  wrapped = [_broken_label(label) for label in labels]
   axes.set_xticks(range(len(wrapped)), wrapped)
   axes.set_xlim(-0.6, len(wrapped) - 0.4)
+
+
+def _broken_label(label: str) -> str:
+  """A label in lines of about 12 characters, broken between words and after "+" and "_"."""
+  spaced = label.replace("+", "+ ").replace("_", "_ ")
+  lines = textwrap.fill(spaced, 12, break_long_words=False)
+  return lines.replace("+ ", "+").replace("_ ", "_")
+
+
+def _published(axes: Axes, x: Sequence[float], y: Sequence[float]) -> None:
+  """Marks published numbers with bars; as markers, because a legend would cover `hlines`."""
+  axes.plot(x, y, ls="", marker="_", markersize=36, mew=3, color=PAPER)
+
+
+def _legend_of_both(axes: Axes) -> None:
+  """The legend of our means and the published numbers beside them."""
+  axes.legend(
+    handles=[
+      Line2D([], [], color=OURS, marker="o", ls="", label="ours"),
+      Line2D([], [], color=PAPER, lw=3, label="paper"),
+    ]
+  )
 
 
 def _legend(axes: Axes) -> None:

@@ -222,3 +222,21 @@ def test_gains_are_drawn_per_seed_beside_zero_and_the_published_gain(monkeypatch
 
 def test_vertical_bars_in_cells_are_escaped():
   assert report.markdown_table(("a|b",), [("c|d",)]) == ["| a\\|b |", "|---|", "| c\\|d |"]
+
+
+@pytest.mark.parametrize(
+  "label, lines",
+  [
+    ("oracle_relations", ["oracle_", "relations"]),
+    ("B+LRC+GSRC-FR", ["B+LRC+", "GSRC-FR"]),
+    ("embed + rank (s)", ["embed +", "rank (s)"]),
+    ("uninterruptedness", ["uninterruptedness"]),
+  ],
+)
+def test_labels_of_ticks_break_between_words_only(label, lines, monkeypatch):
+  ticks = []
+  monkeypatch.setattr(
+    figures, "_save", lambda figure, _: ticks.extend(figure.axes[0].get_xticklabels())
+  )
+  figures.compare_rows([report.Row(label, "R@1", None, (1.0,))], pathlib.Path("x.png"), "percent")
+  assert [tick.get_text().split("\n") for tick in ticks] == [lines]
