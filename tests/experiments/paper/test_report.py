@@ -215,7 +215,7 @@ def test_gains_are_drawn_per_seed_beside_zero_and_the_published_gain(monkeypatch
   by_seed = r1.collections[0].get_offsets()
   assert sorted(by_seed[:, 1]) == [2.0, 4.0]
   assert list(r1.lines[0].get_ydata()) == [0, 0]
-  ((_, published), _) = r1.collections[-1].get_segments()[0]
+  (published,) = r1.lines[-1].get_ydata()
   assert published == pytest.approx(69.04 - 64.69)
   assert r1.get_legend() is not None and mean_ap.get_legend() is None
 
