@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dgia_jax.method import compilation, train_state
+from dgia_jax.models import dual_encoder, families
 from dgia_jax.models.caption_groups import CaptionGroup
 from dgia_jax.training import caption_padding, setup, train
 from tests.helpers import tiny_run
@@ -57,6 +58,15 @@ def test_nothing_is_grouped_where_nothing_is_saved(tmp_path, monkeypatch):
   run = setup_with_captions([3], tmp_path, tokenizer__context_length=8)
   assert caption_padding.choose_groups(run, encoded(run)) == ()
   run = setup_with_captions([1, 9], tmp_path / "2", model__caption_groups=1)
+  assert caption_padding.choose_groups(run, encoded(run)) == ()
+
+
+def test_no_caption_is_cut_for_a_tower_that_attends_to_padding(tmp_path, monkeypatch):
+  use_one_device(monkeypatch)
+  run = setup_with_captions([1, 2, 3, 5], tmp_path)
+  assert caption_padding.choose_groups(run, encoded(run))
+  siglip = dataclasses.replace(tiny_run.SIZE, family=families.SIGLIP)
+  monkeypatch.setitem(dual_encoder.SIZES, "test_size", siglip)
   assert caption_padding.choose_groups(run, encoded(run)) == ()
 
 
