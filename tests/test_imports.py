@@ -23,7 +23,8 @@ SEE_THE_CONFIG = {
   "method.train_step",
   "training.setup", "training.evaluate", "training.train", "training.checkpoint",
   "training.workdir", "training.step_log", "training.step_profiler", "training.size_check",
-  "training.evaluate_and_save", "training.caption_padding", "dry_run.compile_report",
+  "training.evaluate_and_save", "training.caption_padding", "training.inputs",
+  "dry_run.compile_report",
 }  # fmt: skip
 CORE = ("method", "models", "sharding", "dry_run.flops", "training.retrieval_metrics")
 DATA_STACK = (

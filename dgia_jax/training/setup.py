@@ -19,7 +19,6 @@ from ml_collections import ConfigDict
 
 from dgia_jax import config as config_lib
 from dgia_jax import sharding
-from dgia_jax.data import annotations, datasets, tokenizer
 from dgia_jax.data import batches as batches_lib
 from dgia_jax.data import pairs as pairs_lib
 from dgia_jax.data.token_ids import TokenIds
@@ -28,8 +27,7 @@ from dgia_jax.method import augment, mining, strict_mining, train_state, train_s
 from dgia_jax.method import optimizer as optimizer_lib
 from dgia_jax.models import backend, dual_encoder
 from dgia_jax.models.caption_groups import CaptionGroup, encode_in_groups
-from dgia_jax.training import initial_weights
-from dgia_jax.training import workdir as workdir_lib
+from dgia_jax.training import initial_weights, inputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,8 +118,8 @@ def create(
   config_lib.check(config)
   mesh = sharding.create_mesh(**config.mesh)
   check_batch(config, mesh)
-  splits = splits or load_splits(config)
-  vocabulary = load_tokenizer(config, workdir, splits["train"].captions)
+  splits = splits or inputs.load_splits(config)
+  vocabulary = inputs.load_tokenizer(config, workdir, splits["train"].captions)
   return assemble(config, mesh, splits, vocabulary, pathlib.Path(workdir))
 
 
@@ -170,70 +168,6 @@ def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
       f" config.batch_size={config.batch_size} on each of mesh.data x mesh.fsdp = {shards}"
       " device(s); choose a divisor"
     )
-
-
-def load_builder(config: ConfigDict) -> Any:
-  """The reader of the configured dataset, which is built first if it does not exist."""
-  settings = config.dataset
-  return datasets.load_builder(
-    settings.name,
-    image_size=tuple(settings.image_size),
-    data_dir=settings.data_dir,
-    source=settings.source,
-    annotations=settings.annotations,
-    images=settings.images,
-    **settings.options,
-  )
-
-
-def load_splits(config: ConfigDict) -> dict[str, pairs_lib.PairTable]:
-  """Reads the splits of the configured dataset; see `load_builder`."""
-  settings = config.dataset
-  builder = load_builder(config)
-  available = [split for split in annotations.SPLITS if split in builder.info.splits]
-  for needed in ("train", "test", config.eval.select_on):
-    if needed not in available:
-      raise UserError(
-        f"dataset {settings.name} has no {needed} split (found: {', '.join(available)});"
-        + (" set config.eval.select_on=test" if needed == "val" else " check its annotations")
-      )
-  image_size = tuple(settings.image_size)
-  return {
-    split: pairs_lib.load_pairs(builder, split, image_size, settings.resize) for split in available
-  }
-
-
-def load_tokenizer(
-  config: ConfigDict, workdir: pathlib.Path | str, train_captions: Sequence[str]
-) -> tokenizer.Tokenizer | tokenizer.SiglipTokenizer:
-  """Returns the tokenizer of CLIP or SigLIP, or one with a vocabulary that belongs to this run.
-
-  Such a vocabulary is stored in the working directory. It is copied from the run that
-  `config.pretrained` names, or else learned from the training captions.
-  """
-  settings = config.tokenizer
-  if settings.name:
-    size = dual_encoder.SIZES.get(config.model.name)  # an unknown name is reported later
-    is_siglip = size is not None and size.family.is_siglip
-    return tokenizer.pretrained_tokenizer(settings.name, settings.context_length, is_siglip)
-  folder = pathlib.Path(workdir) / workdir_lib.TOKENIZER
-  if workdir_lib.is_claimed(workdir):
-    return tokenizer.load_tokenizer(folder)
-  if config.pretrained and workdir_lib.is_run(config.pretrained):
-    vocabulary = tokenizer.load_tokenizer(pathlib.Path(config.pretrained) / workdir_lib.TOKENIZER)
-    if vocabulary.context_length != settings.context_length:
-      raise UserError(
-        f"config.tokenizer.context_length={settings.context_length}: the run that"
-        f" config.pretrained={config.pretrained} names has {vocabulary.context_length}; give the"
-        " same"
-      )
-  else:
-    vocabulary = tokenizer.train_tokenizer(
-      train_captions, settings.context_length, settings.vocab_size
-    )
-  if jax.process_index() == 0:
-    vocabulary.save(folder)
-  return vocabulary
 
 
 def create_model(

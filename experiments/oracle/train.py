@@ -27,17 +27,17 @@ def train(
   oracle: str, config: ConfigDict, workdir: pathlib.Path | str, console: Console
 ) -> dict[str, Any] | None:
   """Like `dgia_jax.training.train.train`, with one of `ORACLES`."""
-  from dgia_jax.training import setup
+  from dgia_jax.training import inputs
   from dgia_jax.training import train as train_lib
   from experiments.oracle import relations
 
-  splits = setup.load_splits(config)
+  splits = inputs.load_splits(config)
   pairs = splits["train"]
   if oracle == "relations":
     mesh = sharding.create_mesh(**config.mesh)
     mining = relations.true_relations(pairs, config.global_association.k, config.seed, mesh)
     return train_lib.train(config, workdir, console, splits, **mining)
-  tokenizer = setup.load_tokenizer(config, workdir, pairs.captions)
+  tokenizer = inputs.load_tokenizer(config, workdir, pairs.captions)
   captions = relations.true_captions(pairs, tokenizer.encode(pairs.captions), config.seed)
   return train_lib.train(config, workdir, console, splits, captions)
 

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from dgia_jax import files
 from dgia_jax.data import pairs as pairs_lib
 from dgia_jax.errors import UserError
+from dgia_jax.training import inputs
 from experiments.paper import runs, tables
 from experiments.paper.runs import ExperimentRun
 
@@ -178,8 +179,7 @@ def _test_pairs(
 @functools.lru_cache(maxsize=1)
 def _load_test_pairs(settings_json: str) -> pairs_lib.PairTable:
   """The test pairs of a config's `dataset` group; cached because runs of several seeds share it."""
-  from dgia_jax.training import setup  # imports the model: not for a dry run
 
   config = ConfigDict({"dataset": json.loads(settings_json)})
-  builder, settings = setup.load_builder(config), config.dataset
+  builder, settings = inputs.load_builder(config), config.dataset
   return pairs_lib.load_pairs(builder, "test", tuple(settings.image_size), settings.resize)

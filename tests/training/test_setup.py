@@ -8,7 +8,6 @@ import pytest
 from flax import nnx
 
 from dgia_jax import sharding
-from dgia_jax.data import datasets, pairs
 from dgia_jax.data import tokenizer as tokenizer_lib
 from dgia_jax.errors import UserError
 from dgia_jax.method import augment, train_state
@@ -25,50 +24,6 @@ ALL_DEVICES = dict(mesh__data=8)
 def run(tmp_path_factory):
   config = tiny_run.config(**ALL_DEVICES)
   return setup.create(config, tmp_path_factory.mktemp("run"), tiny_run.splits())
-
-
-def test_a_learned_vocabulary_is_stored_with_the_run(tmp_path):
-  config, captions = tiny_run.config(), tiny_run.splits()["train"].captions
-  learned = setup.load_tokenizer(config, tmp_path, captions)
-  assert (tmp_path / workdir_lib.TOKENIZER).is_dir()
-  assert learned.context_length == 8 and learned.vocab_size <= 300
-  workdir_lib.claim(tmp_path, config)
-  # A vocabulary learned from these other captions would give other ids.
-  loaded = setup.load_tokenizer(config, tmp_path, ["qqqq zzzz"] * 5)
-  np.testing.assert_array_equal(loaded.encode(captions), learned.encode(captions))
-  assert loaded.vocab_size == learned.vocab_size
-
-
-def test_the_vocabulary_of_a_failed_start_is_replaced(tmp_path):
-  """Until the working directory is claimed, a vocabulary in it belongs to no run."""
-  config, captions = tiny_run.config(), tiny_run.splits()["train"].captions
-  setup.load_tokenizer(config, tmp_path, ["qqqq zzzz"] * 5)
-  replaced = setup.load_tokenizer(config, tmp_path, captions)
-  learned = setup.load_tokenizer(config, tmp_path / "other", captions)
-  np.testing.assert_array_equal(replaced.encode(captions), learned.encode(captions))
-
-
-def test_a_missing_vocabulary_of_a_run_is_named(tmp_path):
-  """Learning another one would change the meaning of the run's tokens."""
-  workdir_lib.claim(tmp_path, tiny_run.config())
-  with pytest.raises(UserError, match=f"{workdir_lib.TOKENIZER}.*missing"):
-    setup.load_tokenizer(tiny_run.config(), tmp_path, ["red coat"])
-
-
-def test_only_the_first_process_writes_the_tokenizer(tmp_path, monkeypatch):
-  monkeypatch.setattr(jax, "process_index", lambda: 1)
-  captions = tiny_run.splits()["train"].captions
-  assert setup.load_tokenizer(tiny_run.config(), tmp_path, captions).vocab_size
-  assert not (tmp_path / workdir_lib.TOKENIZER).exists()
-
-
-def test_a_named_tokenizer_is_loaded_and_not_trained(tmp_path, monkeypatch):
-  named = tokenizer_lib.train_tokenizer(["red coat", "blue coat"], 8, 300)
-  load = lambda *arguments: {("some/clip", 8, False): named}[arguments]
-  monkeypatch.setattr(tokenizer_lib, "pretrained_tokenizer", load)
-  config = tiny_run.config(tokenizer__name="some/clip")
-  assert setup.load_tokenizer(config, tmp_path, []) is named
-  assert not (tmp_path / workdir_lib.TOKENIZER).exists()
 
 
 @pytest.mark.parametrize("batch_size, fits", [(8, True), (16, True), (4, False), (12, False)])
@@ -107,52 +62,6 @@ def test_settings_that_cannot_work_are_refused(tmp_path, fields, message):
   with pytest.raises(UserError, match=message) as caught:
     setup.create(tiny_run.config(**ALL_DEVICES | fields), tmp_path, tiny_run.splits())
   assert "\n" not in str(caught.value)
-
-
-@pytest.fixture
-def built_dataset(monkeypatch):
-  """Replaces the dataset registry; returns the arguments of `load_builder` and the splits."""
-  arguments, splits = {}, tiny_run.splits()
-
-  def load_builder(name, **settings):
-    arguments.update(name=name, **settings)
-    return types.SimpleNamespace(info=types.SimpleNamespace(splits=splits))
-
-  monkeypatch.setattr(datasets, "load_builder", load_builder)
-  read = lambda builder, split, size, resize: {((16, 16), "bilinear"): builder.info.splits}[
-    size, resize
-  ][split]
-  monkeypatch.setattr(pairs, "load_pairs", read)
-  return arguments, splits
-
-
-def test_load_splits_loads_the_configured_dataset(built_dataset):
-  arguments, splits = built_dataset
-  config = tiny_run.config(dataset__source="folder", dataset__data_dir="built")
-  loaded = setup.load_splits(config)
-  assert list(loaded) == ["train", "val", "test"]
-  assert all(loaded[name] is splits[name] for name in loaded)
-  # Empty settings are not passed on, because not every dataset accepts them.
-  assert arguments == dict(
-    name="synth_pedes", image_size=(16, 16), data_dir="built", source="folder",
-    train_people=400, val_people=40, test_people=40,
-  )  # fmt: skip
-
-
-def test_missing_val_split(built_dataset):
-  _, splits = built_dataset
-  del splits["val"]
-  with pytest.raises(UserError, match=r"no val split \(found: train, test\); set config.eval.sele"):
-    setup.load_splits(tiny_run.config(eval__select_on="val"))
-  assert list(setup.load_splits(tiny_run.config(eval__select_on="test"))) == ["train", "test"]
-
-
-@pytest.mark.parametrize("missing", ["train", "test"])
-def test_missing_train_or_test_split(built_dataset, missing):
-  _, splits = built_dataset
-  del splits[missing]
-  with pytest.raises(UserError, match=f"synth_pedes has no {missing} split.*check its annotations"):
-    setup.load_splits(tiny_run.config())
 
 
 def test_number_of_steps(run):
