@@ -57,8 +57,9 @@ def base() -> ConfigDict:
   config.num_epochs = 40  # passes over the training pairs
   config.eval_every_epochs = 1  # epochs between evaluations; the last is always evaluated
   config.log_every_steps = 50  # steps between lines of the training log
-  # Initial weights: Hugging Face CLIP folder or hub name, OpenAI .pt, best.pth, or a run's working
-  # directory (its best checkpoint and its vocabulary); "" = from scratch.
+  # Initial weights: hub name or folder of a CLIP or SigLIP model (Hugging Face, open_clip), a .pt
+  # or .pth file, or a run's working directory (its best checkpoint and its vocabulary); "" = from
+  # scratch. docs/backbones.md lists which belong to which model.name.
   config.pretrained = ""
 
   config.mesh = ConfigDict()
@@ -84,7 +85,7 @@ def base() -> ConfigDict:
   config.tokenizer.vocab_size = 49408  # of an own vocabulary, at most (name = "")
 
   config.model = ConfigDict()
-  config.model.name = "vit_b_16"  # a size in dgia_jax.models.dual_encoder.SIZES
+  config.model.name = "vit_b_16"  # one of dgia_jax.models.dual_encoder.SIZES
   config.model.dtype = "bfloat16"  # of the encoders' arithmetic: bfloat16 or float32
   config.model.attention = "auto"  # implementation: auto, cudnn (NVIDIA, bfloat16), written_out
   # Groups of captions of similar length in which a batch is encoded, each cut to its longest

@@ -15,6 +15,7 @@ import numpy as np
 
 from dgia_jax.data.text_cleaning import clean_caption
 from dgia_jax.errors import UserError
+from dgia_jax.quiet_transformers import quiet_transformers
 
 _CONFIG = "tokenizer_config.json"
 # On the hub: those of SigLIP, and of SigLIP 2.
@@ -26,10 +27,8 @@ class SiglipTokenizer:
 
   Attributes:
     context_length: L, number of ids per caption, the end included.
-    vocab_size: V, number of rows of the embedding table.
-    pad_id, mask_id, end_id: special ids.
-    word_ids: the ids that may be masked: those behind all special ids.
-    first_word: position of a caption's first word.
+    vocab_size, mask_id, word_ids, first_word: as in `token_ids.Vocabulary`.
+    pad_id, end_id: the other special ids.
   """
 
   first_word = 0
@@ -83,11 +82,9 @@ def read(folder: pathlib.Path, context_length: int) -> SiglipTokenizer:
   """
   if context_length < 2:
     raise UserError(f"tokenizer.context_length={context_length} leaves no room for a token: use 2+")
-  # Imported on use: that takes seconds, and CLIP's tokenizer needs no transformers.
-  import transformers
-
   try:
-    reader = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    with quiet_transformers() as transformers:
+      reader = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     return SiglipTokenizer(reader, context_length)
   except ImportError as error:
     raise UserError(

@@ -1,4 +1,4 @@
-"""The ids of our vocabularies.
+"""The ids of vocabularies, of ours and CLIP's above all.
 
 The text tower of CLIP finds the end of a caption as the highest id in it. V is the size of the
 embedding table:
@@ -10,15 +10,32 @@ embedding table:
     V-2, V-1     start and end of a caption
 """
 
+import typing
 
-class TokenIds:
-  """The ids of a vocabulary of V tokens.
+
+@typing.runtime_checkable
+class Vocabulary(typing.Protocol):
+  """What training needs to know about a tokenizer.
 
   Attributes:
     vocab_size: V, number of rows of an embedding table.
-    pad_id, mask_id, start_id, end_id: the special ids.
+    mask_id: id of the mask.
     word_ids: the ids of ordinary tokens, which may be masked.
     first_word: position of a caption's first word.
+  """
+
+  vocab_size: int
+  mask_id: int
+  word_ids: range
+  first_word: int
+
+
+class TokenIds:
+  """The ids of a vocabulary of our own, or CLIP's.
+
+  Attributes:
+    vocab_size, mask_id, word_ids, first_word: as in `Vocabulary`.
+    pad_id, start_id, end_id: the other special ids.
   """
 
   first_word = 1  # after the start

@@ -53,7 +53,7 @@ class Retriever:
     self,
     graphdef: nnx.GraphDef,
     params: Mapping[str, Any],
-    tokenizer: tokenizer_lib.Tokenizer,
+    tokenizer: tokenizer_lib.Tokenizer | tokenizer_lib.SiglipTokenizer,
     image_size: tuple[int, int],
     resize: str,
     *,

@@ -1,5 +1,6 @@
 """The weights that a run starts from: those of another run, or of a published checkpoint."""
 
+import collections
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from dgia_jax.models import dual_encoder, pretrained
 from dgia_jax.models.families import Family
 from dgia_jax.training import checkpoint
 from dgia_jax.training import workdir as workdir_lib
+
+_MAX_NAMES = 12  # in one line about tensors that are not used
 
 
 def load(
@@ -45,6 +48,19 @@ def load(
     weights = pretrained.load_pretrained(source, params, image_size=image_size, family=family)
     loaded, unused = weights.params, weights.dropped
   return sharding.place(loaded, sharding.parameters(mesh, params)), unused
+
+
+def summary(names: Sequence[str]) -> str:
+  """The tensors that a model does not use, in a few words: their modules with counts, if many.
+
+  A checkpoint of a program that trains a CLIP also holds its heads and the optimiser's state.
+  """
+  if len(names) <= _MAX_NAMES:
+    return ", ".join(names) or "none"
+  modules = collections.Counter(".".join(name.split(".")[:2]) for name in names)
+  parts = [f"{module} ({count})" for module, count in sorted(modules.items())]
+  hidden = len(parts) - _MAX_NAMES
+  return ", ".join(parts[:_MAX_NAMES]) + (f" and {hidden} more" if hidden > 0 else "")
 
 
 def _check_same_family(source: str, family: Family) -> None:

@@ -21,7 +21,7 @@ from dgia_jax import config as config_lib
 from dgia_jax import sharding
 from dgia_jax.data import batches as batches_lib
 from dgia_jax.data import pairs as pairs_lib
-from dgia_jax.data.token_ids import TokenIds
+from dgia_jax.data.token_ids import Vocabulary
 from dgia_jax.errors import UserError
 from dgia_jax.method import augment, mining, strict_mining, train_state, train_step
 from dgia_jax.method import optimizer as optimizer_lib
@@ -38,7 +38,7 @@ class TrainingSetup:
   workdir: pathlib.Path | None
   mesh: jax.sharding.Mesh
   splits: Mapping[str, Any]  # split name -> PairTable, or an object with the sizes of one
-  tokenizer: TokenIds  # a Tokenizer, or only the ids of one
+  tokenizer: Vocabulary  # a tokenizer, or only the ids of one
   graphdef: nnx.GraphDef
   optimizer: optax.GradientTransformation
 
@@ -268,7 +268,7 @@ def initial_state(
   if setup.config.pretrained:
     params, unused = load_pretrained(setup, state.params)
     state = state.replace(params=params)
-    notify(f"weights from {setup.config.pretrained}; not used: {', '.join(unused) or 'none'}")
+    notify(f"weights from {setup.config.pretrained}; not used: {initial_weights.summary(unused)}")
   return state
 
 
@@ -310,7 +310,7 @@ def create_step(
   )
 
 
-def masking(vocabulary: TokenIds) -> augment.Masking:
+def masking(vocabulary: Vocabulary) -> augment.Masking:
   """The ids that the masking of words needs to know."""
   words = vocabulary.word_ids
   return augment.Masking(vocabulary.mask_id, words.start, words.stop, vocabulary.first_word)

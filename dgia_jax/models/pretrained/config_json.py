@@ -15,7 +15,7 @@ from dgia_jax.models import dual_encoder, families
 from dgia_jax.models.families import Family
 from dgia_jax.models.pretrained import params as params_lib
 from dgia_jax.models.pretrained.checkpoint_config import CheckpointConfig
-from dgia_jax.models.pretrained.quiet_transformers import quiet_transformers
+from dgia_jax.quiet_transformers import quiet_transformers
 
 FILE = "config.json"
 _TRAINED_SIZE = "trained_image_size"  # [height, width] in pixels
@@ -225,5 +225,5 @@ def write(
     }
   with quiet_transformers() as transformers:
     create = transformers.SiglipConfig if family.is_siglip else transformers.CLIPConfig
-    config = create(**content, text_config=text, vision_config=vision)
-  files.write_text(folder / FILE, config.to_json_string())
+    written = create(**content, text_config=text, vision_config=vision).to_json_string()
+  files.write_text(folder / FILE, written)

@@ -11,7 +11,7 @@ from dgia_jax.errors import UserError
 from dgia_jax.models.families import Family
 from dgia_jax.models.pixels import PixelStatistics
 from dgia_jax.models.pretrained.checkpoint_config import CheckpointConfig
-from dgia_jax.models.pretrained.quiet_transformers import quiet_transformers
+from dgia_jax.quiet_transformers import quiet_transformers
 
 FILE = "preprocessor_config.json"
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers; the second is CLIP's

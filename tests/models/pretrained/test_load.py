@@ -54,6 +54,26 @@ def test_the_released_programs_checkpoint(tmp_path, template, reference):
   )  # fmt: skip
 
 
+@pytest.mark.parametrize("wrapper", ["", "module."])
+def test_person_pretrained_checkpoints_with_heads(tmp_path, template, reference, wrapper):
+  """The form of NAM, HAM and GA-DMS: IRRA's model, half of it in float16, saved while training."""
+  torch = pytest.importorskip("torch")
+  state = torch_state(torch, f"{wrapper}base_model.")
+  for head in ("classifier", "cross_attn.out_proj", "mlm_head.dense", "mlm_head.ln", "ln_post"):
+    state[f"{wrapper}{head}.weight"] = torch.zeros(4, 4, dtype=torch.float16)
+  state[f"{wrapper}cross_modal_transformer.resblocks.0.ln_1.weight"] = torch.zeros(4)
+  checkpoint = {
+    "model": state,
+    "optimizer": {"state": {k: {"exp_avg": torch.zeros(3)} for k in range(20)}},
+    "scheduler": {"milestones": (20, 50), "gamma": 0.1, "mode": "cosine", "last_epoch": 60},
+    "epoch": 60,
+  }
+  torch.save(checkpoint, tmp_path / "best.pth")
+  loaded = load(tmp_path / "best.pth", template)
+  assert_equal(loaded.params, reference)
+  assert f"model.{wrapper}mlm_head.dense.weight" in loaded.dropped and len(loaded.dropped) == 26
+
+
 def test_a_resized_checkpoint_of_the_released_program_keeps_its_positions(tmp_path, template):
   torch = pytest.importorskip("torch")
   state = torch_state(torch)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 def quiet_transformers() -> Iterator[types.ModuleType]:
   """Yields transformers without its advice: on missing PyTorch, on fields that we leave out.
 
-  It is imported on use, because that takes seconds, and the models must work without it.
+  It is imported on use: that takes seconds, and training with CLIP's tokenizer does without it.
   """
   os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
   import transformers

@@ -1,0 +1,96 @@
+"""SigLIP's tokenizers keep their own ids, and encode as transformers does with padding."""
+
+import json
+
+import numpy as np
+import pytest
+
+from dgia_jax.data import siglip_tokenizer
+from dgia_jax.data import tokenizer as tokenizer_lib
+from dgia_jax.errors import UserError
+from tests.helpers import siglip_files
+
+LENGTH = 12
+CAPTIONS = [
+  *siglip_files.CAPTIONS,
+  "A MAN, with a bag!",
+  "",
+  " ".join(siglip_files.CAPTIONS),
+  "zebra",
+]
+
+
+def read(folder):
+  return tokenizer_lib.pretrained_tokenizer(str(folder), LENGTH, is_siglip=True)
+
+
+def theirs(transformers, folder, captions):
+  reader = transformers.AutoTokenizer.from_pretrained(folder)
+  options = {"padding": "max_length", "truncation": True, "max_length": LENGTH}
+  return reader(captions, **options)["input_ids"]
+
+
+def test_siglip(tmp_path):
+  pytest.importorskip("sentencepiece")
+  transformers = pytest.importorskip("transformers")
+  folder = siglip_files.write_siglip(tmp_path)
+  tokenizer = read(folder)
+  assert (tokenizer.pad_id, tokenizer.end_id, tokenizer.mask_id) == (1, 1, 2)
+  assert tokenizer.word_ids == range(3, 36) and tokenizer.first_word == 0
+  ids = tokenizer.encode(CAPTIONS)
+  assert ids.dtype == np.int32 and ids.shape == (len(CAPTIONS), LENGTH)
+  np.testing.assert_array_equal(ids, theirs(transformers, folder, CAPTIONS))
+  # Punctuation and capitals are removed; the end comes also when a caption is too long.
+  np.testing.assert_array_equal(ids[4], tokenizer.encode(["a man with a bag"])[0])
+  assert (ids[5] == 1).all() and ids[6, -1] == 1 and ids[6, -2] != 1
+
+
+def test_siglip_2(tmp_path):
+  transformers = pytest.importorskip("transformers")
+  folder = siglip_files.write_siglip_2(tmp_path)
+  tokenizer = read(folder)
+  assert (tokenizer.pad_id, tokenizer.end_id, tokenizer.mask_id) == (0, 1, 4)
+  assert tokenizer.word_ids == range(5, tokenizer.vocab_size) and tokenizer.first_word == 0
+  ids = tokenizer.encode(CAPTIONS)
+  lower = [caption.lower() for caption in CAPTIONS]
+  np.testing.assert_array_equal(ids, theirs(transformers, folder, lower))
+  assert ids[5].tolist() == [1] + [0] * (LENGTH - 1)
+  # Punctuation stays.
+  assert not np.array_equal(ids[4], tokenizer.encode(["a man with a bag"])[0])
+
+
+@pytest.mark.parametrize("write", [siglip_files.write_siglip, siglip_files.write_siglip_2])
+def test_special_tokens_in_a_caption_are_text(tmp_path, write):
+  pytest.importorskip("sentencepiece")
+  tokenizer = read(write(tmp_path))
+  plain = tokenizer.encode(["a man"])[0]
+  num_words = int(np.flatnonzero(plain == tokenizer.end_id)[0])
+  for special in ("</s>", "<eos>", "<pad>", "<mask>"):
+    ids = tokenizer.encode([f"a man {special} red"])[0]
+    first_end = int(np.flatnonzero(ids == tokenizer.end_id)[0])
+    assert first_end > num_words + 1, special
+
+
+@pytest.mark.parametrize("write", [siglip_files.write_siglip, siglip_files.write_siglip_2])
+def test_a_saved_tokenizer_is_read_back(tmp_path, write):
+  pytest.importorskip("sentencepiece")
+  tokenizer = read(write(tmp_path / "published"))
+  tokenizer.save(tmp_path / "saved")
+  saved = tokenizer_lib.folder_tokenizer(tmp_path / "saved", LENGTH, is_siglip=True)
+  np.testing.assert_array_equal(saved.encode(CAPTIONS), tokenizer.encode(CAPTIONS))
+
+
+def test_mistakes_end_in_one_line(tmp_path):
+  with pytest.raises(UserError, match="context_length=1 leaves no room"):
+    siglip_tokenizer.read(tmp_path, 1)
+  with pytest.raises(UserError, match="holds no tokenizer of a SigLIP model") as error:
+    siglip_tokenizer.read(tmp_path, LENGTH)
+  assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_whose_special_ids_are_the_last_is_refused(tmp_path):
+  folder = siglip_files.write_siglip_2(tmp_path)
+  path = folder / "tokenizer_config.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": "shoes"}))
+  with pytest.raises(UserError, match="padding, end and unknown token are not among the first ids"):
+    read(folder)
