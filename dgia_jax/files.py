@@ -8,17 +8,21 @@ to the caller, who knows which setting or flag named the path.
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import math
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
 # What flock says on file systems without locks, such as some network and user-space ones.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+_DIGEST = "digest"
 
 
 class NoLocksError(OSError):
@@ -80,6 +84,23 @@ def write_json(path: pathlib.Path | str, value: object) -> None:
   """Replaces `path` by indented JSON with sorted keys; see `jsonable` for the accepted values."""
   text = json.dumps(jsonable(value), indent=2, sort_keys=True, allow_nan=False)
   write_text(path, text + "\n")
+
+
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+  """JSON content with a digest of itself, so that `unsealed` notices any damage."""
+  return content | {_DIGEST: _digest(content)}
+
+
+def unsealed(content: dict[str, Any]) -> dict[str, Any]:
+  """The content that was sealed. Raises ValueError if it is not as it was."""
+  rest = {key: value for key, value in content.items() if key != _DIGEST}
+  if content.get(_DIGEST) != _digest(rest):
+    raise ValueError("its digest differs")
+  return rest
+
+
+def _digest(content: dict[str, Any]) -> str:
+  return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def jsonable(value: object) -> object:

@@ -4,7 +4,7 @@
   INDEX/features.npy      the features of all parts, (rows, D) float32, unit norm; searches map it
   INDEX/parts/00000.json  which rows the part holds, their CRC-32, and the older rows they replace
   INDEX/files/00000.json  per row: path below the folder, size, two times, SHA-256 of the content
-  INDEX/gone.json         rows of files that were deleted or became unreadable
+  INDEX/gone.json         rows of files that were deleted or became unreadable; number of parts
 
 A part counts from the moment its file in parts/ exists, which is written last. So an interrupted
 indexing continues where it stopped, and rows after the last part are leftovers. Indexing again
@@ -30,7 +30,7 @@ from dgia_jax.errors import UserError
 from dgia_jax.search import image_files, index_files
 from dgia_jax.search.gallery import Gallery
 from dgia_jax.search.image_files import ImageFile
-from dgia_jax.search.index_files import ABOUT, GONE, Part, read_about
+from dgia_jax.search.index_files import ABOUT, Part, read_about
 from dgia_jax.search.retriever import Retriever
 
 PART_IMAGES = 4096
@@ -133,7 +133,7 @@ def _update(
       number, first_row = number + 1, part.stop_row
   listed = {file.path for file in listing.files} - {path for path, _ in unreadable}
   lost = {row for path, (row, _, _) in known.items() if path not in listed}
-  files_lib.write_json(out / GONE, sorted(gone | lost))
+  index_files.write_gone(out, gone | lost, num_parts=number)
   return IndexReport(
     added=len(todo) - len(unreadable),
     kept=len(same),
@@ -257,7 +257,7 @@ def _locked(out: pathlib.Path) -> Iterator[None]:
 def _claim(out: pathlib.Path, about: dict[str, Any]) -> None:
   """Writes index.json, or checks that the existing one is of the same model and folder."""
   if not (out / ABOUT).exists():
-    files_lib.write_json(out / ABOUT, about)
+    index_files.write_about(out, about)
     return
   existing = read_about(out, "--out")
   for key, name in (("model_digest", "model"), ("images", "folder of images")):

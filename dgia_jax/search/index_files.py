@@ -1,4 +1,8 @@
-"""Reading and writing the files of an index; `index` describes them."""
+"""Reading and writing the files of an index; `index` describes them.
+
+Every JSON file holds a digest of itself and features.npy has a checksum for each part, so damage
+is noticed rather than searched.
+"""
 
 import dataclasses
 import io
@@ -19,7 +23,7 @@ from dgia_jax.errors import UserError
 from dgia_jax.search.image_files import ImageFile
 
 ABOUT, GONE, FEATURES, PARTS, FILES = "index.json", "gone.json", "features.npy", "parts", "files"
-FORMAT = 2
+FORMAT = 3
 _HEADER_BYTES = 128  # of features.npy; NumPy leaves room for the number of rows to grow
 _MEND = "delete the index's folder and index again"
 _KEYS = ("format", "model", "model_digest", "images", "feature_width")
@@ -58,14 +62,20 @@ def read_about(folder: pathlib.Path | str, setting: str = "--index") -> dict[str
     raise UserError(f"{setting}={folder}: written by another version of dgia_jax; {_MEND}")
   if missing := [key for key in _KEYS if key not in about]:
     raise UserError(f"{setting}={folder}: {ABOUT} has no {', '.join(missing)}; {_MEND}")
-  return about
+  return _unsealed(path, about, setting)
+
+
+def write_about(folder: pathlib.Path, about: dict[str, Any]) -> None:
+  """Makes a folder an index, still without images; `read_about` reads what is given here."""
+  write_gone(folder, set(), num_parts=0)
+  files_lib.write_json(folder / ABOUT, files_lib.sealed(about))
 
 
 def read_parts(folder: pathlib.Path | str) -> list[Part]:
   """The complete parts of an index, in order. Raises UserError if one is damaged."""
   parts, next_row = [], 0
   for number, path in enumerate(sorted((pathlib.Path(folder) / PARTS).glob("*.json"))):
-    content = user_files.read_json(path, "--index")
+    content = _read_sealed(path)
     try:
       fields = {field.name: content[field.name] for field in dataclasses.fields(Part)[1:]}
       part = Part(number, **fields)
@@ -80,7 +90,7 @@ def read_parts(folder: pathlib.Path | str) -> list[Part]:
     except (KeyError, TypeError, ValueError):
       valid = False
     if not valid:
-      raise UserError(f"--index={folder}: {path} is damaged; {_MEND}")
+      raise _damaged(path)
     parts.append(part)
     next_row = part.stop_row
   return parts
@@ -90,18 +100,31 @@ def write_part(out: pathlib.Path, part: Part) -> None:
   """Makes a part count; its features and files are written before."""
   content = dataclasses.asdict(part)
   del content["number"]
-  files_lib.write_json(out / PARTS / f"{part.number:05d}.json", content)
+  files_lib.write_json(out / PARTS / f"{part.number:05d}.json", files_lib.sealed(content))
 
 
 def read_gone(folder: pathlib.Path | str, parts: Sequence[Part]) -> set[int]:
-  """Rows whose file is gone. Raises UserError if the file that lists them is damaged."""
+  """Rows whose file is gone.
+
+  Raises:
+    UserError: the file that lists them is damaged or missing, or the last parts are missing.
+  """
   path = pathlib.Path(folder) / GONE
-  if not path.exists():
-    return set()
-  rows, num_rows = _read_list(path), parts[-1].stop_row if parts else 0
+  content, num_rows = _read_sealed(path), parts[-1].stop_row if parts else 0
+  rows, num_parts = content.get("rows"), content.get("parts")
+  if type(num_parts) is not int or not isinstance(rows, list):
+    raise _damaged(path)
+  if len(parts) < num_parts:
+    missing = pathlib.Path(folder) / PARTS / f"{len(parts):05d}.json"
+    raise UserError(f"--index={folder}: {missing} is missing; {_MEND}")
   if not all(type(row) is int and 0 <= row < num_rows for row in rows):
-    raise UserError(f"--index={folder}: {path} is damaged; {_MEND}")
+    raise _damaged(path)
   return set(rows)
+
+
+def write_gone(out: pathlib.Path, rows: set[int], num_parts: int) -> None:
+  """Writes the rows whose file is gone, and how many parts the index has from now on."""
+  files_lib.write_json(out / GONE, files_lib.sealed({"rows": sorted(rows), "parts": num_parts}))
 
 
 def usable_rows(parts: Sequence[Part], gone: set[int]) -> Bool[np.ndarray, " N"]:
@@ -117,18 +140,18 @@ def read_files(folder: pathlib.Path | str, part: Part) -> list[tuple[ImageFile, 
   """File and SHA-256 of every row of a part. Raises UserError if their list is damaged."""
   path = _files_path(folder, part.number)
   try:
-    entries = [(ImageFile(*entry[:-1]), entry[-1]) for entry in _read_list(path)]
-  except (TypeError, IndexError):
+    entries = [(ImageFile(*entry[:-1]), entry[-1]) for entry in _read_sealed(path)["rows"]]
+  except (KeyError, TypeError, IndexError):
     entries = []
-  if len(entries) != part.num_rows or not all(isinstance(f.path, str) for f, _ in entries):
-    raise UserError(f"--index={folder}: {path} is damaged; {_MEND}")
+  if len(entries) != part.num_rows or not all(_is_inside(file.path) for file, _ in entries):
+    raise _damaged(path)
   return entries
 
 
 def write_files(out: pathlib.Path, number: int, entries: Iterable[tuple[ImageFile, str]]) -> None:
   """Writes the list that `read_files` reads."""
   rows = [[*dataclasses.astuple(file), sha256] for file, sha256 in entries]
-  files_lib.write_text(_files_path(out, number), json.dumps(rows))
+  files_lib.write_text(_files_path(out, number), json.dumps(files_lib.sealed({"rows": rows})))
 
 
 class Paths(Sequence[str]):
@@ -181,11 +204,17 @@ def open_features(
   num_rows = parts[-1].stop_row if parts else 0
   if not num_rows:
     return np.zeros((0, width), np.float32)
+  user_files.check_regular(path, "--index")
   try:
     features = np.load(path, mmap_mode="r")
-  except (OSError, ValueError, EOFError) as error:
+  except Exception as error:  # NumPy's header reader raises almost anything
     raise UserError(f"--index={folder}: {path} cannot be read ({error}); {_MEND}") from error
-  if features.dtype != np.float32 or features.shape[1:] != (width,) or len(features) < num_rows:
+  if (
+    features.dtype != np.float32
+    or features.shape[1:] != (width,)
+    or len(features) < num_rows
+    or not features.flags.c_contiguous
+  ):
     raise UserError(
       f"--index={folder}: {path} is damaged: {features.dtype} {features.shape}; {_MEND}"
     )
@@ -213,11 +242,24 @@ def _files_path(folder: pathlib.Path | str, number: int) -> pathlib.Path:
   return pathlib.Path(folder) / FILES / f"{number:05d}.json"
 
 
-def _read_list(path: pathlib.Path) -> list:
+def _is_inside(path: Any) -> bool:
+  """Whether a path leads into the folder of images; another one could show any file."""
+  if not isinstance(path, str) or not path or "\0" in path:
+    return False
+  parts = pathlib.PurePosixPath(path).parts
+  return not path.startswith("/") and ".." not in parts
+
+
+def _read_sealed(path: pathlib.Path) -> dict[str, Any]:
+  return _unsealed(path, user_files.read_json(path, "--index"), "--index")
+
+
+def _unsealed(path: pathlib.Path, content: dict[str, Any], setting: str) -> dict[str, Any]:
   try:
-    content = json.loads(path.read_bytes())
-  except (OSError, ValueError, RecursionError) as error:
-    raise UserError(f"--index: {path} is damaged ({error}); {_MEND}") from error
-  if not isinstance(content, list):
-    raise UserError(f"--index: {path} is damaged: not a list; {_MEND}")
-  return content
+    return files_lib.unsealed(content)
+  except ValueError as error:
+    raise UserError(f"{setting}: {path} is damaged ({error}); {_MEND}") from error
+
+
+def _damaged(path: pathlib.Path) -> UserError:
+  return UserError(f"--index: {path} is damaged; {_MEND}")

@@ -17,14 +17,15 @@ import os
 import signal
 import tempfile
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import PIL.Image
+from absl import logging
 
 from dgia_jax.data import images as images_lib
-from dgia_jax.errors import UserError
+from dgia_jax.errors import UserError, printable
 from dgia_jax.search.index import Match, SearchIndex
 from dgia_jax.search.retriever import Retriever
 
@@ -200,10 +201,10 @@ def make_page(searcher: Searcher, num_images: int, default_top: int = 20) -> Any
       return gradio.skip()  # or a description typed while the page loads would be lost
     return query.text, query.like, min(max(query.top, 1), MAX_TOP), searcher.show(query)
 
-  def search(text: str, image: PIL.Image.Image | None, like: float, top: float) -> tuple[str, int]:
+  def search(text: str, image: PIL.Image.Image | None, like: Any, top: Any) -> tuple[str, int]:
     # Words with a similar image narrow it down; an upload starts another search.
-    like = -1 if image is not None else int(like)
-    return searcher.show(Query(text, like, int(top)), image), like
+    like = -1 if image is not None else _whole_number(like, -1)
+    return searcher.show(Query(text, like, _whole_number(top, default_top)), image), like
 
   with gradio.Blocks(
     title=TITLE, analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)
@@ -248,15 +249,60 @@ def serve(searcher: Searcher, num_images: int, host: str, port: int, default_top
     bypass_proxy(host)
     page = make_page(searcher, num_images, default_top)
     import gradio
+    from starlette.middleware import Middleware
 
     searcher.search(Query("a person", top=default_top))  # compiles before the first visit
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops as Ctrl-C does
     # The default theme has the browser fetch its fonts from another server.
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     try:
-      page.launch(server_name=host, server_port=port, show_error=False, quiet=False, theme=theme)
+      page.launch(
+        server_name=host,
+        server_port=port,
+        show_error=False,
+        quiet=False,
+        theme=theme,
+        app_kwargs={"middleware": [Middleware(RefuseFaultyRequests)]},
+      )
     except OSError as error:
       raise UserError(f"--host={host} --port={port}: cannot be used ({error})") from error
+
+
+def _whole_number(value: Any, default: int) -> int:
+  """The value as an integer; programs can send anything."""
+  try:
+    return int(value)
+  except (TypeError, ValueError, OverflowError):
+    return default
+
+
+class RefuseFaultyRequests:
+  """Answers 400 where Gradio fails on a request, and logs one line instead of a traceback."""
+
+  def __init__(self, app: Callable[..., Any]):
+    """Stands between the server and `app`, as ASGI has it."""
+    self._app = app
+
+  async def __call__(self, scope: Mapping[str, Any], receive: Any, send: Any) -> None:
+    """Passes a request on."""
+    started = False
+
+    async def send_and_note(message: Mapping[str, Any]) -> None:
+      nonlocal started
+      started = True
+      await send(message)
+
+    try:
+      await self._app(scope, receive, send_and_note)
+    except Exception as error:  # of any kind: the content of a request is arbitrary
+      if scope["type"] != "http":
+        raise
+      reason = printable(f"{scope['method']} {scope['path']}: {error!r}")
+      logging.warning("a request was refused: %s", reason[:300])
+      if not started:
+        headers = [(b"content-type", b"text/plain")]
+        await send({"type": "http.response.start", "status": 400, "headers": headers})
+        await send({"type": "http.response.body", "body": b"This request cannot be answered."})
 
 
 def bypass_proxy(host: str) -> None:

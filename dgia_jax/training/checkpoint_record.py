@@ -6,18 +6,16 @@ file is damaged, cut, missing or copied from another step.
 """
 
 import dataclasses
-import hashlib
 import json
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import orbax.checkpoint as ocp
 
+from dgia_jax import files
 from dgia_jax.errors import UserError
 
 RECORD = "record"  # name of the item inside a checkpoint
-_DIGEST = "digest"
 
 
 class DamagedCheckpointError(UserError):
@@ -37,7 +35,7 @@ class CheckpointRecord:
 def to_json(record: CheckpointRecord) -> dict[str, Any]:
   """The JSON object to store."""
   content = json.loads(json.dumps(dataclasses.asdict(record)))
-  return content | {_DIGEST: _digest(content)}
+  return files.sealed(content)
 
 
 def read(checkpoint: pathlib.Path) -> CheckpointRecord:
@@ -50,10 +48,7 @@ def read(checkpoint: pathlib.Path) -> CheckpointRecord:
     content = ocp.JsonCheckpointHandler().restore(checkpoint / RECORD)
     if "data_position" in content:
       return _of_earlier_release(checkpoint, content)
-    digest = content.pop(_DIGEST)
-    if digest != _digest(content):
-      raise ValueError("its digest differs")
-    record = CheckpointRecord(**content)
+    record = CheckpointRecord(**files.unsealed(content))
   except PermissionError as error:
     raise UserError(f"{checkpoint}: cannot be read ({error})") from error
   except Exception as error:  # a damaged file can fail in any way
@@ -77,7 +72,3 @@ def _of_earlier_release(checkpoint: pathlib.Path, content: dict[str, Any]) -> Ch
   if (checkpoint / "metrics").exists():
     score = float(ocp.JsonCheckpointHandler("metrics").restore(checkpoint / "metrics")["score"])
   return CheckpointRecord(int(checkpoint.name), content, score, None)
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-  return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

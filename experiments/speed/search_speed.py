@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dgia_jax import files, sharding
+from dgia_jax import sharding
 from dgia_jax.search import index as index_lib
 from dgia_jax.search import index_files
 from dgia_jax.search.image_files import ImageFile
@@ -31,7 +31,7 @@ def write_index(folder: pathlib.Path | str, num_images: int, dim: int) -> None:
     "images": str(folder),
     "feature_width": dim,
   }
-  files.write_json(folder / index_files.ABOUT, about)
+  index_files.write_about(folder, about)
   for number, start in enumerate(range(0, num_images, index_lib.PART_IMAGES)):
     count = min(index_lib.PART_IMAGES, num_images - start)
     features = np.random.default_rng(number).standard_normal((count, dim), np.float32)

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from dgia_jax import sharding
+from dgia_jax import files, sharding
 from dgia_jax.errors import UserError
 from dgia_jax.search import export, image_files
 from dgia_jax.search import index as index_lib
@@ -152,9 +152,30 @@ def test_damage_is_one_line(retriever, image_folder, tmp_path):
   assert "cannot be read" in damaged("features.npy", features[:300])
   assert "cannot be read" in damaged("features.npy", b"")
   for name in ("index.json", "gone.json", "parts/00000.json", "files/00000.json"):
-    for content in (b"", b"{", b"[[1]]", b'{"format": 2, "model_digest": 1}'):
+    for content in (b"", b"{", b"[[1]]", b'{"format": 3, "model_digest": 1}'):
       damaged(name, content)
+    assert "its digest differs" in damaged(name, (whole / name).read_bytes().replace(b"0", b"1", 1))
   assert "another version" in damaged("index.json", b'{"model_digest": "x"}')
+
+
+def test_missing_parts_are_noticed(retriever, image_folder, tmp_path, monkeypatch):
+  monkeypatch.setattr(index_lib, "PART_IMAGES", 4)
+  index_lib.build(retriever, "run", image_folder, tmp_path / "i")
+  last = sorted((tmp_path / "i" / "parts").iterdir())[-1]
+  last.unlink()
+  with pytest.raises(UserError, match=f"{last.name} is missing"):
+    index_lib.SearchIndex(tmp_path / "i", retriever.mesh)
+
+
+@pytest.mark.parametrize("path", ["../secret.png", "/etc/passwd", "a/../../secret.png", "", 3])
+def test_an_index_leads_to_no_other_images(retriever, image_folder, tmp_path, path):
+  index_lib.build(retriever, "run", image_folder, tmp_path / "i")
+  listing = tmp_path / "i" / "files" / "00000.json"
+  content = files.unsealed(json.loads(listing.read_text()))
+  content["rows"][0][0] = path
+  listing.write_text(json.dumps(files.sealed(content)))
+  with pytest.raises(UserError, match="is damaged"):
+    list(index_lib.SearchIndex(tmp_path / "i", retriever.mesh).paths)
 
 
 def test_two_processes_do_not_write_one_index(retriever, image_folder, tmp_path):
@@ -225,8 +246,10 @@ def test_mistakes(retriever, image_folder, tmp_path):
   index_lib.build(retriever, "run", tmp_path / "other", tmp_path / "e")
   with pytest.raises(UserError, match="another folder of images"):
     index_lib.build(retriever, "run", image_folder, tmp_path / "e")
-  about = json.loads((tmp_path / "e" / "index.json").read_text())
-  (tmp_path / "e" / "index.json").write_text(json.dumps(about | {"model_digest": "0"}))
+  about = files.unsealed(json.loads((tmp_path / "e" / "index.json").read_text()))
+  (tmp_path / "e" / "index.json").write_text(
+    json.dumps(files.sealed(about | {"model_digest": "0"}))
+  )
   with pytest.raises(UserError, match="another model"):
     index_lib.build(retriever, "run", tmp_path / "other", tmp_path / "e")
   (tmp_path / "file").write_text("")
