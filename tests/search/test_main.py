@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dgia_jax import files
 from dgia_jax.search import __main__ as search_cli
 from dgia_jax.search.retriever import Retriever
 
@@ -81,8 +82,9 @@ def test_mistakes_end_in_one_line(known_run, image_folder, tmp_path, capsys):
   assert "--sheet=" in fails("query", "--index", out, "red", "--sheet", tmp_path / "no" / "s.png")
   assert "which is gone" in fails("query", "--index", out, "red", "--run", tmp_path / "gone")
   assert "description is empty" in fails("query", "--index", out, "red", " ")
-  about = json.loads((out / "index.json").read_text())
-  (out / "index.json").write_text(json.dumps(about | {"model_digest": "another"}))
+  about = files.unsealed(json.loads((out / "index.json").read_text()))
+  of_another = files.sealed(about | {"model_digest": "another"})
+  (out / "index.json").write_text(json.dumps(of_another))
   assert "another model" in fails("query", "--index", out, "red")
 
 
