@@ -113,6 +113,26 @@ def test_rules_on_the_real_model(vit_b_16):
     assert full(spec, shapes[name]) == full(expected[name], shapes[name]), name
 
 
+def test_siglips_pooling_is_split_as_the_blocks_are():
+  model = nnx.eval_shape(
+    lambda: dual_encoder.create(
+      "siglip_b_16", image_size=(384, 128), context_length=64, vocab_size=32000, rngs=nnx.Rngs(0)
+    )
+  )
+  params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+  layouts = by_name(sharding.parameters(sharding.create_mesh(1, 4, 2), params))
+  pooling = {
+    name.removeprefix("image/pooling/"): layout.spec
+    for name, layout in layouts.items()
+    if name.startswith("image/pooling/")
+  }
+  assert pooling["attention/qkv/kernel"] == P("fsdp", None, "tensor", None)
+  assert pooling["attention/out/kernel"] == P("tensor", None, "fsdp")
+  assert pooling["mlp/up/kernel"] == P("fsdp", "tensor")
+  assert pooling["probe"] == P() and layouts["text/projection"].spec == P("fsdp", "tensor")
+  assert layouts["image/patch_bias"].spec == layouts["text/projection_bias"].spec == P()
+
+
 def test_every_large_parameter_is_split(vit_b_16):
   """Each of eight devices holds less than a sixth of the model: little of it is not split."""
   mesh = sharding.create_mesh(1, 4, 2)

@@ -7,12 +7,14 @@ take lower case. A masked word becomes the mask token of SigLIP 2's vocabulary, 
 token of SigLIP's, which has no mask.
 """
 
+import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from dgia_jax import files
 from dgia_jax.data.text_cleaning import clean_caption
 from dgia_jax.errors import UserError
 from dgia_jax.quiet_transformers import quiet_transformers
@@ -68,6 +70,12 @@ class SiglipTokenizer:
   def save(self, folder: pathlib.Path | str) -> None:
     """Writes the files that transformers reads to the folder, which is created if absent."""
     self._reader.save_pretrained(folder)
+    path = pathlib.Path(folder) / _CONFIG
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content |= {"model_max_length": self.context_length, "padding_side": "right"}
+    if hasattr(self._reader, "add_eos_token"):  # not every version saves these flags
+      content |= {"add_bos_token": False, "add_eos_token": True}
+    files.write_json(path, content)
 
 
 def read(folder: pathlib.Path, context_length: int) -> SiglipTokenizer:

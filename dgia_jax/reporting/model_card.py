@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from dgia_jax.models import dual_encoder
 from dgia_jax.reporting.score_labels import DIRECTIONS, SCORES, percents
 
 _TEMPLATE = pathlib.Path(__file__).with_suffix(".md")
@@ -20,6 +21,15 @@ _HUB_METRICS = {  # names of the scores on the hub
   "mINP": "mean_inverse_negative_penalty",
 }
 _DRAWN_DATASET = "synth_pedes"  # a program draws its images and composes its captions
+
+_OWN_TOKENIZER = (
+  "The tokenizer cleans captions as training did, except for rare HTML entities (`&eacute;`,"
+  " `&#233;`) and for text\nthat was decoded with a wrong encoding."
+)
+_PUBLISHED_TOKENIZER = (
+  "The tokenizer is SigLIP's own. Training gave it captions in lower case, padded to their longest"
+  " length: padding changes\nthe features."
+)
 
 
 def create(
@@ -42,12 +52,16 @@ def create(
     results: content of results.json; None if the run was not evaluated.
   """
   dataset, start = config["dataset"]["name"], config["pretrained"]
+  family = dual_encoder.SIZES[config["model"]["name"]].family
+  published = family.is_siglip and config["tokenizer"]["name"]
   title = f"{config['model']['name']} on {dataset}"
   name, scores = _scores(results, step)
   height, width = config["dataset"]["image_size"]
   text = _TEMPLATE.read_text(encoding="utf-8").format(
     title=title,
     dataset=dataset,
+    family=family.name,
+    tokenizer=_PUBLISHED_TOKENIZER if published else _OWN_TOKENIZER,
     model=config["model"]["name"],
     num_parameters=num_parameters,
     height=height,

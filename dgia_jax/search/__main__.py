@@ -189,7 +189,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
   making = commands.add_parser("index", help="embed a folder of images, or what changed in it")
   making.add_argument(
-    "--run", required=True, help="folder of a run, Hugging Face CLIP folder, or name on its hub"
+    "--run",
+    required=True,
+    help="folder of a run, folder of a CLIP or SigLIP model, or its name on the hub",
   )
   making.add_argument("--images", required=True, help="folder of images, with its subfolders")
   making.add_argument("--out", required=True, help="folder of the index")

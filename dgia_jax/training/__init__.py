@@ -6,7 +6,7 @@ Start with `train.train`, which tells the whole story; the other modules are its
 |---|---|
 | `train` | create or restore, compile, then the loop: step, log, evaluate, save |
 | `setup` | config -> mesh, data, tokenizer, model, optimiser, training step |
-| `initial_weights` | the weights of another run or of a CLIP checkpoint, to start from |
+| `initial_weights` | the weights of another run or of a published checkpoint, to start from |
 | `size_check` | refuses sizes that cannot fit into memory, before anything is allocated |
 | `step_log` | reads each step's output one step late; logs averages, throughput, learning rate |
 | `step_metrics` | averages the step's metrics on the device until they are logged |

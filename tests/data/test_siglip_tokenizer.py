@@ -74,10 +74,15 @@ def test_special_tokens_in_a_caption_are_text(tmp_path, write):
 @pytest.mark.parametrize("write", [siglip_files.write_siglip, siglip_files.write_siglip_2])
 def test_a_saved_tokenizer_is_read_back(tmp_path, write):
   pytest.importorskip("sentencepiece")
+  transformers = pytest.importorskip("transformers")
   tokenizer = read(write(tmp_path / "published"))
   tokenizer.save(tmp_path / "saved")
   saved = tokenizer_lib.folder_tokenizer(tmp_path / "saved", LENGTH, is_siglip=True)
   np.testing.assert_array_equal(saved.encode(CAPTIONS), tokenizer.encode(CAPTIONS))
+  reader = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
+  lower = [caption.lower() for caption in CAPTIONS]
+  ids = reader(lower, padding="max_length", truncation=True)["input_ids"]
+  np.testing.assert_array_equal(ids, tokenizer.encode(CAPTIONS))
 
 
 def test_mistakes_end_in_one_line(tmp_path):

@@ -7,7 +7,7 @@ from flax import nnx
 
 from dgia_jax.dry_run import flops
 from dgia_jax.method import losses
-from dgia_jax.models import dual_encoder
+from dgia_jax.models import dual_encoder, families
 
 VIT_B_16 = dual_encoder.SIZES["vit_b_16"]
 
@@ -60,6 +60,33 @@ def test_towers_against_the_compilers_count():
     jax.ShapeDtypeStruct((4, 16), jnp.int32),
   )
   assert expected["text"] <= found / 4 <= 1.05 * expected["text"]
+
+
+def test_siglip_against_the_compilers_count():
+  """One block in the loop, the last one of all patches, and the pooling."""
+  tower = dual_encoder.TowerSize(width=256, depth=2, heads=4, mlp_width=600)
+  size = dual_encoder.Size(tower, tower, 256, patch_size=8, family=families.SIGLIP)
+  model = nnx.eval_shape(
+    lambda: dual_encoder.DualEncoder(
+      size, image_size=(64, 32), context_length=16, vocab_size=300, rngs=nnx.Rngs(0)
+    )
+  )
+  graphdef, params = nnx.split(model, nnx.Param)
+  expected = flops.forward_flops(size, (64, 32), 16)
+  counted = {
+    "image": compiled_flops(
+      lambda p, x: nnx.merge(graphdef, p).encode_image(x),
+      params,
+      jax.ShapeDtypeStruct((4, 64, 32, 3), jnp.float32),
+    ),
+    "text": compiled_flops(
+      lambda p, x: nnx.merge(graphdef, p).encode_text(x),
+      params,
+      jax.ShapeDtypeStruct((4, 16), jnp.int32),
+    ),
+  }
+  for tower_name, count in counted.items():
+    assert expected[tower_name] <= count / 4 <= 1.06 * expected[tower_name]
 
 
 def test_search_and_losses():

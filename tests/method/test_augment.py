@@ -70,6 +70,8 @@ def test_normalize_pixels_with_clips_numbers(rng):
   assert actual.dtype == jnp.float32
   np.testing.assert_allclose(actual, expected_pixels(images), rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(pixels_lib.normalize_pixels(images[0, 0]), actual[0, 0], atol=1e-6)
+  siglip = pixels_lib.normalize_pixels(images, pixels_lib.SIGLIP)
+  np.testing.assert_allclose(siglip, images / 127.5 - 1, atol=1e-6)
   black, white = pixels_lib.normalize_pixels(np.uint8([[0] * 3, [255] * 3]))
   np.testing.assert_allclose(black, [-1.792263, -1.752097, -1.480218], rtol=1e-5)
   np.testing.assert_allclose(white, [1.930336, 2.074884, 2.145897], rtol=1e-5)
@@ -202,6 +204,19 @@ def test_only_words_are_masked(mask_first):
   expected = tokens_of([MASK, MASK, MASK, 0, MASK], [MASK, MASK], [], [MASK])
   np.testing.assert_array_equal(actual, expected)
   assert actual.dtype == np.int32
+
+
+def test_without_a_start_token_the_first_word_comes_first():
+  """SigLIP's ids: padding, end and mask below the words, no start token."""
+  pad, end, siglip = 0, 1, Masking(mask_id=4, first_id=5, end_id=90, first_word=0)
+  tokens = np.int32([[7, 8, 89, end, pad], [end, pad, pad, pad, pad], [3, 4, 5, 90, end]])
+  masked = lambda **options: np.asarray(
+    recipe.mask_tokens(jax.random.key(0), tokens, masking=siglip, **options)
+  )
+  expected = np.int32([[4, 4, 4, end, pad], [end, pad, pad, pad, pad], [3, 4, 4, 90, end]])
+  np.testing.assert_array_equal(masked(ratio=1.0, mask_first=False), expected)
+  expected = np.int32([[4, 8, 89, end, pad], [end, pad, pad, pad, pad], [3, 4, 5, 90, end]])
+  np.testing.assert_array_equal(masked(ratio=0.0, mask_first=True), expected)
 
 
 def test_ratio_zero_masks_the_first_word_or_nothing():

@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from dgia_jax.data.tokenizer import Tokenizer
-from dgia_jax.models import pixels as pixels_lib
+from dgia_jax.errors import UserError
 from dgia_jax.models.dual_encoder import DualEncoder
 from dgia_jax.models.image_tower import ImageTower
 from experiments.paper.measures import finished
@@ -56,9 +56,14 @@ def measure(
   Returns:
     {"step", "examples": [{"caption", "image" (PNG, base64), "cosine", "words": [{"word", "adds"
     (cosine), "relevance" (rows of patches, sum 1 or all 0)}]}]}.
+
+  Raises:
+    UserError: the model has no class token.
   """
   setup, params, step = finished.open_run(config, folder, splits, choice)
   pairs = splits["test"]
+  if setup.size.family.is_siglip:
+    raise UserError(f"attention is measured at a class token, which {config.model.name} lacks")
   model = nnx.merge(setup.graphdef, jax.device_get(params))
   chosen = finished.spread(pairs.num_pairs, captions)
   examples = [
@@ -78,7 +83,7 @@ def _example(
   for row, (_, start, end) in enumerate(spans):
     masked[row, start:end] = tokenizer.mask_id
   texts = _unit(model.encode_text(jnp.concatenate([tokens_L[None], masked])))
-  pixels = pixels_lib.normalize_pixels(jnp.asarray(image)[None])
+  pixels = model.normalize_pixels(jnp.asarray(image)[None])
   cosines = np.asarray(texts @ _unit(model.encode_image(pixels))[0])
   adds = cosines[0] - cosines[1:]
   best = np.argsort(-adds, kind="stable")[:words]
