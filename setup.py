@@ -39,6 +39,7 @@ setup(
     "absl-py>=2.1",
     "array_record>=0.5",
     "clu>=0.0.12",
+    "etils[epath]>=1.12",
     "flax>=0.12.6,<0.14",
     "ftfy>=6.1",
     "grain>=0.2.10,<0.4",
@@ -63,6 +64,7 @@ setup(
   extras_require={
     "test": [
       "beartype>=0.20",
+      "gcsfs>=2025.5",
       "matplotlib>=3.8",
       "pytest>=8",
       "pytest-timeout>=2.3",
@@ -72,6 +74,7 @@ setup(
     ],
     "gpu": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
+    "gcs": ["gcsfs>=2025.5", "google-cloud-storage>=2.18"],  # folders in Google Cloud buckets
     "serve": ["gradio>=6,<7"],  # the web page of `dgia search serve`
     "parquet": ["pyarrow>=15"],  # `dgia search export --format parquet`
     "faiss": ["faiss-cpu>=1.8"],  # `dgia search export --format faiss`

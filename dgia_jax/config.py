@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dgia_jax import user_files
+from dgia_jax import bucket, user_files
 from dgia_jax.data import images
 from dgia_jax.errors import UserError
 from dgia_jax.method import (
@@ -42,9 +42,8 @@ CHOICES = {
   "optimizer.second_moment": optimizer.SECOND_MOMENTS,
   "eval.select_on": ("val", "test"),
 }
-PATHS = (
-  "dataset.data_dir", "dataset.source", "dataset.annotations", "dataset.images", "pretrained",
-)  # fmt: skip
+LOCAL_PATHS = ("dataset.source", "dataset.annotations", "dataset.images")
+LOCAL_OR_REMOTE_PATHS = ("dataset.data_dir", "pretrained")
 MAX_SEED = 2**32 - 1  # JAX's random keys drop higher bits
 
 
@@ -320,8 +319,10 @@ def check(config: ConfigDict) -> None:
   _check_range(config, "seed", 0, MAX_SEED)
   for field in ("augment.erase_area", "augment.erase_aspect"):
     _check_smallest_and_largest(config, field)
-  for field in PATHS:
+  for field in LOCAL_PATHS:
     user_files.local_path(_get(config, field), f"config.{field}")
+  for field in LOCAL_OR_REMOTE_PATHS:
+    bucket.check(_get(config, field), f"config.{field}")
   if len(config.optimizer.betas) != 2:
     raise UserError(f"config.optimizer.betas={config.optimizer.betas}: give two numbers")
 

@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import tokenizers
 
-from dgia_jax import cli, files, user_files
+from dgia_jax import cli, files, remote, user_files
 from dgia_jax.data import tokenizer as tokenizer_lib
 from dgia_jax.data.text_cleaning import exportable_cleaning
 from dgia_jax.errors import UserError
@@ -41,8 +41,8 @@ def convert(run: pathlib.Path | str, out: pathlib.Path | str, choice: str = "bes
   """Writes the weights, sizes and tokenizer of a run to a folder.
 
   Args:
-    run: the folder of the run; nothing changes there.
-    out: the folder to write; files of an earlier conversion are replaced.
+    run: the folder of the run, or its address in a bucket; nothing changes there.
+    out: the folder to write, or its address; files of an earlier conversion are replaced.
     choice: "best" or "last" checkpoint.
 
   Returns:
@@ -52,7 +52,12 @@ def convert(run: pathlib.Path | str, out: pathlib.Path | str, choice: str = "bes
     UserError: `run` is no run or has no complete checkpoint, or `out` cannot be written or holds
       files of a run.
   """
-  run, out = pathlib.Path(run), pathlib.Path(out)
+  run = remote.local_copy(run, "--run")
+  with remote.mirrored(out, "--out", claims=False) as folder:
+    return _convert(run, folder, choice)
+
+
+def _convert(run: pathlib.Path, out: pathlib.Path, choice: str) -> str:
   config = workdir_lib.read_config(run)
   _check_out(out)
   step, params = checkpoint.restore_params(run, choice)
@@ -71,7 +76,10 @@ def convert(run: pathlib.Path | str, out: pathlib.Path | str, choice: str = "bes
     files.write_text(out / CARD, str(_card(run, config, step, params)))
   except OSError as error:
     raise UserError(f"--out={out}: cannot be written ({error}); choose another") from error
-  lines = [f"wrote step {step:,} of {run} to {out}", tokenizer_summary]
+  lines = [
+    f"wrote step {step:,} of {remote.origin(run)} to {remote.origin(out)}",
+    tokenizer_summary,
+  ]
   if image_size[0] != image_size[1]:
     lines.append("its images are oblong: pass interpolate_pos_encoding=True to get_image_features")
   return "\n".join(lines)

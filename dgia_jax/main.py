@@ -12,7 +12,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from dgia_jax import distributed, run_flags, user_files, worker_processes
+from dgia_jax import distributed, remote, run_flags, worker_processes
 from dgia_jax.errors import UserError
 
 MODES = ("train", "evaluate", "compile")
@@ -64,11 +64,18 @@ def main(arguments: Sequence[str], train: Callable[..., Any] | None = None) -> N
   )
   _check_backend()
   console = Console(active=jax.process_index() == 0)
-  workdir = str(user_files.local_path(FLAGS.workdir, "--workdir"))
-  if FLAGS.mode == "train":
-    (train or train_lib.train)(FLAGS.config, workdir, console)
-  else:
-    evaluate.evaluate(FLAGS.config or _config_of(workdir), workdir, console)
+  with remote.mirrored(
+    FLAGS.workdir,
+    "--workdir",
+    writes=jax.process_index() == 0,
+    claims=FLAGS.mode == "train",
+    notify=lambda line: console.print(line, style="yellow"),
+  ) as folder:
+    workdir = str(folder)
+    if FLAGS.mode == "train":
+      (train or train_lib.train)(FLAGS.config, workdir, console)
+    else:
+      evaluate.evaluate(FLAGS.config or _config_of(workdir), workdir, console)
 
 
 def _config_of(workdir: str) -> ConfigDict:

@@ -24,8 +24,8 @@ def local_path(path: str | os.PathLike, setting: str) -> pathlib.Path:
   text = os.fspath(path)
   if "://" in text:
     raise UserError(
-      f"{setting}={text}: remote paths are not supported; mount the bucket as a folder (gcsfuse for"
-      " Google Cloud) and give that folder"
+      f"{setting}={text}: remote paths are not supported here; copy the files to this machine, or"
+      " mount the bucket (gcsfuse for Google Cloud), and give that folder"
     )
   return pathlib.Path(text).expanduser()
 

@@ -64,7 +64,7 @@ WRONG = [
   ("strict_mining.global_threshold_num_stds", -1.0),
   ("optimizer.learning_rate", float("nan")),
   ("seed", 2**32),
-  ("dataset.data_dir", "gs://bucket/data"),
+  ("dataset.data_dir", "s3://bucket/data"),
   ("pretrained", "s3://bucket/weights"),
   ("seed", -1),
   ("dataset.workers", -1),

@@ -12,7 +12,8 @@ from tests.helpers.paths import ROOT
 PACKAGE = ROOT / "dgia_jax"
 # Packages as layers: a module imports from its own package and from those before it.
 LAYERS = (
-  "errors", "user_files", "files", "older_names", "hub", "quiet_transformers", "cli", "full_disk",
+  "errors", "user_files", "files", "bucket", "remote", "older_names", "hub", "quiet_transformers",
+  "cli", "full_disk",
   "stop_signals", "worker_processes", "distributed", "sharding", "data",
   "models", "method", "config", "run_flags", "reporting", "training", "search", "dry_run",
   "convert", "main", "__main__",

@@ -67,7 +67,7 @@ def test_configs_are_found_by_name(run, tmp_path):
   [
     (["--config=cuhk_pedes:paper"], ["data prepare cuhk_pedes --source"]),
     (["--config=cuhk"], ["no such config", "cuhk_pedes", "custom", "synth_pedes"]),
-    (["--config=synth_pedes", "--workdir=gs://bucket/run"], ["--workdir=gs://", "mount"]),
+    (["--config=synth_pedes", "--workdir=s3://bucket/run"], ["--workdir=s3://", "mount"]),
     (["--config=nowhere/mine.py"], ["no such file", "cuhk_pedes"]),
     (["--config=synth_pedes", "--batch_size=3"], ["did you mean --config.batch_size"]),
     (["--config=synth_pedes", "--config.bank.momentum=1"], ["bank.update_rate"]),
@@ -79,7 +79,7 @@ def test_configs_are_found_by_name(run, tmp_path):
 )
 def test_mistakes_end_in_one_line(run, tmp_path, flags, words):
   code, _, error = run("python", "-m", "dgia_jax.main", f"--workdir={tmp_path / 'run'}", *flags)
-  assert not (tmp_path / "gs:").exists()
+  assert not (tmp_path / "s3:").exists()
   lines = [line for line in error.splitlines() if line.startswith("error:")]
   assert code == 2 and len(lines) == 1 and "Traceback" not in error, error
   for word in words:

@@ -10,7 +10,7 @@ from typing import Any
 
 from absl import logging
 
-from dgia_jax import cli, worker_processes
+from dgia_jax import bucket, cli, remote, worker_processes
 from dgia_jax.data import catalog
 from dgia_jax.errors import UserError, printable
 
@@ -34,7 +34,8 @@ def load_builder(
 
   Args:
     name: one of `names()`.
-    data_dir: root of the built datasets; "" = $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    data_dir: root of the built datasets; "" = $TFDS_DATA_DIR or ~/tensorflow_datasets. A dataset
+      in a bucket is copied to the local cache first, because its record files are read locally.
     source: the folder with the dataset's files. "" = use the build in `data_dir`, if only one
       matches.
     annotations, images: the JSON file and the image folder, for `custom` or an unusual layout.
@@ -53,6 +54,8 @@ def load_builder(
   worker_processes.leave_if_work_is_repeated()
   check_name(name)
   data_dir = resolved_data_dir(data_dir)
+  if bucket.is_remote(data_dir):
+    data_dir = _copied_data_dir(name, data_dir)
   if name == "synth_pedes":
     return _load_synth_pedes(data_dir, image_size, options)
   options = _person_search_options(name, options)
@@ -79,12 +82,15 @@ def check_name(name: str) -> None:
 
 
 def resolved_data_dir(data_dir: str) -> str:
-  """The absolute path of the root of built datasets.
+  """The absolute path, or the address in a bucket, of the root of built datasets.
 
   Raises:
     UserError: the path is not UTF-8, which the record writer needs.
   """
   data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+  if bucket.is_remote(data_dir):
+    bucket.check(data_dir, "data_dir")
+    return data_dir.rstrip("/")
   path = os.path.abspath(os.path.expanduser(data_dir))
   try:
     path.encode()
@@ -103,6 +109,22 @@ def prepare_command(
     flags["holdout"] = holdout
   words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
   return f"{cli.program('data')} prepare {name} {shlex.join(words)}"
+
+
+def _copied_data_dir(name: str, data_dir: str) -> str:
+  """The root of a local copy of one dataset in a bucket.
+
+  Raises:
+    UserError: the dataset is not built there, or cannot be copied.
+  """
+  if not bucket.holds_files(f"{data_dir}/{name}", "data_dir"):
+    source = " --source FOLDER" if name in catalog.LAYOUTS else ""
+    command = f"{cli.program('data')} prepare {name}{source} --data_dir DIR"
+    raise UserError(
+      f"{name} is not built in data_dir={data_dir}: datasets are built in local folders; build it"
+      f" ({command}), then copy it: gcloud storage rsync -r DIR/{name} {data_dir}/{name}"
+    )
+  return str(remote.local_copy(f"{data_dir}/{name}", "data_dir").parent)
 
 
 def _person_search_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:

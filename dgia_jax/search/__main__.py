@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import tqdm
 
-from dgia_jax import cli
+from dgia_jax import bucket, cli, remote, user_files
 from dgia_jax.data import images as images_lib
 from dgia_jax.errors import UserError
 from dgia_jax.reporting import contact_sheet
@@ -32,6 +32,8 @@ def index(options: argparse.Namespace) -> None:
   """Makes the index of a folder, or brings it up to date."""
   if options.batch_size < 1:
     raise UserError(f"--batch_size={options.batch_size}: give 1 or more")
+  images = user_files.local_path(options.images, "--images")
+  bucket.check(options.out, "--out")
   retriever = Retriever.from_pretrained(
     options.run, options.checkpoint, setting="--run", batch_size=options.batch_size
   )
@@ -40,15 +42,10 @@ def index(options: argparse.Namespace) -> None:
     def expect(count: int) -> None:
       bar.total = count  # `bar.reset` would show a bar even if there is nothing to do
 
-    report = index_lib.build(
-      retriever,
-      options.run,
-      options.images,
-      options.out,
-      bar.update,
-      expect,
-      verify=options.verify,
-    )
+    with remote.mirrored(options.out, "--out", notify=cli.print_to_stderr) as folder:
+      report = index_lib.build(
+        retriever, options.run, images, folder, bar.update, expect, verify=options.verify
+      )
   out = shlex.quote(options.out)
   print(
     f"{out}: {report.added:,} images added, {report.kept:,} kept,"
@@ -120,19 +117,20 @@ def open_index(
   Raises:
     UserError: one of them cannot be read, or the index was made with another model.
   """
+  folder, shown = remote.local_copy(folder, "--index"), folder
   about = index_files.read_about(folder)
   setting = "--run" if model else "--index"
   model = str(model or about["model"])
-  if os.path.isabs(model) and not os.path.isdir(model):
+  if not bucket.is_remote(model) and os.path.isabs(model) and not os.path.isdir(model):
     raise UserError(
-      f"--index={folder} was made with the model in {model}, which is gone: give --run"
+      f"--index={shown} was made with the model in {model}, which is gone: give --run"
     )
   for choice in ("best", "last"):
     retriever = Retriever.from_pretrained(model, choice, setting=setting)
     if retriever.digest() == about["model_digest"]:
       return retriever, SearchIndex(folder, retriever.mesh)
   raise UserError(
-    f"--index={folder} was made with another model than the one in {model}: index again, or give"
+    f"--index={shown} was made with another model than the one in {model}: index again, or give"
     " --run"
   )
 

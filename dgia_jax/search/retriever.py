@@ -18,7 +18,7 @@ import PIL.Image
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
-from dgia_jax import hub, sharding, user_files
+from dgia_jax import hub, remote, sharding, user_files
 from dgia_jax.data import images as images_lib
 from dgia_jax.data import tokenizer as tokenizer_lib
 from dgia_jax.errors import UserError
@@ -88,7 +88,8 @@ class Retriever:
 
     Args:
       source: the folder of a run; a folder with a CLIP or SigLIP model, as `dgia_jax.convert`,
-        transformers or open_clip write it; or the name of such a model on the Hugging Face hub.
+        transformers or open_clip write it; either of them in a bucket, gs://BUCKET/FOLDER; or the
+        name of such a model on the Hugging Face hub.
       choice: checkpoint of a run, "best" or "last".
       setting: the name of `source` in error messages.
       **options: `mesh` and `batch_size` of the constructor.
@@ -96,7 +97,7 @@ class Retriever:
     Raises:
       UserError: no model can be opened from there.
     """
-    path = pathlib.Path(source)
+    path = remote.local_copy(source, setting)
     if not path.exists():
       return cls.from_hugging_face(_hub_folder(str(source), setting), **options)
     if not path.is_dir():

@@ -5,6 +5,7 @@ run's data position and its best score so far, and the checksum of every array. 
 is a pure function of seed and step, so the data position is the number of batches consumed, from
 which any number of processes can resume. Checkpoints are written in the background into a temporary
 folder that is renamed when it is complete, so the newest complete one survives a kill at any time.
+A bucket cannot rename folders: there a file that Orbax writes last marks a complete checkpoint.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from dgia_jax import cli, distributed, full_disk
+from dgia_jax import bucket, cli, distributed, full_disk, remote
 from dgia_jax.errors import UserError
 from dgia_jax.method import train_state
 from dgia_jax.training import array_digests, checkpoint_arrays, checkpoint_record
@@ -30,6 +31,7 @@ from dgia_jax.training.checkpoint_record import CheckpointRecord, DamagedCheckpo
 FOLDER = "checkpoints"
 DAMAGED_FOLDER = "damaged"
 _UNFINISHED = ".orbax-checkpoint-tmp"
+_COMPLETE_IN_BUCKET = "commit_success.txt"
 # Orbax warns about a file that it does not write.
 _EXPECTED_WARNING = "_CHECKPOINT_METADATA"
 
@@ -50,13 +52,13 @@ class Checkpoints:
     """Opens `workdir`/checkpoints.
 
     Args:
-      workdir: working directory of the run.
+      workdir: working directory of the run; checkpoints of a copy are those of `remote.origin`.
       keep: number of newest checkpoints to keep, besides the best.
       read_only: nothing is written or moved, so the run may be training at the same time.
       verify: compare every restored array with its checksum.
       notify: receives one line about every damaged checkpoint that is moved away.
     """
-    self._workdir = pathlib.Path(workdir).expanduser().absolute()
+    self._workdir = _workdir_of_checkpoints(workdir)
     self._folder = self._workdir / FOLDER
     self._keep, self._read_only, self._verify, self._notify = keep, read_only, verify, notify
     self._manager = None  # of Orbax; created by the first save
@@ -170,6 +172,8 @@ class Checkpoints:
           manager.close()  # also after a failed save, whose threads would otherwise remain
 
   def _writing(self) -> contextlib.AbstractContextManager[None]:
+    if bucket.is_remote(self._folder):
+      return bucket.explained(self._folder)
     return full_disk.explained(self._folder, self._state_bytes)
 
   def _create_manager(self) -> ocp.CheckpointManager:
@@ -239,13 +243,26 @@ class _KeepNewestAndBest:
     return [step in kept for step in steps]
 
 
-def steps_saved(workdir: pathlib.Path | str) -> list[int]:
+def steps_saved(workdir: bucket.AnyPath | str) -> list[int]:
   """Steps of the complete checkpoints in a run's working directory, ascending."""
-  folder = pathlib.Path(workdir).expanduser() / FOLDER
-  if not folder.is_dir():
-    return []
-  names = [entry.name for entry in folder.iterdir() if entry.name.isdecimal() and entry.is_dir()]
+  folder = _workdir_of_checkpoints(workdir) / FOLDER
+  with bucket.explained(folder):
+    if not folder.is_dir():
+      return []
+    entries = [entry for entry in folder.iterdir() if entry.name.isdecimal()]
+    names = [entry.name for entry in entries if _is_complete(entry)]
   return sorted(int(name) for name in names if name == str(int(name)))
+
+
+def _workdir_of_checkpoints(workdir: bucket.AnyPath | str) -> bucket.AnyPath:
+  """The working directory, or the one in a bucket that it is a copy of."""
+  if bucket.is_remote(workdir):
+    return workdir
+  return remote.origin(pathlib.Path(workdir).expanduser().absolute())
+
+
+def _is_complete(entry: bucket.AnyPath) -> bool:
+  return (entry / _COMPLETE_IN_BUCKET).exists() if bucket.is_remote(entry) else entry.is_dir()
 
 
 def restore_params(
@@ -264,7 +281,7 @@ def restore_params(
   Raises:
     UserError: there is no complete checkpoint, or it is damaged.
   """
-  folder = pathlib.Path(workdir).expanduser().absolute() / FOLDER
+  folder = _workdir_of_checkpoints(workdir) / FOLDER
   steps = steps_saved(workdir)
   if not steps:
     raise UserError(f"{folder}: holds no complete checkpoint; train first")
@@ -303,7 +320,7 @@ def digest(state: train_state.TrainState, num_pairs: int) -> str:
   )
 
 
-def _scores(folder: pathlib.Path, steps: Sequence[int]) -> dict[int, float]:
+def _scores(folder: bucket.AnyPath, steps: Sequence[int]) -> dict[int, float]:
   """Scores of the checkpoints that were evaluated."""
   scores = {}
   for step in steps:
@@ -323,20 +340,24 @@ def _highest(scores: dict[int, float], steps: Sequence[int]) -> int | None:
   return max((s for s in steps if s in scores), key=lambda s: (scores[s], s), default=None)
 
 
-def _best(folder: pathlib.Path, steps: Sequence[int]) -> int | None:
+def _best(folder: bucket.AnyPath, steps: Sequence[int]) -> int | None:
   return _highest(_scores(folder, steps), steps)
 
 
-def _move_away(checkpoint: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+def _move_away(checkpoint: bucket.AnyPath, folder: bucket.AnyPath) -> bucket.AnyPath:
   """Moves a damaged checkpoint into a folder, under a name that is free there."""
   try:
-    folder.mkdir(exist_ok=True)
     names = [checkpoint.name] + [f"{checkpoint.name}-{number}" for number in range(2, 1000)]
-    target = next(folder / name for name in names if not os.path.lexists(folder / name))
-    checkpoint.rename(target)
+    target = next(folder / name for name in names if not _is_taken(folder / name))
+    bucket.move(checkpoint, target)
   except OSError as error:
     raise UserError(f"{checkpoint} is damaged and cannot be moved away ({error})") from error
   return target
+
+
+def _is_taken(path: bucket.AnyPath) -> bool:
+  """Whether something has this name, be it a broken link."""
+  return path.exists() if bucket.is_remote(path) else os.path.lexists(path)
 
 
 @functools.cache

@@ -6,7 +6,6 @@ are being read, and each of these then prints a traceback. Hence TensorStore, on
 
 import contextlib
 import functools
-import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 
-from dgia_jax import older_names, sharding
+from dgia_jax import bucket, older_names, sharding
 from dgia_jax.errors import UserError
 from dgia_jax.method import train_state
 from dgia_jax.training import array_digests, checkpoint_record
@@ -43,7 +42,7 @@ def nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def read(
-  folder: pathlib.Path, record: CheckpointRecord, only: str | None = None, verify: bool = True
+  folder: bucket.AnyPath, record: CheckpointRecord, only: str | None = None, verify: bool = True
 ) -> dict[str, np.ndarray]:
   """Reads the arrays of a checkpoint into host memory and verifies them.
 
@@ -78,9 +77,9 @@ def read(
   return older_names.current_arrays(arrays)
 
 
-def _read_arrays(folder: pathlib.Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+def _read_arrays(folder: bucket.AnyPath, names: Sequence[str]) -> dict[str, np.ndarray]:
   """Reads arrays in parallel."""
-  kvstore = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder / STATE}/"}}
+  kvstore = {"driver": "ocdbt", "base": bucket.tensorstore_base(folder / STATE)}
   specs = {
     name: {"driver": "zarr", "kvstore": kvstore | {"path": name.replace("/", ".") + "/"}}
     for name in names
@@ -95,7 +94,7 @@ def _read_arrays(folder: pathlib.Path, names: Sequence[str]) -> dict[str, np.nda
 
 
 def place(
-  folder: pathlib.Path,
+  folder: bucket.AnyPath,
   arrays: Mapping[str, np.ndarray],
   mesh: jax.sharding.Mesh,
   abstract_state: train_state.TrainState,
@@ -123,11 +122,12 @@ def place(
 
 
 @contextlib.contextmanager
-def _readable(folder: pathlib.Path) -> Iterator[None]:
+def _readable(folder: bucket.AnyPath) -> Iterator[None]:
   """Turns any failure to read into a `DamagedCheckpointError`."""
   try:
     yield
   except Exception as error:  # damaged files can fail in any way
     if isinstance(error, PermissionError) or "PERMISSION_DENIED" in str(error):
       raise UserError(f"{folder}: cannot be read ({error})") from error
+    bucket.raise_if_unreachable(folder, error)
     raise checkpoint_record.damaged(folder, f"{STATE}: {error}") from error

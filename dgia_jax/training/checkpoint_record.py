@@ -7,12 +7,11 @@ file is damaged, cut, missing or copied from another step.
 
 import dataclasses
 import json
-import pathlib
 from typing import Any
 
 import orbax.checkpoint as ocp
 
-from dgia_jax import files
+from dgia_jax import bucket, files
 from dgia_jax.errors import UserError
 
 RECORD = "record"  # name of the item inside a checkpoint
@@ -38,7 +37,7 @@ def to_json(record: CheckpointRecord) -> dict[str, Any]:
   return files.sealed(content)
 
 
-def read(checkpoint: pathlib.Path) -> CheckpointRecord:
+def read(checkpoint: bucket.AnyPath) -> CheckpointRecord:
   """Reads the record of the checkpoint in this folder, which is named after its step.
 
   Raises:
@@ -52,13 +51,14 @@ def read(checkpoint: pathlib.Path) -> CheckpointRecord:
   except PermissionError as error:
     raise UserError(f"{checkpoint}: cannot be read ({error})") from error
   except Exception as error:  # a damaged file can fail in any way
+    bucket.raise_if_unreachable(checkpoint, error)
     raise damaged(checkpoint, f"{RECORD}: {error}") from error
   if str(record.step) != checkpoint.name:
     raise damaged(checkpoint, f"it contains step {record.step}")
   return record
 
 
-def damaged(checkpoint: pathlib.Path, reason: str) -> DamagedCheckpointError:
+def damaged(checkpoint: bucket.AnyPath, reason: str) -> DamagedCheckpointError:
   """The error that names a checkpoint and what is wrong with it."""
   short = " ".join(reason.split())
   return DamagedCheckpointError(
@@ -66,7 +66,7 @@ def damaged(checkpoint: pathlib.Path, reason: str) -> DamagedCheckpointError:
   )
 
 
-def _of_earlier_release(checkpoint: pathlib.Path, content: dict[str, Any]) -> CheckpointRecord:
+def _of_earlier_release(checkpoint: bucket.AnyPath, content: dict[str, Any]) -> CheckpointRecord:
   """Earlier releases stored the run's record alone, and the score in an item of its own."""
   score = None
   if (checkpoint / "metrics").exists():

@@ -1,5 +1,6 @@
 """Evaluates at the end of epochs and saves checkpoints: the training loop's hook for both."""
 
+from dgia_jax import remote
 from dgia_jax.method.train_state import TrainState
 from dgia_jax.reporting.console import Console
 from dgia_jax.reporting.metrics_writer import MetricsWriter
@@ -57,6 +58,7 @@ class EvaluateAndSave:
       "epoch": epoch,
       "wall_time_seconds": round(self._record["wall_time_seconds"] + self._log.seconds(), 3),
     }
+    remote.publish(self._setup.workdir)  # the log first: resuming drops lines, but cannot add any
     self._checkpoints.save(state, self._record, score)
     self._log.restart_clock(step)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from dgia_jax import sharding
+from dgia_jax import remote, sharding
 from dgia_jax.errors import UserError
 from dgia_jax.models import dual_encoder, pretrained
 from dgia_jax.models.families import Family
@@ -27,7 +27,7 @@ def load(
   """Reads parameters onto a mesh.
 
   Args:
-    source: the folder of a run, or what `pretrained.load_pretrained` takes.
+    source: the folder of a run, or what `pretrained.load_pretrained` takes; also in a bucket.
     params: the initial parameters; the returned ones have the same structure and sharding.
     image_size: (height, width) in pixels of the model's images.
     family: of the model.
@@ -39,13 +39,14 @@ def load(
   Raises:
     UserError: the files cannot be read or do not fit the model.
   """
-  if workdir_lib.is_run(source):
-    _check_same_family(source, family)
-    _, loaded = checkpoint.restore_params(source)
+  folder = str(remote.local_copy(source, "config.pretrained"))
+  if workdir_lib.is_run(folder):
+    _check_same_family(folder, family)
+    _, loaded = checkpoint.restore_params(folder)
     unused = ()
     _check_same_shapes(source, loaded, params)
   else:
-    weights = pretrained.load_pretrained(source, params, image_size=image_size, family=family)
+    weights = pretrained.load_pretrained(folder, params, image_size=image_size, family=family)
     loaded, unused = weights.params, weights.dropped
   return sharding.place(loaded, sharding.parameters(mesh, params)), unused
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from dgia_jax import remote
 from dgia_jax.data import annotations, datasets, tokenizer
 from dgia_jax.data import pairs as pairs_lib
 from dgia_jax.errors import UserError
@@ -61,8 +62,9 @@ def load_tokenizer(
   folder = pathlib.Path(workdir) / workdir_lib.TOKENIZER
   if workdir_lib.is_claimed(workdir):
     return tokenizer.load_tokenizer(folder)
-  if config.pretrained and workdir_lib.is_run(config.pretrained):
-    vocabulary = tokenizer.load_tokenizer(pathlib.Path(config.pretrained) / workdir_lib.TOKENIZER)
+  source = remote.local_copy(config.pretrained, "config.pretrained") if config.pretrained else None
+  if source and workdir_lib.is_run(source):
+    vocabulary = tokenizer.load_tokenizer(source / workdir_lib.TOKENIZER)
     if vocabulary.context_length != settings.context_length:
       raise UserError(
         f"config.tokenizer.context_length={settings.context_length}: the run that"

@@ -6,6 +6,7 @@ import jax
 from clu import profiler
 from ml_collections import ConfigDict
 
+from dgia_jax import remote
 from dgia_jax.reporting.console import Console
 
 FOLDER = "profile"
@@ -26,6 +27,7 @@ class StepProfiler:
     self._start = max(settings.start_step, first_step + 2) if is_active else None
     self._stop = self._start + settings.steps - 1 if is_active else None
     self._folder, self._console = workdir / FOLDER, console
+    self._shown_folder = remote.origin(workdir) / FOLDER
     self._is_running = False
 
   def before_step(self, step: int) -> None:
@@ -46,6 +48,6 @@ class StepProfiler:
       profiler.stop()
       self._is_running = False
       self._console.print(
-        f"profile written to {self._folder}; to look at it: pip install xprof, then"
-        f" xprof --logdir {self._folder}"
+        f"profile written to {self._shown_folder}; to look at it: pip install xprof, then"
+        f" xprof --logdir {self._shown_folder}"
       )

@@ -13,7 +13,7 @@ import numpy as np
 from clu import platform
 from ml_collections import ConfigDict
 
-from dgia_jax import distributed, full_disk, sharding, worker_processes
+from dgia_jax import distributed, full_disk, remote, sharding, worker_processes
 from dgia_jax.data import batches as batches_lib
 from dgia_jax.data.pairs import PairTable
 from dgia_jax.data.prefetch import Prefetcher
@@ -230,13 +230,14 @@ def _announce_losses(setup: TrainingSetup, step: int, console: Console) -> None:
 
 
 def _print_files_and_next_command(setup: TrainingSetup, console: Console) -> None:
+  workdir = remote.origin(setup.workdir)
   files = {
-    setup.workdir / workdir_lib.RESULTS: "final scores and the digest of parameters and banks",
-    setup.workdir / METRICS: "every logged number, one JSON object per line",
-    setup.workdir / checkpoint.FOLDER: "the newest checkpoints and the best one",
+    workdir / workdir_lib.RESULTS: "final scores and the digest of parameters and banks",
+    workdir / METRICS: "every logged number, one JSON object per line",
+    workdir / checkpoint.FOLDER: "the newest checkpoints and the best one",
   }
   if setup.config.eval.contact_sheet:
-    sheet = setup.workdir / workdir_lib.CONTACT_SHEET
+    sheet = workdir / workdir_lib.CONTACT_SHEET
     files[sheet] = "ten captions and the images ranked first for each"
-  folder = shlex.quote(str(setup.workdir))
+  folder = shlex.quote(str(workdir))
   console.outcome(files, f"python -m dgia_jax.convert --run {folder} --out {folder}/hugging_face")

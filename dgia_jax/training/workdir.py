@@ -14,7 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from dgia_jax import config as config_lib
-from dgia_jax import distributed, files, older_names, user_files
+from dgia_jax import distributed, files, older_names, remote, user_files
 from dgia_jax.errors import UserError
 from dgia_jax.training import checkpoint
 
@@ -150,7 +150,9 @@ def claim(workdir: pathlib.Path | str, config: ConfigDict) -> None:
   workdir = resolve(workdir)
   if not is_claimed(workdir) and jax.process_index() == 0:
     files.write_json(workdir / CONFIG, config.to_dict())
+  remote.publish(workdir)
   distributed.wait_for_all()
+  remote.refresh(workdir)
   deadline = time.time() + VISIBLE_SECONDS
   while not is_claimed(workdir):
     if time.time() > deadline:
