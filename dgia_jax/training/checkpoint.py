@@ -380,4 +380,5 @@ def _is_news(log_record: logging.LogRecord) -> bool:
   """False for an expected warning, and for write errors, which `save` or `wait` raise again."""
   error = str(log_record.exc_info[1]) if log_record.exc_info else ""
   texts = (log_record.getMessage(), error)
-  return not any(_EXPECTED_WARNING in text or _UNFINISHED in text for text in texts)
+  raised_again = (_UNFINISHED, "gs://") if log_record.levelno >= logging.ERROR else (_UNFINISHED,)
+  return not any(part in text for part in (_EXPECTED_WARNING, *raised_again) for text in texts)
