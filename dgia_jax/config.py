@@ -57,8 +57,8 @@ def base() -> ConfigDict:
   config.eval_every_epochs = 1  # epochs between evaluations; the last is always evaluated
   config.log_every_steps = 50  # steps between lines of the training log
   # Initial weights: hub name or folder of a CLIP or SigLIP model (Hugging Face, open_clip), a .pt
-  # or .pth file, or a run's working directory (its best checkpoint and its vocabulary); "" = from
-  # scratch. docs/backbones.md lists which belong to which model.name.
+  # or .pth file, or a run's working directory (its best checkpoint and its vocabulary), all of them
+  # also at gs://; "" = from scratch. docs/backbones.md lists which belong to which model.name.
   config.pretrained = ""
 
   config.mesh = ConfigDict()
@@ -68,7 +68,8 @@ def base() -> ConfigDict:
 
   config.dataset = ConfigDict()
   config.dataset.name = "cuhk_pedes"  # one of dgia_jax.data.datasets.names()
-  config.dataset.data_dir = ""  # of built datasets; "" = $TFDS_DATA_DIR or ~/tensorflow_datasets
+  # Of built datasets, also at gs://; "" = $TFDS_DATA_DIR or ~/tensorflow_datasets.
+  config.dataset.data_dir = ""
   config.dataset.source = ""  # folder with the dataset as its owners distribute it
   config.dataset.annotations = ""  # custom: JSON file
   config.dataset.images = ""  # custom: image folder

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Trains on every host of a Cloud TPU slice. Run it on your own machine, with gcloud set up:
 #
-#   launch/tpu_slice.sh NAME ZONE /mnt/shared/runs/cuhk --config configs/pod.py
+#   launch/tpu_slice.sh NAME ZONE gs://BUCKET/runs/cuhk --config configs/pod.py
 #
 # NAME is a slice that exists (gcloud compute tpus tpu-vm create NAME --zone ZONE
 # --accelerator-type v5litepod-256 --version v2-alpha-tpuv5-lite). Every host needs the project in
-# ~/dgia_jax, installed with: pip install -e ".[tpu]"
+# ~/dgia_jax, installed with: pip install -e ".[tpu,gcs]"
 # All hosts run the same command, and JAX finds the other hosts. Run it again after a crash or a
 # preemption, and training continues from the last checkpoint.
 set -euo pipefail
@@ -17,7 +17,7 @@ fi
 name=$1 zone=$2 workdir=$3
 shift 3
 
-# All hosts must share the working directory: a mounted bucket (gcsfuse) or a shared disk.
+# All hosts must share the working directory: a folder in a bucket, or a shared disk.
 printf -v flags '%q ' --workdir="$workdir" "$@"
 gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all \
   --command="cd ~/dgia_jax && python3 -m dgia_jax.main $flags"
