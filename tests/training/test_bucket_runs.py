@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 
 from dgia_jax import bucket, convert, remote
+from dgia_jax.data import datasets, pairs
 from dgia_jax.errors import UserError
 from dgia_jax.reporting.console import Console
 from dgia_jax.search import __main__ as search_cli
 from dgia_jax.search.retriever import Retriever
 from dgia_jax.training import checkpoint, evaluate, train
 from dgia_jax.training import setup as setup_lib
-from tests.helpers import fake_gcs, known_run, tiny_run
+from tests import test_distributed
+from tests.helpers import command_line, fake_gcs, known_run, tiny_run
 from tests.helpers.fake_gcs import gcs  # noqa: F401
 from tests.helpers.paths import ROOT
 
@@ -163,6 +165,44 @@ def test_a_run_is_evaluated_and_starts_another(gcs, undisturbed):
   )
   with pytest.raises(UserError, match=f"--workdir={gcs.url}/next holds a run with another config"):
     run(f"{gcs.url}/next", num_epochs=2)
+
+
+@pytest.mark.slow
+def test_two_processes_train_in_a_bucket(gcs, tmp_path):
+  """Each process writes its part of a checkpoint; the first writes the other files."""
+  url = f"{gcs.url}/runs/two"
+  started = test_distributed.start(tmp_path / "data", tmp_path / "log", 2, 1, f"--workdir={url}")
+  codes = [process.wait(timeout=300) for process in started]
+  logs = [test_distributed.output(tmp_path / "log", number)[-2000:] for number in (0, 1)]
+  assert codes == [0, 0], logs
+  names = gcs.names(url)
+  assert sum(name.startswith("events.out.tfevents") for name in names) == 1
+  assert {"config.json", "metrics.jsonl", "results.json", "tokenizer/tokenizer.json"} <= set(names)
+  steps = checkpoint.steps_saved(bucket.epath.Path(url))
+  assert steps[-1] == command_line.STEPS
+  parts = {name.split("/")[0] for name in gcs.names(f"{url}/checkpoints/{steps[-1]}/state")}
+  assert {"ocdbt.process_0", "ocdbt.process_1"} <= parts
+  results = json.loads(gcs.content(f"{url}/results.json"))
+  assert results["last"]["step"] == command_line.STEPS
+  assert checkpoint.restore_params(remote.local_copy(url, "--run"), "last")[0] == steps[-1]
+  assert not list((tmp_path / "remote_cache").glob("writing-*"))
+
+
+def test_a_built_dataset_is_copied_from_a_bucket(gcs, tmp_path, monkeypatch):
+  options = {"train_people": 3, "val_people": 2, "test_people": 2}
+  load = lambda data_dir: datasets.load_builder(
+    "synth_pedes", data_dir=data_dir, image_size=(64, 32), **options
+  )
+  with pytest.raises(UserError, match=f"synth_pedes is not built in data_dir={gcs.url}.* rsync"):
+    load(f"{gcs.url}/data")
+  built = load(str(tmp_path / "data"))
+  gcs.put_folder(f"{gcs.url}/data", tmp_path / "data")
+  monkeypatch.setenv("TFDS_DATA_DIR", f"{gcs.url}/data/")
+  copy = load("")
+  assert str(copy.data_dir).startswith(str(tmp_path / "remote_cache"))
+  tables = [pairs.load_pairs(b, "train", (64, 32), "bilinear") for b in (built, copy)]
+  assert tables[0].captions == tables[1].captions
+  np.testing.assert_array_equal(tables[0].images[0], tables[1].images[0])
 
 
 def test_a_run_is_converted_and_searched(gcs, tmp_path, capsys):
