@@ -35,6 +35,7 @@ from dgia_jax.training import workdir as workdir_lib
 
 CARD = "README.md"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+_CHECKED_FILES = (checkpoint_files.WEIGHTS_FILE, tokenizer_lib.FILE)
 
 
 def convert(run: pathlib.Path | str, out: pathlib.Path | str, choice: str = "best") -> str:
@@ -64,6 +65,7 @@ def _convert(run: pathlib.Path, out: pathlib.Path, choice: str) -> str:
   image_size = tuple(config["dataset"]["image_size"])
   size = dual_encoder.SIZES[config["model"]["name"]]
   try:
+    (out / files.CHECKSUMS).unlink(missing_ok=True)  # of an earlier conversion to this folder
     pretrained.write_folder(
       out,
       params,
@@ -73,6 +75,7 @@ def _convert(run: pathlib.Path, out: pathlib.Path, choice: str) -> str:
       resize=config["dataset"]["resize"],
     )
     tokenizer_summary = _write_tokenizer(run, config["tokenizer"], out, size.family.is_siglip)
+    files.write_checksums(out, filter(lambda name: (out / name).exists(), _CHECKED_FILES))
     files.write_text(out / CARD, str(_card(run, config, step, params)))
   except OSError as error:
     raise UserError(f"--out={out}: cannot be written ({error}); choose another") from error

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
 import numpy as np
@@ -23,6 +23,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.
 
 
 _DIGEST = "digest"
+CHECKSUMS = "SHA256SUMS"
 
 
 class NoLocksError(OSError):
@@ -97,6 +98,31 @@ def unsealed(content: dict[str, Any]) -> dict[str, Any]:
   if content.get(_DIGEST) != _digest(rest):
     raise ValueError("its digest differs")
   return rest
+
+
+def write_checksums(folder: pathlib.Path | str, names: Iterable[str]) -> None:
+  """Writes the SHA-256 of files of a folder, as `sha256sum -c` reads it."""
+  folder = pathlib.Path(folder)
+  lines = [f"{_sha256(folder / name)}  {name}\n" for name in names]
+  write_text(folder / CHECKSUMS, "".join(lines))
+
+
+def differs_from_checksum(path: pathlib.Path) -> bool:
+  """Whether `write_checksums` has listed a file that has other content now."""
+  checksums = path.parent / CHECKSUMS
+  if not checksums.is_file():
+    return False
+  try:
+    lines = checksums.read_text(encoding="utf-8").splitlines()
+  except ValueError:  # no text: the list is damaged
+    return True
+  listed = dict(reversed(line.split("  ", 1)) for line in lines if "  " in line)
+  return path.name in listed and listed[path.name] != _sha256(path)
+
+
+def _sha256(path: pathlib.Path) -> str:
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from flax import nnx
 
 from dgia_jax import config, convert
 from dgia_jax.data import tokenizer as tokenizer_lib
+from dgia_jax.errors import UserError
 from dgia_jax.models import pixels as pixels_lib
 from dgia_jax.models import pretrained
 from dgia_jax.training import workdir as workdir_lib
@@ -90,6 +91,18 @@ def test_transformers_gives_equal_ids_for_odd_captions(known_run, tmp_path, voca
   assert different.sum() <= 4, [c for c, d in zip(captions, different, strict=True) if d]
 
 
+def test_a_flipped_bit_in_converted_weights_is_noticed(known_run, tmp_path):
+  assert convert_run(known_run, tmp_path) == 0
+  listed = (tmp_path / "SHA256SUMS").read_text()
+  assert "  model.safetensors\n" in listed and "  tokenizer.json\n" in listed
+  path = tmp_path / "model.safetensors"
+  content = bytearray(path.read_bytes())
+  content[-100] ^= 1
+  path.write_bytes(content)
+  with pytest.raises(UserError, match="model.safetensors is damaged.*its checksum differs"):
+    pretrained.load_pretrained(str(tmp_path), {}, image_size=IMAGE_SIZE)
+
+
 def test_a_run_stays_unchanged(known_run, tmp_path):
   before = {path: path.stat().st_mtime_ns for path in known_run.rglob("*")}
   assert convert_run(known_run, tmp_path) == 0
@@ -104,7 +117,7 @@ def test_without_a_vocabulary_the_weights_are_still_written(
   assert convert_run(known_run, tmp_path) == 0
   assert "without a tokenizer" in capsys.readouterr().out
   assert sorted(path.name for path in tmp_path.iterdir()) == [
-    "README.md", "config.json", "model.safetensors", "preprocessor_config.json",
+    "README.md", "SHA256SUMS", "config.json", "model.safetensors", "preprocessor_config.json",
   ]  # fmt: skip
 
 

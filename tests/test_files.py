@@ -1,5 +1,6 @@
 """Files are replaced as a whole: readers see the old or the new content, never a part."""
 
+import hashlib
 import json
 import os
 import pathlib
@@ -117,3 +118,25 @@ def test_a_value_that_json_cannot_hold_leaves_no_file(tmp_path):
   with pytest.raises(TypeError):
     files.write_json(tmp_path / "file", {"function": print})
   assert not list(tmp_path.iterdir())
+
+
+def test_checksums_name_the_files_that_changed(tmp_path):
+  for name in ("a", "b"):
+    (tmp_path / name).write_text(name)
+  files.write_checksums(tmp_path, ["a"])
+  assert (tmp_path / files.CHECKSUMS).read_text() == f"{hashlib.sha256(b'a').hexdigest()}  a\n"
+  assert not files.differs_from_checksum(tmp_path / "a")
+  for name, differs in (("a", True), ("b", False)):
+    (tmp_path / name).write_text("changed")
+    assert files.differs_from_checksum(tmp_path / name) == differs
+  (tmp_path / files.CHECKSUMS).write_bytes(b"\xff")
+  assert files.differs_from_checksum(tmp_path / "a")
+
+
+def test_sealed_content_is_read_or_refused():
+  content = {"rows": [1, "\udcff"], "parts": 2}
+  sealed = files.sealed(content)
+  assert files.unsealed(json.loads(json.dumps(sealed))) == content
+  for damaged in (content, sealed | {"parts": 3}, sealed | {"digest": None}, {}):
+    with pytest.raises(ValueError, match="digest differs"):
+      files.unsealed(damaged)

@@ -62,10 +62,11 @@ class Tokenizer(TokenIds):
     return ids.reshape(len(captions), self.context_length)
 
   def save(self, folder: pathlib.Path | str) -> None:
-    """Writes `tokenizer.json` to the folder, which is created if absent."""
+    """Writes `tokenizer.json` and its checksum to the folder, which is created if absent."""
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files.write_text(folder / FILE, self._backend.to_str(pretty=True))
+    files.write_checksums(folder, [FILE])
 
 
 def load_tokenizer(folder: pathlib.Path | str) -> Tokenizer:
@@ -74,6 +75,8 @@ def load_tokenizer(folder: pathlib.Path | str) -> Tokenizer:
   if not path.is_file():
     raise UserError(f"{path} is missing: the folder holds no saved tokenizer")
   try:
+    if files.differs_from_checksum(path):
+      raise ValueError("its checksum differs")
     backend = tokenizers.Tokenizer.from_file(str(path))
   except Exception as error:  # the library raises plain exceptions
     reason = " ".join(str(error).split())[:200]

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
-from dgia_jax import distributed, files, sharding, worker_processes
+from dgia_jax import distributed, files, full_disk, sharding, worker_processes
 from dgia_jax.data import batches as batches_lib
 from dgia_jax.data.pairs import PairTable
 from dgia_jax.errors import UserError
@@ -247,11 +247,20 @@ def _write(
   features: tuple[ImageFeatures, TextFeatures],
   console: Any,
 ) -> None:
-  """Writes results.json and, if configured, the contact sheet, and prints the scores."""
+  """Writes results.json and, if configured, the contact sheet, and prints the scores.
+
+  Raises:
+    UserError: one of these files cannot be written.
+  """
   if jax.process_index() == 0:
-    files.write_json(setup.workdir / workdir_lib.RESULTS, results)
-    if setup.config.eval.contact_sheet:
-      draw_contact_sheet(setup, *features)
+    try:
+      files.write_json(setup.workdir / workdir_lib.RESULTS, results)
+      if setup.config.eval.contact_sheet:
+        draw_contact_sheet(setup, *features)
+    except OSError as error:
+      if full_disk.is_cause(error):
+        raise  # explained by whoever knows how much is needed
+      raise UserError(f"--workdir={setup.workdir}: cannot be written ({error})") from error
   console.final("test", results)
 
 

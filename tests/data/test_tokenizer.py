@@ -239,6 +239,17 @@ def test_save_and_load(tokenizer, tmp_path):
     tokenizer_lib.load_tokenizer(tmp_path)
 
 
+def test_every_change_of_a_saved_file_is_noticed(tokenizer, tmp_path):
+  """A changed digit would be valid JSON and give other ids."""
+  tokenizer.save(tmp_path)
+  path = tmp_path / "tokenizer.json"
+  path.write_text(path.read_text().replace('"max_length": 12', '"max_length": 13'))
+  with pytest.raises(UserError, match="is damaged .its checksum differs"):
+    tokenizer_lib.load_tokenizer(tmp_path)
+  (tmp_path / "SHA256SUMS").unlink()  # earlier releases wrote none
+  assert tokenizer_lib.load_tokenizer(tmp_path).context_length == 13
+
+
 def test_small_vocabulary_gives_words_one_token_and_spells_the_rest():
   tokenizer = tokenizer_lib.train_tokenizer(_CAPTIONS, 32, 400)
   assert 260 < tokenizer.vocab_size <= 400

@@ -26,6 +26,11 @@ def test_weights_of_a_run_score_as_the_run_did(tmp_path):
   assert scored.keys() - {"pretrained"} <= trained.keys()
   assert json.loads((tmp_path / "scored" / "results.json").read_text()) == scored
   assert f"weights from {config.pretrained}; not used: none" in output.getvalue()
+  (tmp_path / "scored" / "results.json").unlink()
+  (tmp_path / "scored" / "results.json").mkdir()
+  with pytest.raises(UserError, match="cannot be written"):
+    evaluate.evaluate(config, tmp_path / "scored", console, splits)
+  (tmp_path / "scored" / "results.json").rmdir()
   # The directory is free: training may start there, with another config, too.
   assert not (tmp_path / "scored" / "config.json").exists()
   again = train.train(config, tmp_path / "scored", console, splits)

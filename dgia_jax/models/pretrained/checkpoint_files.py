@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from dgia_jax import hub, user_files
+from dgia_jax import files, hub, user_files
 from dgia_jax.errors import UserError
 from dgia_jax.models.pretrained import config_json, open_clip_config, torch_file
 from dgia_jax.models.pretrained.checkpoint_config import CheckpointConfig
@@ -119,6 +119,8 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 
   user_files.check_regular(path, "pretrained")
   try:
+    if files.differs_from_checksum(path):
+      raise ValueError("its checksum differs")
     return safetensors.numpy.load_file(path)
   except (
     OSError, safetensors.SafetensorError, AttributeError, LookupError, MemoryError, TypeError,
