@@ -63,7 +63,7 @@ def _convert(run: pathlib.Path, out: pathlib.Path, choice: str) -> str:
   _check_out(out)
   step, params = checkpoint.restore_params(run, choice)
   image_size = tuple(config["dataset"]["image_size"])
-  size = dual_encoder.SIZES[config["model"]["name"]]
+  size = dual_encoder.named(config["model"]["name"])
   try:
     (out / files.CHECKSUMS).unlink(missing_ok=True)  # of an earlier conversion to this folder
     pretrained.write_folder(

@@ -85,6 +85,13 @@ SIZES = {
 }
 
 
+def named(name: str) -> Size:
+  """The size `SIZES[name]`; raises UserError if the name is unknown."""
+  if name not in SIZES:
+    raise UserError(f"model.name {name!r} is not one of {', '.join(SIZES)}")
+  return SIZES[name]
+
+
 def names_of(size: Size) -> list[str]:
   """The names in `SIZES` that a size has."""
   return [name for name, known in SIZES.items() if known == size]
@@ -179,9 +186,7 @@ def create(
   Raises:
     UserError: the name is unknown, or the patch size does not divide `image_size`.
   """
-  if name not in SIZES:
-    raise UserError(f"model.name {name!r} is not one of {', '.join(SIZES)}")
-  size = SIZES[name]
+  size = named(name)
   if patch_size is not None:
     size = dataclasses.replace(size, patch_size=patch_size)
   return DualEncoder(

@@ -52,7 +52,7 @@ def create(
     results: content of results.json; None if the run was not evaluated.
   """
   dataset, start = config["dataset"]["name"], config["pretrained"]
-  family = dual_encoder.SIZES[config["model"]["name"]].family
+  family = dual_encoder.named(config["model"]["name"]).family
   published = family.is_siglip and config["tokenizer"]["name"]
   title = f"{config['model']['name']} on {dataset}"
   name, scores = _scores(results, step)

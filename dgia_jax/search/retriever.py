@@ -122,7 +122,7 @@ class Retriever:
     from dgia_jax.training import checkpoint
 
     config = workdir_lib.read_config(folder, setting)
-    size = dual_encoder.SIZES[config["model"]["name"]]
+    size = dual_encoder.named(config["model"]["name"])
     settings, image_size = config["tokenizer"], tuple(config["dataset"]["image_size"])
     if settings["name"]:
       tokenizer = tokenizer_lib.pretrained_tokenizer(

@@ -50,7 +50,7 @@ class TrainingSetup:
   @property
   def size(self) -> dual_encoder.Size:
     """The size of the model."""
-    return dual_encoder.SIZES[self.config.model.name]
+    return dual_encoder.named(self.config.model.name)
 
   @property
   def steps_per_epoch(self) -> int:

@@ -6,47 +6,14 @@ import json
 import jax
 import numpy as np
 import pytest
-import safetensors.numpy
 from flax import nnx
 
 from dgia_jax.errors import UserError
 from dgia_jax.models import dual_encoder, families, pretrained
-from dgia_jax.models.dual_encoder import Size, TowerSize
 from dgia_jax.models.pretrained import params as params_lib
 from dgia_jax.models.pretrained import tensor_names
 from tests.helpers import model_b
-
-OPEN_CLIP = Size(
-  TowerSize(64, 3, 4), TowerSize(48, 2, 2), feature_width=32, patch_size=16,
-  family=families.OPEN_CLIP,
-)  # fmt: skip
-# An inner width that is no multiple, as in so400m.
-_TOWER = TowerSize(64, 3, 4, mlp_width=176)
-SIGLIP = Size(_TOWER, _TOWER, feature_width=64, patch_size=16, family=families.SIGLIP)
-SIZES = {"open_clip": OPEN_CLIP, "siglip": SIGLIP}
-VOCAB = 300
-LENGTH = {"open_clip": 77, "siglip": 64}
-
-
-def create(name, image_size):
-  """(graphdef, params) with random biases and scales, so that a swapped tensor is noticed."""
-  model = model_b.create(image_size, SIZES[name], VOCAB, context_length=LENGTH[name])
-  graphdef, params = model_b.split(model)
-  leaves, structure = jax.tree.flatten(params)
-  random = np.random.default_rng(0)
-  leaves = [leaf + 0.05 * random.standard_normal(leaf.shape, np.float32) for leaf in leaves]
-  return graphdef, jax.tree.unflatten(structure, leaves)
-
-
-def load(path, name, image_size, family=None):
-  """Loads a checkpoint into a model of a size; returns the model."""
-  model = nnx.eval_shape(
-    lambda: model_b.create(image_size, SIZES[name], VOCAB, context_length=LENGTH[name])
-  )
-  graphdef, template = model_b.split(model)
-  family = family or SIZES[name].family
-  loaded = pretrained.load_pretrained(str(path), template, image_size=image_size, family=family)
-  return nnx.merge(graphdef, loaded.params)
+from tests.helpers.family_models import LENGTH, OPEN_CLIP, SIGLIP, SIZES, VOCAB, create, load
 
 
 def their_model(transformers, torch, name, image_size=64, dtype="float32"):
@@ -153,46 +120,6 @@ def test_siglips_positions_are_resized(tmp_path):
   assert ours.image.position_embedding.shape == (12, 64)
 
 
-def open_clip_folder(folder, **model_cfg):
-  """Writes OpenCLIP's model as open_clip publishes it; returns its parameters."""
-  _, params = create("open_clip", (64, 64))
-  config = {
-    "model_cfg": {
-      "embed_dim": 32,
-      "vision_cfg": {
-        "image_size": 64, "layers": 3, "width": 64, "head_width": 16, "patch_size": 16,
-        "patch_dropout": 0.5,
-      },
-      "text_cfg": {
-        "context_length": 77, "vocab_size": VOCAB, "width": 48, "heads": 2, "layers": 2,
-      },
-    } | model_cfg,
-    "preprocess_cfg": {"mean": [0.48145466, 0.4578275, 0.40821073], "std": None},
-  }  # fmt: skip
-  (folder / "open_clip_config.json").write_text(json.dumps(config))
-  tensors = params_lib.write_tensors(params, tensor_names.OPENAI)
-  tensors["logit_scale"] = np.float32(4.6)[None]
-  safetensors.numpy.save_file(tensors, folder / "open_clip_model.safetensors")
-  return params
-
-
-def edit(folder, change):
-  path = folder / "open_clip_config.json"
-  content = json.loads(path.read_text())
-  change(content)
-  path.write_text(json.dumps(content))
-
-
-def test_a_folder_of_open_clip(tmp_path):
-  params = open_clip_folder(tmp_path)
-  config = pretrained.read_config(tmp_path)
-  assert (config.size, config.image_size, config.vocab_size) == (OPEN_CLIP, (64, 64), VOCAB)
-  _, loaded = model_b.split(load(tmp_path, "open_clip", (64, 64)))
-  assert all(jax.tree.leaves(jax.tree.map(np.array_equal, loaded, params)))
-  edit(tmp_path, lambda content: content["model_cfg"].update(quick_gelu=True))
-  assert pretrained.read_config(tmp_path).size.family == families.CLIP
-
-
 def test_open_clips_torch_file_alone_is_described_by_the_model(tmp_path, torch):
   _, params = create("open_clip", (64, 64))
   tensors = params_lib.write_tensors(params, tensor_names.OPENAI)
@@ -200,27 +127,6 @@ def test_open_clips_torch_file_alone_is_described_by_the_model(tmp_path, torch):
   torch.save(state, tmp_path / "open_clip_pytorch_model.bin")
   loaded = load(tmp_path / "open_clip_pytorch_model.bin", "open_clip", (64, 64))
   np.testing.assert_array_equal(loaded.text.projection[...], params["text"]["projection"])
-
-
-@pytest.mark.parametrize(
-  "change, message",
-  [
-    (lambda c: c["model_cfg"]["vision_cfg"].update(timm_model_name="vit"), "timm_model_name"),
-    (lambda c: c["model_cfg"]["text_cfg"].update(no_causal_mask=True), "no_causal_mask"),
-    (lambda c: c["model_cfg"]["text_cfg"].update(pool_type="last"), "pool_type"),
-    (lambda c: c["model_cfg"]["vision_cfg"].update(width="64"), "width is '64'"),
-    (lambda c: c["model_cfg"]["vision_cfg"].update(head_width=24), "width 64 does not divide"),
-    (lambda c: c["model_cfg"]["vision_cfg"].update(mlp_ratio=-1), "mlp_ratio is -1"),
-    (lambda c: c["model_cfg"]["vision_cfg"].update(image_size=8), "image_size 8 is below"),
-    (lambda c: c.pop("model_cfg"), "model_cfg is not a JSON object"),
-    (lambda c: c["preprocess_cfg"].update(mean=[0.5, 0.5, 0.5]), "mean is .*normalisation"),
-  ],
-)
-def test_mistakes_in_open_clips_config_name_the_field(tmp_path, change, message):
-  open_clip_folder(tmp_path)
-  edit(tmp_path, change)
-  with pytest.raises(UserError, match=f"open_clip_config.json: .*{message}"):
-    pretrained.read_config(tmp_path)
 
 
 def test_weights_of_another_activation_are_refused_with_the_right_name(tmp_path, monkeypatch):
