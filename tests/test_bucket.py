@@ -45,9 +45,16 @@ def test_objects_below_an_address_are_listed(gcs):  # noqa: F811
   }
   assert list(bucket.objects(f"{gcs.url}/run/a")) == [""]
   assert bucket.objects(f"{gcs.url}/ru") == {}
-  # Another process writes: nothing may be remembered.
-  gcs.put(f"{gcs.url}/run/new", b"")
-  assert "new" in bucket.objects(f"{gcs.url}/run")
+
+
+def test_listings_are_not_remembered(gcs):  # noqa: F811
+  """TensorStore and other processes write, which gcsfs does not notice."""
+  bucket.file_system()
+  folder = bucket.epath.Path(f"{gcs.url}/run")
+  for names in (["a"], ["a", "b"]):
+    gcs.put(f"{gcs.url}/run/{names[-1]}", b"")
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert sorted(bucket.objects(str(folder))) == names
 
 
 def test_a_folder_is_moved(gcs):  # noqa: F811
