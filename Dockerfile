@@ -3,11 +3,12 @@
 #   docker build --tag dgia_jax .
 #   docker build --tag dgia_jax:gpu --build-arg EXTRAS=gpu .
 #
-# Runs, datasets and caches belong in the volume /work:
+# Runs, datasets and caches belong in the volume /work, a folder that the user owns (mkdir work):
 #
-#   docker run --rm --volume "$PWD/work:/work" dgia_jax train --config synth_pedes:small --workdir runs/small
-#   docker run --rm --gpus all --shm-size 8g --volume "$PWD/work:/work" dgia_jax:gpu train --config cuhk_pedes \
-#       --workdir runs/cuhk --config.dataset.source=/work/CUHK-PEDES
+#   docker run --rm --user "$(id -u):$(id -g)" --volume "$PWD/work:/work" dgia_jax train \
+#       --config synth_pedes:small --workdir runs/small
+#   docker run --rm --user "$(id -u):$(id -g)" --gpus all --shm-size 8g --volume "$PWD/work:/work" dgia_jax:gpu \
+#       train --config cuhk_pedes --workdir runs/cuhk --config.dataset.source=/work/CUHK-PEDES
 FROM python:3.11-slim
 
 # Extras of the package, such as gpu (CUDA, which needs only the host's driver) or gpu,serve (and the web page).
@@ -17,10 +18,9 @@ WORKDIR /opt/dgia_jax
 COPY requirements.txt setup.py pyproject.toml README.md LICENSE ./
 COPY configs configs
 COPY dgia_jax dgia_jax
-# The versions that the tests ran with, without the tools for tests. The web page's library needs older versions of
-# some packages, so extras are not held to them.
+# The versions that the tests ran with, without the tools for tests.
 RUN pip install --no-cache-dir --constraint requirements.txt .
-RUN if [ -n "${EXTRAS}" ]; then pip install --no-cache-dir ".[${EXTRAS}]"; fi
+RUN if [ -n "${EXTRAS}" ]; then pip install --no-cache-dir --constraint requirements.txt ".[${EXTRAS}]"; fi
 
 RUN useradd --create-home --uid 1000 dgia && mkdir /work && chown dgia /work
 USER dgia
@@ -28,7 +28,8 @@ WORKDIR /work
 # Built datasets, downloaded weights and compiled programs stay in the volume.
 ENV TFDS_DATA_DIR=/work/datasets \
     HF_HOME=/work/cache/huggingface \
-    XDG_CACHE_HOME=/work/cache
+    XDG_CACHE_HOME=/work/cache \
+    HOME=/work
 VOLUME /work
 EXPOSE 7860
 ENTRYPOINT ["dgia"]

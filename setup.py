@@ -80,6 +80,7 @@ setup(
     "faiss": ["faiss-cpu>=1.8"],  # `dgia search export --format faiss`
     "tensorboard": ["tensorboard>=2.16"],  # to look at a run's events
     "experiments": ["matplotlib>=3.8", "scikit-learn>=1.5"],  # plots, and the supplement's t-SNE
+    "notebook": ["ipykernel>=6.29", "matplotlib>=3.8", "nbclient>=0.10"],
     "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
     "siglip": ["protobuf>=4", "sentencepiece>=0.2"],  # the tokenizer of SigLIP (not of SigLIP 2)
     "torch": ["torch>=2.6"],  # for live parity tests with PyTorch models

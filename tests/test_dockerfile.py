@@ -76,9 +76,16 @@ def test_the_commands_in_its_comments_are_real():
     assert (ROOT / "configs" / f"{config}.py").exists()
 
 
+def test_installs_are_pinned():
+  installs = [line for line in arguments_of("RUN") if "pip install" in line]
+  assert len(installs) == 2
+  assert all("--constraint requirements.txt" in line for line in installs)
+
+
 @pytest.mark.slow
 def test_the_pinned_versions_can_be_installed_together():
   """Needs a package index; nothing is installed."""
-  pinned, *_ = [line for line in arguments_of("RUN") if line.startswith("pip install")]
-  line = [sys.executable, "-m", *shlex.split(pinned), "--dry-run", "--ignore-installed", "--quiet"]
-  subprocess.run(line, cwd=ROOT, check=True)
+  line = [sys.executable, "-m", "pip", "install", "--constraint", "requirements.txt"]
+  for package in (".", ".[gpu]", ".[serve,parquet,siglip]"):
+    command_line = [*line, package, "--dry-run", "--ignore-installed", "--quiet"]
+    subprocess.run(command_line, cwd=ROOT, check=True)

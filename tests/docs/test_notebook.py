@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -61,3 +62,24 @@ def test_it_runs_from_top_to_bottom(tmp_path):
   assert sorted(file.name for file in tmp_path.glob("figure_*.png")) == [
     f"figure_{number}.png" for number in (1, 2, 3, 4)
   ]
+
+
+@pytest.mark.slow
+def test_a_kernel_runs_it_as_it_is(tmp_path, monkeypatch):
+  """With all its people and epochs; it is stored without outputs."""
+  nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+  pytest.importorskip("ipykernel")
+  monkeypatch.setenv("PYTHONPATH", str(ROOT))
+  monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "datasets"))
+  monkeypatch.delenv("XLA_FLAGS", raising=False)  # one device, as a reader has
+  notebook = nbformat.read(NOTEBOOK, as_version=4)
+  assert not any(cell.get("outputs") for cell in notebook.cells)
+  place = {"metadata": {"path": str(tmp_path)}}
+  nbclient.NotebookClient(notebook, timeout=540, kernel_name="python3", resources=place).execute()
+  outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+  assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
+  printed = "".join(output.get("text", "") for output in outputs)
+  score, chance = (
+    float(re.search(pattern, printed)[1]) for pattern in (r"R@1 ([\d.]+)", r"chance R@1: ([\d.]+)")
+  )
+  assert score > 5 * chance
