@@ -78,6 +78,7 @@ setup(
     "serve": ["gradio>=6,<7"],  # the web page of `dgia search serve`
     "parquet": ["pyarrow>=15"],  # `dgia search export --format parquet`
     "faiss": ["faiss-cpu>=1.8"],  # `dgia search export --format faiss`
+    "wandb": ["wandb>=0.18"],  # config.wandb.project
     "tensorboard": ["tensorboard>=2.16"],  # to look at a run's events
     "experiments": ["matplotlib>=3.8", "scikit-learn>=1.5"],  # plots, and the supplement's t-SNE
     "notebook": ["ipykernel>=6.29", "matplotlib>=3.8", "nbclient>=0.10"],

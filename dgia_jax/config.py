@@ -5,22 +5,31 @@ few fields that differ; the command line changes single fields: `--config.batch_
 config is locked: an unknown field stops the run.
 """
 
-import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from dgia_jax import bucket, user_files
+from dgia_jax.config_ranges import (
+  check_positive,
+  check_range,
+  check_smallest_and_largest,
+  get,
+  numbers,
+)
 from dgia_jax.data import images
 from dgia_jax.errors import UserError
 from dgia_jax.method import (
   global_association,
+  learnable_temperature,
   local_association,
+  lora,
   losses,
   memory_bank,
   optimizer,
+  trainable,
 )
 
 # Fields that may change between two starts of one run: where and how it runs, not its results.
@@ -28,6 +37,7 @@ RUNTIME_FIELDS = (
   "mesh", "gradient_accumulation", "log_every_steps", "dataset.data_dir", "dataset.source",
   "dataset.annotations", "dataset.images", "dataset.workers", "checkpoint", "model.attention",
   "model.caption_groups", "model.remat", "eval.batch_size", "eval.contact_sheet", "profile",
+  "wandb",
 )  # fmt: skip
 CHOICES = {
   "dataset.resize": tuple(images.RESIZE_FILTERS),
@@ -95,6 +105,8 @@ def base() -> ConfigDict:
 
   config.loss = ConfigDict()
   config.loss.temperature = 0.02  # tau, divides cosines; > 0
+  # Train tau, as CLIP does, from the value above and within [0.01, 1]; all four losses share it.
+  config.loss.learnable_temperature = False
   config.loss.epsilon = 1e-6  # inside log(q + epsilon)
   # How image-to-text and text-to-image losses are combined: mean (released code), sum (Eq. 1-2).
   config.loss.itc_reduction = "mean"
@@ -155,6 +167,25 @@ def base() -> ConfigDict:
   config.optimizer.decoupled = False  # False: added to the gradient (released); True: AdamW
   config.optimizer.bias_lr_multiplier = 2.0  # rate of biases, relative to other weights
   config.optimizer.second_moment = "float32"  # float16 emulates the released code's precision
+  config.optimizer.clip_norm = 0.0  # larger gradients are scaled down to this norm; 0 = off
+  # Learning rate of a block relative to the next one, embeddings last; 1 = one rate for all.
+  config.optimizer.layer_decay = 1.0
+
+  # Not in the paper, as are LoRA and the average of the weights: see docs/fine_tuning.md.
+  config.freeze = ConfigDict()
+  # First blocks of the tower that keep their weights, and with them the embeddings; 0 = none, -1 =
+  # the whole tower with its projection. They need no backward pass and no optimiser state.
+  config.freeze.image_blocks = 0
+  config.freeze.text_blocks = 0  # the same for the text tower
+
+  config.lora = ConfigDict()
+  config.lora.rank = 0  # train products of this rank, added to frozen kernels; 0 = off
+  config.lora.alpha = 16.0  # the products are scaled by alpha / rank
+  config.lora.matrices = ("qkv", "out", "up", "down")  # kernels of a block that are adapted
+
+  config.ema = ConfigDict()
+  # Decay per step of a moving average of the weights, which is evaluated beside them; 0 = off.
+  config.ema.decay = 0.0
 
   config.eval = ConfigDict()
   config.eval.batch_size = 256  # images or captions embedded at a time, over all devices
@@ -169,6 +200,10 @@ def base() -> ConfigDict:
   config.profile = ConfigDict()
   config.profile.steps = 0  # steps to profile, written to WORKDIR/profile; 0 = none
   config.profile.start_step = 10  # first step of the profile, counted from 1
+
+  config.wandb = ConfigDict()
+  # Weights & Biases project that gets what TensorBoard gets (extra `wandb`); "" = off.
+  config.wandb.project = ""
   return config.lock()
 
 
@@ -243,41 +278,28 @@ def from_scratch(config: ConfigDict) -> ConfigDict:
   return config
 
 
-def _get(config: ConfigDict, field: str) -> Any:
-  return functools.reduce(lambda group, name: group[name], field.split("."), config)
+def _check_trainable(config: ConfigDict) -> None:
+  for tower, num_blocks in frozen_blocks(config).items():
+    if num_blocks < trainable.WHOLE_TOWER:
+      whole = f"{trainable.WHOLE_TOWER} for the whole tower"
+      raise UserError(f"config.freeze.{tower}_blocks={num_blocks}: give a number, or {whole}")
+  matrices = config.lora.matrices
+  known = tuple(lora.MATRICES)
+  if not matrices or any(matrices.count(m) > 1 or m not in known for m in matrices):
+    raise UserError(f"config.lora.matrices={matrices}: give some of {', '.join(known)}, each once")
+  if not 0 <= numbers(config, "ema.decay")[0] < 1:
+    raise UserError(f"config.ema.decay={config.ema.decay}: must lie in [0, 1); 0 = off")
+  low, high = learnable_temperature.MIN_TEMPERATURE, learnable_temperature.MAX_TEMPERATURE
+  if config.loss.learnable_temperature and not low <= config.loss.temperature <= high:
+    raise UserError(
+      f"config.loss.temperature={config.loss.temperature}: a learnable temperature lies in"
+      f" [{low}, {high}]"
+    )
 
 
-def _numbers(config: ConfigDict, field: str) -> tuple:
-  """The number of a field, or the numbers of a tuple.
-
-  Raises:
-    UserError: for anything else, NaN included.
-  """
-  value = _get(config, field)
-  numbers = value if isinstance(value, tuple) else (value,)
-  if not all(isinstance(n, int | float) and not math.isnan(n) for n in numbers):
-    raise UserError(f"config.{field}={value!r}: give a number")
-  return numbers
-
-
-def _check_positive(config: ConfigDict, fields: Iterable[str]) -> None:
-  for field in fields:
-    (number,) = _numbers(config, field)
-    if not 0 < number < math.inf:
-      raise UserError(f"config.{field}={number}: must be positive")
-
-
-def _check_range(config: ConfigDict, field: str, low: float, high: float) -> None:
-  if not all(low <= number <= high for number in _numbers(config, field)):
-    raise UserError(f"config.{field}={_get(config, field)}: must lie in [{low}, {high}]")
-
-
-def _check_smallest_and_largest(config: ConfigDict, field: str) -> None:
-  values = _numbers(config, field)
-  if len(values) != 2 or values[0] > values[1]:
-    raise UserError(f"config.{field}={_get(config, field)}: give the smallest and the largest")
-  if values[0] <= 0:  # sizes are drawn on a logarithmic scale
-    raise UserError(f"config.{field}={_get(config, field)}: the smallest must be above 0")
+def frozen_blocks(config: ConfigDict) -> dict[str, int]:
+  """The number of frozen blocks by tower, as in `trainable.select`."""
+  return {"image": config.freeze.image_blocks, "text": config.freeze.text_blocks}
 
 
 def check(config: ConfigDict) -> None:
@@ -286,19 +308,20 @@ def check(config: ConfigDict) -> None:
   Raises:
     UserError: for the first one, in one line that names the field and how to correct it.
   """
-  _check_positive(
+  check_positive(
     config,
     ("batch_size", "gradient_accumulation", "num_epochs", "eval_every_epochs", "log_every_steps",
      "model.caption_groups", "loss.temperature", "global_association.k", "eval.batch_size",
-     "checkpoint.keep", "tokenizer.context_length", "optimizer.learning_rate"),
+     "checkpoint.keep", "tokenizer.context_length", "optimizer.learning_rate",
+     "optimizer.layer_decay", "lora.alpha"),
   )  # fmt: skip
   for field, choices in CHOICES.items():
-    if _get(config, field) not in choices:
-      raise UserError(f"config.{field}={_get(config, field)!r}: choose one of {', '.join(choices)}")
+    if get(config, field) not in choices:
+      raise UserError(f"config.{field}={get(config, field)!r}: choose one of {', '.join(choices)}")
   size = config.dataset.image_size
   if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
     raise UserError(f"config.dataset.image_size={size}: give (height, width)")
-  weights = [_numbers(config, f"loss.weights.{name}")[0] for name in config.loss.weights]
+  weights = [numbers(config, f"loss.weights.{name}")[0] for name in config.loss.weights]
   if min(weights) < 0 or not any(weights):
     raise UserError("config.loss.weights: none may be negative and one must be above 0")
   if config.global_association.start_epoch < 2 and config.loss.weights["global"]:
@@ -307,25 +330,28 @@ def check(config: ConfigDict) -> None:
       "the bank is filled during epoch 1, so the global loss can start in epoch 2 at the earliest"
     )
   for field in ("bank.update_rate", "augment.flip_prob", "augment.erase_prob",
-                "augment.mask_ratio", "augment.erase_area", "optimizer.betas"):  # fmt: skip
-    _check_range(config, field, 0, 1)
-  _check_range(config, "augment.padding", 0, max(size))
+                "augment.mask_ratio", "augment.erase_area", "optimizer.betas",
+                "optimizer.layer_decay"):  # fmt: skip
+    check_range(config, field, 0, 1)
+  check_range(config, "augment.padding", 0, max(size))
   for field in ("dataset.workers", "augment.erase_aspect",
                 "checkpoint.every_steps", "profile.steps", "profile.start_step",
                 "bank.block_rows", "optimizer.warmup_epochs",
                 "strict_mining.local_threshold_num_stds",
                 "strict_mining.global_threshold_num_stds", "optimizer.weight_decay",
-                "optimizer.epsilon", "loss.epsilon"):  # fmt: skip
-    _check_range(config, field, 0, math.inf)
-  _check_range(config, "seed", 0, MAX_SEED)
+                "optimizer.epsilon", "loss.epsilon", "optimizer.clip_norm",
+                "lora.rank"):  # fmt: skip
+    check_range(config, field, 0, math.inf)
+  check_range(config, "seed", 0, MAX_SEED)
   for field in ("augment.erase_area", "augment.erase_aspect"):
-    _check_smallest_and_largest(config, field)
+    check_smallest_and_largest(config, field)
   for field in LOCAL_PATHS:
-    user_files.local_path(_get(config, field), f"config.{field}")
+    user_files.local_path(get(config, field), f"config.{field}")
   for field in LOCAL_OR_REMOTE_PATHS:
-    bucket.check(_get(config, field), f"config.{field}")
+    bucket.check(get(config, field), f"config.{field}")
   if len(config.optimizer.betas) != 2:
     raise UserError(f"config.optimizer.betas={config.optimizer.betas}: give two numbers")
+  _check_trainable(config)
 
 
 def differences(config: Mapping | ConfigDict, other: Mapping | ConfigDict) -> list[str]:

@@ -30,7 +30,7 @@ from dgia_jax.errors import UserError
 from dgia_jax.models import dual_encoder, pretrained
 from dgia_jax.models.pretrained import checkpoint_files
 from dgia_jax.reporting import model_card
-from dgia_jax.training import checkpoint
+from dgia_jax.training import checkpoint, run_weights
 from dgia_jax.training import workdir as workdir_lib
 
 CARD = "README.md"
@@ -38,30 +38,33 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 _CHECKED_FILES = (checkpoint_files.WEIGHTS_FILE, tokenizer_lib.FILE)
 
 
-def convert(run: pathlib.Path | str, out: pathlib.Path | str, choice: str = "best") -> str:
+def convert(
+  run: pathlib.Path | str, out: pathlib.Path | str, choice: str = "best", weights: str = "raw"
+) -> str:
   """Writes the weights, sizes and tokenizer of a run to a folder.
 
   Args:
     run: the folder of the run, or its address in a bucket; nothing changes there.
     out: the folder to write, or its address; files of an earlier conversion are replaced.
     choice: "best" or "last" checkpoint.
+    weights: "raw", or "ema" for their moving average.
 
   Returns:
     A summary for the user.
 
   Raises:
-    UserError: `run` is no run or has no complete checkpoint, or `out` cannot be written or holds
-      files of a run.
+    UserError: `run` is no run, has no complete checkpoint or no average of its weights, or `out`
+      cannot be written or holds files of a run.
   """
   run = remote.local_copy(run, "--run")
   with remote.mirrored(out, "--out", claims=False) as folder:
-    return _convert(run, folder, choice)
+    return _convert(run, folder, choice, weights)
 
 
-def _convert(run: pathlib.Path, out: pathlib.Path, choice: str) -> str:
+def _convert(run: pathlib.Path, out: pathlib.Path, choice: str, weights: str) -> str:
   config = workdir_lib.read_config(run)
   _check_out(out)
-  step, params = checkpoint.restore_params(run, choice)
+  step, params, temperature = run_weights.load(run, choice, weights, setting="--run")
   image_size = tuple(config["dataset"]["image_size"])
   size = dual_encoder.named(config["model"]["name"])
   try:
@@ -71,12 +74,12 @@ def _convert(run: pathlib.Path, out: pathlib.Path, choice: str) -> str:
       params,
       image_size=image_size,
       family=size.family,
-      temperature=config["loss"]["temperature"],
+      temperature=temperature,
       resize=config["dataset"]["resize"],
     )
     tokenizer_summary = _write_tokenizer(run, config["tokenizer"], out, size.family.is_siglip)
     files.write_checksums(out, filter(lambda name: (out / name).exists(), _CHECKED_FILES))
-    files.write_text(out / CARD, str(_card(run, config, step, params)))
+    files.write_text(out / CARD, str(_card(run, config, step, params, weights)))
   except OSError as error:
     raise UserError(f"--out={out}: cannot be written ({error}); choose another") from error
   lines = [
@@ -110,7 +113,7 @@ def _is_run(folder: pathlib.Path) -> bool:
 
 
 def _card(
-  run: pathlib.Path, config: Mapping[str, Any], step: int, params: Mapping[str, Any]
+  run: pathlib.Path, config: Mapping[str, Any], step: int, params: Mapping[str, Any], weights: str
 ) -> model_card.ModelCard:
   """Creates the model card, with the scores of the run if it has been evaluated."""
   path = run / workdir_lib.RESULTS
@@ -118,6 +121,7 @@ def _card(
   return model_card.create(
     config,
     step=step,
+    weights=weights,
     num_parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
     feature_width=params["text"]["projection"].shape[1],
     context_length=params["text"]["position_embedding"].shape[0],
@@ -171,8 +175,11 @@ def _run(argv: Sequence[str] | None) -> None:
   parser.add_argument(
     "--checkpoint", choices=("best", "last"), default="best", help="which one (default: best)"
   )
+  parser.add_argument(
+    "--weights", choices=checkpoint.WEIGHTS, default="raw", help="or their average (default: raw)"
+  )
   arguments = parser.parse_args(argv)
-  print(convert(arguments.run, arguments.out, arguments.checkpoint))
+  print(convert(arguments.run, arguments.out, arguments.checkpoint, arguments.weights))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -32,6 +32,13 @@ PARAMETER_RULES = (
   (r"up/kernel$", ("fsdp", "tensor")),  # (W, 4W)
   (r"up/bias$", ("tensor",)),
   (r"down/kernel$", ("tensor", "fsdp")),  # (4W, W)
+  # LoRA's pairs, whose products have the shapes above.
+  (r"lora/.*qkv/b$", (None, None, "tensor", None)),  # (rank, 3, heads, head_dim)
+  (r"lora/.*out/a$", ("tensor", None, None)),  # (heads, head_dim, rank)
+  (r"lora/.*up/b$", (None, "tensor")),  # (rank, 4W)
+  (r"lora/.*down/a$", ("tensor", None)),  # (4W, rank)
+  (r"lora/.*(qkv|up)/a$", ("fsdp", None)),  # (W, rank)
+  (r"lora/.*(out|down)/b$", (None, "fsdp")),  # (rank, W)
   (r"token_embedding$", ("tensor", "fsdp")),  # (vocabulary, W)
   (r"projection$", ("fsdp", "tensor")),  # (W, D)
   (r"patch_embedding$", ("fsdp",)),  # (P, P, 3, W)

@@ -148,7 +148,7 @@ def test_differences_ignore_where_and_how_a_run_runs():
   # Every other field is a difference.
   base, names = config_lib.base().to_dict(), list(leaves(config_lib.base()))
   ignored = {name for name in names if not config_lib.differences(base, _without(base, name))}
-  runtime = {name for name in names if name.split(".")[0] in ("mesh", "checkpoint")}
+  runtime = {name for name in names if name.split(".")[0] in ("mesh", "checkpoint", "wandb")}
   runtime |= {"log_every_steps", "gradient_accumulation"}
   runtime |= {"dataset.data_dir", "dataset.source", "dataset.workers", "model.attention"}
   runtime |= {"dataset.annotations", "dataset.images", "model.remat", "model.caption_groups"}

@@ -9,9 +9,10 @@ from jax.sharding import PartitionSpec as P
 
 from dgia_jax import sharding
 from dgia_jax.errors import UserError
-from dgia_jax.method import train_state
+from dgia_jax.method import lora, train_state
 from dgia_jax.models import dual_encoder
 from tests.helpers import recipe
+from tests.helpers.trees import by_name
 
 
 @pytest.fixture(scope="module")
@@ -23,13 +24,6 @@ def vit_b_16():
     )
   )
   return nnx.to_pure_dict(nnx.state(model, nnx.Param))
-
-
-def by_name(tree):
-  """{path: leaf}"""
-  return {
-    sharding.path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
 
 
 def specs(mesh, tree):
@@ -144,14 +138,31 @@ def test_every_large_parameter_is_split(vit_b_16):
   assert held < total / 6
 
 
-def test_every_rule_is_needed(vit_b_16):
+@pytest.fixture(scope="module")
+def with_lora(vit_b_16):
+  """As `vit_b_16`, with LoRA's pairs."""
+  pairs = lambda towers: lora.create(jax.random.key(0), towers, 8, tuple(lora.MATRICES))
+  return vit_b_16 | {lora.NAME: jax.eval_shape(pairs, vit_b_16)}
+
+
+def test_loras_pairs_are_split_as_their_kernels(with_lora):
+  """A's inputs and B's outputs have the axes of the kernel; the rank is not split."""
+  layouts = specs(sharding.create_mesh(2, 2, 2), with_lora)
+  for place, input_axes in (("attention/qkv", 1), ("attention/out", 2), ("mlp/down", 1)):
+    kernel = tuple(layouts[f"text/blocks/{place}/kernel"])
+    a, b = (tuple(layouts[f"lora/text/blocks/{place}/{side}"]) for side in "ab")
+    assert a == (*kernel[: 1 + input_axes], None)
+    assert b == (None, None, *kernel[1 + input_axes :])
+
+
+def test_every_rule_is_needed(with_lora):
   """Without any one of the rules, the shardings of the real model change."""
   mesh, rules = sharding.create_mesh(2, 2, 2), sharding.PARAMETER_RULES
-  complete = specs(mesh, vit_b_16)
+  complete = specs(mesh, with_lora)
   for rule in rules:
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(sharding, "PARAMETER_RULES", tuple(r for r in rules if r is not rule))
-      assert specs(mesh, vit_b_16) != complete, f"{rule} changes nothing"
+      assert specs(mesh, with_lora) != complete, f"{rule} changes nothing"
 
 
 def test_a_dimension_that_an_axis_does_not_divide_is_not_split():

@@ -27,7 +27,7 @@ from dgia_jax.errors import UserError
 from dgia_jax.method import compilation, memory_bank, train_state
 from dgia_jax.models import dual_encoder
 from dgia_jax.reporting.console import Console
-from dgia_jax.training import setup
+from dgia_jax.training import setup, setup_checks
 
 CAPTIONS_PER_IMAGE = 2
 BANK_FILE = pathlib.Path(memory_bank.__file__).name
@@ -60,7 +60,7 @@ def abstract_setup(
   """
   config_lib.check(config)
   mesh = sharding.create_mesh(**config.mesh, devices=devices)
-  setup.check_batch(config, mesh)
+  setup_checks.check_batch(config, mesh)
   vocabulary = TokenIds(config.tokenizer.vocab_size)
   return setup.assemble(config, mesh, {"train": DatasetSizes(num_pairs)}, vocabulary)
 
@@ -106,6 +106,7 @@ def measure(config: ConfigDict, name: str, num_pairs: int) -> dict[str, Any]:
     "parameters": sharding.device_bytes(state.params, layouts.params),
     "optimizer": sharding.device_bytes(state.opt_state, layouts.opt_state),
     "bank": sharding.device_bytes(state.bank, layouts.bank),
+    **({} if state.ema is None else {"average": sharding.device_bytes(state.ema, layouts.ema)}),
     "batch": sharding.device_bytes(batch, {key: sharding.batch(mesh) for key in batch}),
   }
   facts = {
@@ -202,7 +203,7 @@ def known_pairs(config: ConfigDict) -> int:
 
 
 def _counted_flops(config: ConfigDict, num_pairs: int, devices: int) -> float:
-  """FLOPs per device and step, counted analytically."""
+  """FLOPs per device and step, counted analytically, as if every parameter were trained."""
   size, views = dual_encoder.SIZES[config.model.name], 2 if config.loss.weights.consistency else 1
   pair = flops.train_pair_flops(
     size, config.dataset.image_size, config.tokenizer.context_length, views

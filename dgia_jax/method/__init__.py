@@ -17,8 +17,9 @@
 | | Adam | `optimizer.create` |
 
 `train_step` puts them together: start reading there. Around the paper: `gradient_cache` (large
-batches in little memory), `compilation`, `train_state`, and two additions that are off by default,
-`strict_mining` and `confidence_gate`.
+batches in little memory), `compilation`, `train_state`, and additions that are off by default:
+`strict_mining` and `confidence_gate`; `trainable` (frozen blocks), `lora`, `learnable_temperature`
+and `ema`.
 """
 
 from dgia_jax.method.global_association import global_loss

@@ -144,7 +144,7 @@ def global_association_loss(
   neighbour_texts: Float[Array | np.ndarray, "B K D"],
   *,
   loss_over: str,
-  temperature: float,
+  temperature: float | Float[Array, ""],
   epsilon: float,
   soft_scale: float = 1.0,
   row_mask: Bool[Array | np.ndarray, " B"] | None = None,

@@ -5,7 +5,8 @@ a part would be associated only with itself. But they see a pair only through it
 features are small. With P > 1 parts the chain rule is therefore applied in three stages:
 
 1. encode all parts, one after another, and keep only their features;
-2. compute the loss of the whole batch's features and its gradient with respect to them;
+2. compute the loss of the whole batch's features and its gradient with respect to them (and to
+   the parameters that the loss itself reads);
 3. encode each part again and pull its features' gradient back to the parameters; the parts'
    gradients are summed in float32.
 
@@ -44,7 +45,7 @@ def join(tree: Any, mesh: jax.sharding.Mesh) -> Any:
 
 
 def gradient_of(
-  loss: Callable[[Any], tuple[jax.Array, Any]],
+  loss: Callable[[Any, Any], tuple[jax.Array, Any]],
   encode: Callable[[Any, Any], Any],
   params: Any,
   batch: Any,
@@ -52,10 +53,10 @@ def gradient_of(
   parts: int,
   mesh: jax.sharding.Mesh,
 ) -> tuple[Any, Any]:
-  """Gradient of `loss(encode(params, batch))` with respect to the parameters.
+  """Gradient of `loss(encode(params, batch), params)` with respect to the parameters.
 
   Args:
-    loss: features of the whole batch -> (scalar, auxiliary results).
+    loss: (features of the whole batch, params) -> (scalar, auxiliary results).
     encode: (params, batch) -> features, row by row: a tree of arrays (B, ...).
     params: tree of float32 arrays.
     batch: tree of arrays (B, ...), split over the mesh.
@@ -66,10 +67,12 @@ def gradient_of(
     The gradient, a tree like `params`, and the auxiliary results.
   """
   if parts == 1:
-    return jax.grad(lambda params: loss(encode(params, batch)), has_aux=True)(params)
+    return jax.grad(lambda params: loss(encode(params, batch), params), has_aux=True)(params)
   batch_PxbX = split(batch, parts, mesh)
   features_PxbX = jax.lax.map(lambda part: encode(params, part), batch_PxbX)
-  feature_gradient, auxiliary = jax.grad(loss, has_aux=True)(join(features_PxbX, mesh))
+  (feature_gradient, direct_gradient), auxiliary = jax.grad(loss, argnums=(0, 1), has_aux=True)(
+    join(features_PxbX, mesh), params
+  )
 
   def add_part(total, part_and_gradient):
     part, feature_gradient = part_and_gradient
@@ -77,7 +80,6 @@ def gradient_of(
     (gradient,) = pull_back(feature_gradient)
     return jax.tree.map(jnp.add, total, gradient), None
 
-  start = jax.tree.map(jnp.zeros_like, params)
   parts_with_gradients = (batch_PxbX, split(feature_gradient, parts, mesh))
-  gradient, _ = jax.lax.scan(add_part, start, parts_with_gradients)
+  gradient, _ = jax.lax.scan(add_part, direct_gradient, parts_with_gradients)
   return gradient, auxiliary

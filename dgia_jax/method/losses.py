@@ -67,7 +67,7 @@ def _log_softmax(
 def itc(
   image_features: Float[Array | np.ndarray, "B D"],
   text_features: Float[Array | np.ndarray, "B D"],
-  temperature: float = 0.02,
+  temperature: float | Float[Array, ""] = 0.02,
   reduction: str = "mean",
   row_mask: Bool[Array | np.ndarray, " B"] | None = None,
 ) -> Float[Array, ""]:
@@ -95,7 +95,7 @@ def similarity_distribution_matching(
   image_features: Float[Array | np.ndarray, "B D"],
   text_features: Float[Array | np.ndarray, "B D"],
   targets: Float[Array | np.ndarray, "B B"],
-  temperature: float = 0.02,
+  temperature: float | Float[Array, ""] = 0.02,
   epsilon: float = 1e-6,
   row_mask: Bool[Array | np.ndarray, " B"] | None = None,
   loss_mask: Bool[Array | np.ndarray, " B"] | None = None,

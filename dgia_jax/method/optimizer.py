@@ -6,20 +6,24 @@ from scratch prefers decoupled decay and a rate set every step; both are the sam
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from dgia_jax.method import learnable_temperature, lora, trainable
+from dgia_jax.models.transformer import BLOCKS, LAST_BLOCK
 from dgia_jax.sharding import path_name
 
 SECOND_MOMENTS = ("float32", "float16")
 LR_UPDATES = ("epoch", "step")
 SCALING_RULES = ("linear", "sqrt")
 _NO_TIME = 1e-9  # epochs, in place of 0 in a denominator
+_LOGIT_SCALE = learnable_temperature.NAME
 
 
 def learning_rate(
@@ -78,6 +82,40 @@ def scaled_learning_rate(
 def is_bias(tree: Any) -> Any:
   """Marks the leaves that are biases, by name: a tree of bool."""
   return jax.tree_util.tree_map_with_path(lambda path, _: "bias" in path_name(path), tree)
+
+
+def _is_decayed(tree: Any) -> Any:
+  """Marks the leaves that weight decay acts on: a tree of bool."""
+  is_exempt = lambda path: "bias" in path_name(path) or path_name(path) == _LOGIT_SCALE
+  return jax.tree_util.tree_map_with_path(lambda path, _: not is_exempt(path), tree)
+
+
+def layer_scales(trained: Mapping[str, Any], layer_decay: float) -> Any:
+  """The learning rate of every layer relative to that of the head: a tree like `trained`.
+
+  The head (what follows the blocks) has 1, the last block `layer_decay`, each earlier block
+  `layer_decay` times that of the next one, and the embeddings that of a block before the first.
+
+  Args:
+    trained: trained parameters, of towers or of LoRA; leaves of stacked blocks get one number per
+      layer, of shape (Y, 1, ...).
+    layer_decay: the factor from one layer to the one below it.
+  """
+  towers = {**trained, **trained.get(lora.NAME, {})}
+
+  def scale(path: Any, leaf: jax.Array) -> Any:
+    names = [name for name in path_name(path).split("/") if name != lora.NAME]
+    if names[0] not in trainable.TOWERS:
+      return 1.0
+    tower, name = towers[names[0]], names[1]
+    num_stacked, has_last = trainable.num_stacked(tower), int(LAST_BLOCK in tower)
+    if name == BLOCKS:
+      distance = has_last + np.arange(num_stacked, 0, -1)
+      return np.float32(layer_decay**distance).reshape(-1, *[1] * (leaf.ndim - 1))
+    distances = {LAST_BLOCK: 1} | dict.fromkeys(trainable.EMBEDDINGS, 1 + num_stacked + has_last)
+    return layer_decay ** distances.get(name, 0)
+
+  return jax.tree_util.tree_map_with_path(scale, trained)
 
 
 class AdamState(NamedTuple):
@@ -161,6 +199,8 @@ def create(
   decoupled: bool,
   bias_lr_multiplier: float,
   second_moment: str,
+  layer_decay: float = 1.0,
+  clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
   """The optimiser as an optax chain.
 
@@ -171,10 +211,12 @@ def create(
     lr_update: "epoch" sets the rate once per epoch (released code), "step" every step.
     betas: decay of Adam's two averages.
     epsilon: added to the root of the second moment, after bias correction.
-    weight_decay: on everything but biases.
+    weight_decay: on everything but biases and a learnable temperature.
     decoupled: False adds the decay to the gradient (L2, released code), True to the update (AdamW).
     bias_lr_multiplier: learning rate of biases, as a multiple of that of the other weights.
     second_moment: "float32", or "float16" to emulate the released code's precision.
+    layer_decay: see `layer_scales`; 1 gives every layer the same rate.
+    clip_norm: gradients of a larger global norm are scaled down to it, before all else; 0 for none.
 
   Raises:
     ValueError: for an unknown `lr_update` or `second_moment`.
@@ -188,14 +230,18 @@ def create(
     warmup_epochs=warmup_epochs,
     lr_update=lr_update,
   )
-  decay = optax.add_decayed_weights(
-    weight_decay, mask=lambda params: jax.tree.map(lambda bias: not bias, is_bias(params))
-  )
+  decay = optax.add_decayed_weights(weight_decay, mask=_is_decayed)
   adam = optax.scale_by_adam(*betas, eps=epsilon)
   if second_moment == "float16":
     adam = _scale_by_adam_half(*betas, eps=epsilon)
+  slower_below = optax.stateless(
+    lambda updates, params: jax.tree.map(jnp.multiply, updates, layer_scales(params, layer_decay))
+  )
   return optax.chain(
+    *([optax.clip_by_global_norm(clip_norm)] if clip_norm else []),
     *((adam, decay) if decoupled else (decay, adam)),
     optax.scale_by_learning_rate(rate_after),
     optax.masked(optax.scale(bias_lr_multiplier), is_bias),
+    *([slower_below] if layer_decay != 1 else []),
+    learnable_temperature.stay_in_bounds(),
   )

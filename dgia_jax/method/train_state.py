@@ -20,6 +20,7 @@ class TrainState:
   params: dict  # nested dict of float32 arrays; block weights are stacked over layers
   opt_state: optax.OptState
   bank: memory_bank.Bank
+  ema: Any = None  # moving average of the trained parameters; None if there is none
 
 
 def layout(mesh: jax.sharding.Mesh, state: TrainState) -> TrainState:
@@ -34,6 +35,7 @@ def layout(mesh: jax.sharding.Mesh, state: TrainState) -> TrainState:
     params=sharding.parameters(mesh, state.params),
     opt_state=sharding.parameters(mesh, state.opt_state),
     bank=jax.tree.map(lambda _: sharding.bank_rows(mesh), state.bank),
+    ema=sharding.parameters(mesh, state.ema),
   )
 
 
@@ -43,6 +45,8 @@ def initializer(
   *,
   num_pairs: int,
   feature_dim: int,
+  select_trained: Callable[[Any], Any] = lambda params: params,
+  averaged: bool = False,
 ) -> Callable[[], TrainState]:
   """A function without arguments that returns a fresh state; to be traced.
 
@@ -51,18 +55,36 @@ def initializer(
     optimizer: an optax transformation.
     num_pairs: training pairs, N before padding.
     feature_dim: D.
+    select_trained: the parameters -> those that the optimizer is to change.
+    averaged: whether the state holds a moving average of the trained parameters.
   """
 
   def init():
     params = init_params()
+    trained = select_trained(params)
     return TrainState(
       step=jnp.zeros((), jnp.int32),
       params=params,
-      opt_state=optimizer.init(params),
+      opt_state=optimizer.init(trained),
       bank=memory_bank.create(memory_bank.padded_rows(num_pairs), feature_dim),
+      ema=trained if averaged else None,
     )
 
   return init
+
+
+def with_params(
+  mesh: jax.sharding.Mesh, state: TrainState, params: Any, select_trained: Callable[[Any], Any]
+) -> TrainState:
+  """A fresh state with other parameters, from which a moving average starts, too."""
+  if state.ema is None:
+    return state.replace(params=params)
+  start_average = jax.jit(
+    # A copy, because the next step reuses the memory of both.
+    lambda params: jax.tree.map(jnp.copy, select_trained(params)),
+    out_shardings=sharding.parameters(mesh, state.ema),
+  )
+  return state.replace(params=params, ema=start_average(params))
 
 
 def create(mesh: jax.sharding.Mesh, init: Callable[[], TrainState]) -> TrainState:

@@ -6,6 +6,7 @@ rows, their image numbers and a mask of real rows. It holds no identity: pairs a
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,10 +14,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, UInt8
 
-from dgia_jax.method import gradient_cache, memory_bank
+from dgia_jax.method import ema, gradient_cache, memory_bank, trainable
 from dgia_jax.method.augment import Masking
 from dgia_jax.method.confidence_gate import gated_update_rate
 from dgia_jax.method.global_association import Neighbours, global_association_loss, no_neighbours
+from dgia_jax.method.learnable_temperature import temperature_of
 from dgia_jax.method.local_association import relation_targets
 from dgia_jax.method.losses import itc, similarity_distribution_matching
 from dgia_jax.method.mining import Batch, MineGlobal, MineLocal
@@ -43,6 +45,7 @@ def train_step(
   mine_local: MineLocal,
   mine_global: MineGlobal,
   optimizer: optax.GradientTransformation,
+  select_trained: Callable[[dict], dict],
   config: Any,
   mesh: jax.sharding.Mesh,
   masking: Masking,
@@ -58,6 +61,7 @@ def train_step(
     encode: (params, pixels, tokens) -> image and text features.
     mine_local, mine_global: how relations are found, see `mining`.
     optimizer: optax transformation.
+    select_trained: the parameters -> those that are trained, see `trainable`.
     config: the run's config.
     mesh: the mesh.
     masking: which ids of a caption are words, and the mask.
@@ -69,22 +73,23 @@ def train_step(
   local_started = epoch >= config.local_association.start_epoch
   global_started = epoch >= config.global_association.start_epoch
   mask, weights = batch["mask"], config.loss.weights
-  scaled = dict(temperature=config.loss.temperature, epsilon=config.loss.epsilon, row_mask=mask)
-  matching = functools.partial(similarity_distribution_matching, **scaled)
   targets_of = functools.partial(
     relation_targets, relation_label=config.local_association.relation_label
   )
 
-  def objective(views):
+  def objective(views, trained):
     """L = L_itc + L_local + L_global + L_consistency (weighted; a weight of 0 costs nothing)."""
     clean, distorted = views[0], views[-1]
+    tau = temperature_of(trained, config.loss.temperature)
+    scaled = dict(temperature=tau, epsilon=config.loss.epsilon, row_mask=mask)
+    matching = functools.partial(similarity_distribution_matching, **scaled)
     relations = mine_local(clean, batch)
     neighbours = no_neighbours(mask.shape[0], config.global_association.k)
     if weights["global"]:
       neighbours = mine_global(state.bank, clean, batch)
     anchors = memory_bank.gather((state.bank.image, state.bank.text), neighbours.rows, mesh=mesh)
 
-    l_itc = itc(*clean, config.loss.temperature, config.loss.itc_reduction, mask)
+    l_itc = itc(*clean, tau, config.loss.itc_reduction, mask)
     l_local = matching(*clean, targets_of(relations))
     l_global = global_association_loss(
       *clean, neighbours, *anchors, loss_over=config.global_association.loss_over, **scaled
@@ -100,7 +105,7 @@ def train_step(
     # What no weight asks for is not used, so the compiler drops it.
     values = {name: value if weights[name] else jnp.zeros(()) for name, value in values.items()}
     total = sum(weights[name] * value for name, value in values.items())
-    return total, (values, total, clean, relations, neighbours)
+    return total, (values, total, tau, clean, relations, neighbours)
 
   views = two_views(
     jax.random.fold_in(jax.random.key(config.seed), state.step), batch["image"], batch["tokens"],
@@ -108,11 +113,13 @@ def train_step(
     distorted=bool(weights["consistency"]),
   )  # fmt: skip
   needed = local_started if config.local_association.start_epoch > 1 else None
-  gradient, (values, total, clean, relations, neighbours) = gradient_cache.gradient_of(
-    objective, lambda params, views: encode_views(encode, params, *views, needed),
-    state.params, views, parts=config.gradient_accumulation, mesh=mesh,
+  trained = select_trained(state.params)
+  gradient, (values, total, tau, clean, relations, neighbours) = gradient_cache.gradient_of(
+    objective,
+    lambda part, views: encode_views(encode, trainable.merge(state.params, part), *views, needed),
+    trained, views, parts=config.gradient_accumulation, mesh=mesh,
   )  # fmt: skip
-  updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+  updates, opt_state = optimizer.update(gradient, state.opt_state, trained)
   rate = gated_update_rate(*clean, config.bank.update_rate, config.bank.gated)
   bank = memory_bank.update(
     state.bank, batch["index"], batch["image_index"], *clean, jnp.where(epoch == 1, 1.0, rate),
@@ -130,11 +137,14 @@ def train_step(
     "local_relations": jnp.sum(relations) / jnp.maximum(num_pairs, 1),
     "global_relations": jnp.sum(neighbours.valid) / jnp.maximum(num_pairs, 1),
   }
+  metrics |= {"temperature": tau} if config.loss.learnable_temperature else {}
+  trained = optax.apply_updates(trained, updates)
   next_state = TrainState(
     step=state.step + 1,
-    params=optax.apply_updates(state.params, updates),
+    params=trainable.merge(state.params, trained),
     opt_state=opt_state,
     bank=bank,
+    ema=ema.update(state.ema, trained, config.ema.decay, state.step),
   )
   packed = jnp.packbits(relations, axis=1)
   return next_state, StepOutput(metrics, num_pairs, batch["index"], packed, neighbours)

@@ -35,6 +35,8 @@ class Backend:
       would copy in and out.
     remat: recompute block activations in the backward pass to save memory.
     full_last_block: compute the last block for all tokens, of which one is read; for comparison.
+    frozen_image_blocks, frozen_text_blocks: first blocks of a tower that have no backward pass,
+      because nothing is trained up to there.
   """
 
   attention: str = "written_out"
@@ -42,6 +44,8 @@ class Backend:
   unroll: bool = False
   remat: bool = False
   full_last_block: bool = False
+  frozen_image_blocks: int = 0
+  frozen_text_blocks: int = 0
 
 
 DEFAULT = Backend()

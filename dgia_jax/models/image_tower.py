@@ -99,11 +99,12 @@ class ImageTower(nnx.Module):
     """Encodes normalised pixels; the features are float32 and not normalised."""
     x_BxTxU = self.embed_patches(pixels_BxHxWx3)
     blocks = transformer.Blocks(self.blocks, self.last_block)
+    num_frozen = self.backend.frozen_image_blocks
     if self.family.is_siglip:
-      x_BxTxU = transformer.run_blocks(blocks, x_BxTxU, self.backend, position=None)
+      x_BxTxU = transformer.run_blocks(blocks, x_BxTxU, self.backend, None, num_frozen)
       return self.pooling(self.norm_post(x_BxTxU))
     class_token_BxU = transformer.run_blocks(
-      blocks, self.norm_pre(x_BxTxU), self.backend, position=0
+      blocks, self.norm_pre(x_BxTxU), self.backend, 0, num_frozen
     )
     return self.norm_post(class_token_BxU) @ self.projection[...]
 

@@ -89,6 +89,7 @@ class TextTower(nnx.Module):
     x_BxLxU = x_BxLxU + self.position_embedding[...][None, :length].astype(self.dtype)
     blocks = transformer.Blocks(self.blocks, self.last_block)
     position = length - 1 if self.family.is_siglip else jnp.argmax(tokens_BxL, axis=-1)
-    token_BxU = transformer.run_blocks(blocks, x_BxLxU, self.backend, position)
+    num_frozen = self.backend.frozen_text_blocks
+    token_BxU = transformer.run_blocks(blocks, x_BxLxU, self.backend, position, num_frozen)
     feature_BxD = self.norm_final(token_BxU) @ self.projection[...]
     return feature_BxD + self.projection_bias[...][None] if self.family.is_siglip else feature_BxD

@@ -26,6 +26,8 @@ from dgia_jax.models.families import Family
 
 # Index of one token in every sequence: one number for all of them, or one per sequence.
 Position = int | Int[Array, " B"]
+# A tower's parameters: those of its blocks but the last, stacked, and those of the last.
+BLOCKS, LAST_BLOCK = "blocks", "last_block"
 
 
 def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -298,8 +300,11 @@ def run_blocks(
   x_BxTxU: Float[Array | np.ndarray, "B T U"],
   backend: Backend,
   position: Position | None,
+  num_frozen: int = 0,
 ) -> Float[Array, "B U"] | Float[Array, "B T U"]:
   """Applies blocks one after another; returns the token at `position`, or all tokens for None.
+
+  The first `num_frozen` blocks have no backward pass, and neither has what comes before them.
 
   The backward pass keeps the results of the products with weights and recomputes the rest
   (attention scores, norms and activations), which costs more to write and read back than to
@@ -322,12 +327,18 @@ def run_blocks(
   apply = recompute(lambda x_BxTxU, block: set_layout(block(x_BxTxU, num_tokens)))
   apply_last = recompute(lambda x_BxTxU, block: block.of_token(x_BxTxU, position, num_tokens))
 
-  x_BxTxU, _ = jax.lax.scan(
-    lambda x, block: (apply(x, block), None),
-    set_layout(x_BxTxU),
-    blocks.stacked,
-    unroll=backend.unroll,
-  )
+  def apply_stacked(x_BxTxU: Float[Array | np.ndarray, "B T U"], stacked: Block) -> Array:
+    step = lambda x_BxTxU, block: (apply(x_BxTxU, block), None)
+    return jax.lax.scan(step, x_BxTxU, stacked, unroll=backend.unroll)[0]
+
+  x_BxTxU, stacked = set_layout(x_BxTxU), blocks.stacked
+  if num_frozen:
+    frozen, stacked = (
+      jax.tree.map(lambda weights, rows=rows: weights[rows], stacked)
+      for rows in (slice(num_frozen), slice(num_frozen, None))
+    )
+    x_BxTxU = apply_stacked(*jax.lax.stop_gradient((x_BxTxU, frozen)))
+  x_BxTxU = apply_stacked(x_BxTxU, stacked)
   if position is None:
     return apply(x_BxTxU, blocks.last)[:, :num_tokens]
   if backend.full_last_block:

@@ -58,8 +58,13 @@ class Console:
     height, width = image_size
     self._show(f"{name}: images of {height} x {width} pixels (height x width)", table)
 
-  def parameter_overview(self, params: Mapping) -> None:
-    """Shows name, shape, type and size of every array, the sharding if there is one, the total."""
+  def parameter_overview(self, params: Mapping, num_trained: int | None = None) -> None:
+    """Shows name, shape, type and size of every array, the sharding if there is one, the total.
+
+    Args:
+      params: every parameter.
+      num_trained: how many numbers of them are trained; None for all.
+    """
     is_sharded = any(not array.sharding.is_fully_replicated for array in jax.tree.leaves(params))
     self.print("parameters", style="bold")
     overview = parameter_overview.get_parameter_overview(
@@ -67,6 +72,10 @@ class Console:
     )
     for line in overview.splitlines():
       self.print(line)
+    total = sum(array.size for array in jax.tree.leaves(params))
+    if num_trained is not None and num_trained < total:
+      share, num_frozen = 100 * num_trained / total, total - num_trained
+      self.print(f"Trained: {num_trained:,} ({share:.2f} %), frozen: {num_frozen:,}")
     self.print("")
 
   def training(
@@ -100,8 +109,8 @@ class Console:
     Args:
       split: the scores are of this split.
       results: the content of results.json: {"last": {"epoch", "t2i", "i2t"}, "best": {..,
-        "selected_on"}, "best_by_split": {split: like "best"}, "chance_R1": {direction: percent}};
-        each may be absent.
+        "selected_on"}, "best_by_split": {split: like "best"}, "chance_R1": {direction: percent},
+        "ema": {"last": .., "best": ..} of the average of the weights}; each may be absent.
     """
     models = [("last", results.get("last")), ("best", results.get("best"))]
     selected_on = results.get("best", {}).get("selected_on")
@@ -120,6 +129,8 @@ class Console:
     for epoch, names in names_of_epoch.items():
       title = f"results on {split}, epoch {epoch} ({', '.join(names)})"
       self._show_scores(title, scores_of_epoch[epoch], results.get("chance_R1"))
+    if "ema" in results:
+      self.final(f"{split}, average of the weights", results["ema"])
 
   def compile_report(self, report: Mapping[str, Any]) -> None:
     """Shows what `compile_report.measure` returns: memory, arithmetic and traffic per device."""

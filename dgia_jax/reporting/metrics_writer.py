@@ -1,4 +1,4 @@
-"""Writes the numbers of a run: `metrics.jsonl` and TensorBoard events; measures throughput.
+"""Writes the numbers of a run: `metrics.jsonl`, TensorBoard, wandb; measures throughput.
 
 Lines are flushed one by one, so that a kill at any moment loses none. A line that a kill cut short
 is dropped when the run resumes.
@@ -17,19 +17,24 @@ from PIL import Image
 
 from dgia_jax import files
 from dgia_jax.errors import UserError
+from dgia_jax.reporting.wandb_mirror import WandbMirror
 
 METRICS = "metrics.jsonl"
 
 
 class MetricsWriter:
-  """Appends to `metrics.jsonl` and to TensorBoard events in a working directory.
+  """Appends to `metrics.jsonl` and to TensorBoard events, which a `WandbMirror` gets, too.
 
   Raises:
     UserError: a line of `metrics.jsonl` other than the last is damaged.
   """
 
   def __init__(
-    self, workdir: pathlib.Path | str, resume_step: int | None = None, active: bool = True
+    self,
+    workdir: pathlib.Path | str,
+    resume_step: int | None = None,
+    active: bool = True,
+    mirror: WandbMirror | None = None,
   ) -> None:
     """Opens both files.
 
@@ -39,8 +44,10 @@ class MetricsWriter:
         because these steps are repeated; 0 drops all lines. None keeps every line, for a run that
         only evaluates.
       active: False on every process but the first: nothing is read or written.
+      mirror: gets every point and image that TensorBoard gets; None for none.
     """
     self._lines = self._events = None
+    self._mirror = mirror
     if not active:
       return
     workdir = pathlib.Path(workdir)
@@ -78,10 +85,12 @@ class MetricsWriter:
     values = files.jsonable(values)
     self._lines.write(json.dumps({**line, **values}, allow_nan=False) + "\n")
     self._lines.flush()
-    for name, value in _flat(values):
-      if value is not None:
-        self._events.add_scalar(f"{split}/{name}", value, int(step))
+    points = {f"{split}/{name}": value for name, value in _flat(values) if value is not None}
+    for name, value in points.items():
+      self._events.add_scalar(name, value, int(step))
     self._events.flush()
+    if self._mirror is not None:
+      self._mirror.scalars(int(step), points)
 
   def write_image(self, step: int, name: str, path: pathlib.Path | str) -> None:
     """Adds an image file to TensorBoard under `name`."""
@@ -91,12 +100,16 @@ class MetricsWriter:
       pixels_HxWx3 = np.asarray(image.convert("RGB"))
     self._events.add_image(name, pixels_HxWx3, int(step), dataformats="HWC")
     self._events.flush()
+    if self._mirror is not None:
+      self._mirror.image(int(step), name, pathlib.Path(path))
 
   def close(self) -> None:
-    """Closes both files."""
+    """Closes both files and the mirror."""
     if self._lines is not None:
       self._lines.close()
       self._events.close()
+    if self._mirror is not None:
+      self._mirror.close()
 
   def __enter__(self):
     return self

@@ -39,6 +39,7 @@ def create(
   num_parameters: int,
   feature_width: int,
   context_length: int,
+  weights: str = "raw",
   results: Mapping[str, Any] | None = None,
 ) -> ModelCard:
   """Creates the model card of a checkpoint.
@@ -49,13 +50,15 @@ def create(
     num_parameters: of both towers.
     feature_width: D.
     context_length: L, longest text in tokens.
+    weights: "raw", or "ema" for their moving average.
     results: content of results.json; None if the run was not evaluated.
   """
   dataset, start = config["dataset"]["name"], config["pretrained"]
   family = dual_encoder.named(config["model"]["name"]).family
   published = family.is_siglip and config["tokenizer"]["name"]
   title = f"{config['model']['name']} on {dataset}"
-  name, scores = _scores(results, step)
+  measured = results if weights == "raw" else (results or {}).get(weights)
+  name, scores = _scores(measured, step)
   height, width = config["dataset"]["image_size"]
   text = _TEMPLATE.read_text(encoding="utf-8").format(
     title=title,

@@ -8,6 +8,7 @@ python -m dgia_jax.search export --index INDEX --format npy --out features.npy
 """
 
 import argparse
+import itertools
 import json
 import os
 import pathlib
@@ -35,7 +36,11 @@ def index(options: argparse.Namespace) -> None:
   images = user_files.local_path(options.images, "--images")
   bucket.check(options.out, "--out")
   retriever = Retriever.from_pretrained(
-    options.run, options.checkpoint, setting="--run", batch_size=options.batch_size
+    options.run,
+    options.checkpoint,
+    weights=options.weights,
+    setting="--run",
+    batch_size=options.batch_size,
   )
   with tqdm.tqdm(desc="embedding", unit=" images", disable=None, delay=1.0) as bar:
 
@@ -117,6 +122,9 @@ def open_index(
   Raises:
     UserError: one of them cannot be read, or the index was made with another model.
   """
+  # Imported here: Orbax is slow to import and only runs need it.
+  from dgia_jax.training import run_weights
+
   folder, shown = remote.local_copy(folder, "--index"), folder
   about = index_files.read_about(folder)
   setting = "--run" if model else "--index"
@@ -125,8 +133,8 @@ def open_index(
     raise UserError(
       f"--index={shown} was made with the model in {model}, which is gone: give --run"
     )
-  for choice in ("best", "last"):
-    retriever = Retriever.from_pretrained(model, choice, setting=setting)
+  for choice, weights in itertools.product(("best", "last"), run_weights.kinds(model)):
+    retriever = Retriever.from_pretrained(model, choice, weights=weights, setting=setting)
     if retriever.digest() == about["model_digest"]:
       return retriever, SearchIndex(folder, retriever.mesh)
   raise UserError(
@@ -195,6 +203,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   making.add_argument("--out", required=True, help="folder of the index")
   making.add_argument(
     "--checkpoint", choices=("best", "last"), default="best", help="of a run (default: best)"
+  )
+  making.add_argument(
+    "--weights",
+    choices=("raw", "ema"),
+    default="raw",
+    help="of a run, or their average (default: raw)",
   )
   making.add_argument(
     "--batch_size", type=int, default=64, help="images embedded at once (default: 64)"

@@ -82,7 +82,13 @@ class Retriever:
 
   @classmethod
   def from_pretrained(
-    cls, source: str | os.PathLike, choice: str = "best", *, setting: str = "model", **options: Any
+    cls,
+    source: str | os.PathLike,
+    choice: str = "best",
+    *,
+    weights: str = "raw",
+    setting: str = "model",
+    **options: Any,
   ) -> "Retriever":
     """Opens a trained model.
 
@@ -91,6 +97,7 @@ class Retriever:
         transformers or open_clip write it; either of them in a bucket, gs://BUCKET/FOLDER; or the
         name of such a model on the Hugging Face hub.
       choice: checkpoint of a run, "best" or "last".
+      weights: of a run, "raw" or "ema" for their moving average.
       setting: the name of `source` in error messages.
       **options: `mesh` and `batch_size` of the constructor.
 
@@ -109,17 +116,23 @@ class Retriever:
       is_published = (path / pretrained.OPEN_CLIP_CONFIG).exists()
     if is_published:
       return cls.from_hugging_face(path, **options)
-    return cls.from_run(path, choice, setting=setting, **options)
+    return cls.from_run(path, choice, weights=weights, setting=setting, **options)
 
   open = from_pretrained  # its earlier name
 
   @classmethod
   def from_run(
-    cls, folder: str | os.PathLike, choice: str = "best", *, setting: str = "model", **options: Any
+    cls,
+    folder: str | os.PathLike,
+    choice: str = "best",
+    *,
+    weights: str = "raw",
+    setting: str = "model",
+    **options: Any,
   ) -> "Retriever":
     """Opens a checkpoint of a run, "best" or "last"; see `from_pretrained`."""
     # Imported here: Orbax is slow to import and only runs need it.
-    from dgia_jax.training import checkpoint
+    from dgia_jax.training import run_weights
 
     config = workdir_lib.read_config(folder, setting)
     size = dual_encoder.named(config["model"]["name"])
@@ -130,7 +143,7 @@ class Retriever:
       )
     else:
       tokenizer = tokenizer_lib.load_tokenizer(pathlib.Path(folder) / workdir_lib.TOKENIZER)
-    _, params = checkpoint.restore_params(folder, choice)
+    _, params, _ = run_weights.load(folder, choice, weights, setting=setting)
     graphdef, _ = _abstract_model(
       size,
       image_size,

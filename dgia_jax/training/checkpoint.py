@@ -23,12 +23,13 @@ import orbax.checkpoint as ocp
 
 from dgia_jax import bucket, cli, distributed, full_disk, remote
 from dgia_jax.errors import UserError
-from dgia_jax.method import train_state
+from dgia_jax.method import train_state, trainable
 from dgia_jax.training import array_digests, checkpoint_arrays, checkpoint_record
 from dgia_jax.training.checkpoint_arrays import STATE
 from dgia_jax.training.checkpoint_record import CheckpointRecord, DamagedCheckpointError
 
 FOLDER = "checkpoints"
+WEIGHTS = ("raw", "ema")  # of a checkpoint: as trained, and their moving average
 DAMAGED_FOLDER = "damaged"
 _UNFINISHED = ".orbax-checkpoint-tmp"
 _COMPLETE_IN_BUCKET = "commit_success.txt"
@@ -266,7 +267,10 @@ def _is_complete(entry: bucket.AnyPath) -> bool:
 
 
 def restore_params(
-  workdir: pathlib.Path | str, choice: str = "best", notify: Notify = cli.print_to_stderr
+  workdir: pathlib.Path | str,
+  choice: str = "best",
+  notify: Notify = cli.print_to_stderr,
+  weights: str = "raw",
 ) -> tuple[int, dict[str, Any]]:
   """Restores the parameters alone, on the host; needs no mesh, config or dataset.
 
@@ -274,12 +278,13 @@ def restore_params(
     workdir: working directory of a run, which may be training; nothing is written.
     choice: "best", which is the last if none was scored, or "last", which is the newest intact one.
     notify: receives one line about each damaged checkpoint that is passed over.
+    weights: "raw", or "ema": the trained parameters are those of their moving average.
 
   Returns:
     Step of the checkpoint, and a nested dict of NumPy arrays.
 
   Raises:
-    UserError: there is no complete checkpoint, or it is damaged.
+    UserError: there is no complete checkpoint, it is damaged, or it holds no average.
   """
   folder = _workdir_of_checkpoints(workdir) / FOLDER
   steps = steps_saved(workdir)
@@ -290,7 +295,8 @@ def restore_params(
   for step in [best] if best is not None else steps[::-1]:
     try:
       record = checkpoint_record.read(folder / str(step))
-      arrays = checkpoint_arrays.read(folder / str(step), record, only="params")
+      only = ("params",) if weights == "raw" else ("params", "ema")
+      arrays = checkpoint_arrays.read(folder / str(step), record, only)
     except DamagedCheckpointError as error:
       if choice == "best":
         raise DamagedCheckpointError(
@@ -300,12 +306,17 @@ def restore_params(
       continue
     for error in passed_over:
       notify(f"{error}; using step {step:,} instead")
-    return step, checkpoint_arrays.nested(arrays)["params"]
+    parts = checkpoint_arrays.nested(arrays)
+    if weights == "raw":
+      return step, parts["params"]
+    if "ema" not in parts:
+      raise UserError(f"{folder}: holds no average of the weights (config.ema.decay was 0)")
+    return step, jax.device_get(trainable.merge(parts["params"], parts["ema"]))
   raise passed_over[0]
 
 
 def digest(state: train_state.TrainState, num_pairs: int) -> str:
-  """SHA-256 over parameters and banks: equal digests mean bit-identical runs.
+  """SHA-256 over parameters, their average and banks: equal digests mean bit-identical runs.
 
   Args:
     state: global arrays.
@@ -315,9 +326,8 @@ def digest(state: train_state.TrainState, num_pairs: int) -> str:
     64 hexadecimal digits.
   """
   bank = jax.tree.map(lambda rows: array_digests.on_host(rows)[:num_pairs], state.bank)
-  return array_digests.digest_of_arrays(
-    checkpoint_arrays.named({"params": state.params, "bank": bank})
-  )
+  tree = {"params": state.params, "bank": bank, "ema": state.ema}  # None has no arrays
+  return array_digests.digest_of_arrays(checkpoint_arrays.named(tree))
 
 
 def _scores(folder: bucket.AnyPath, steps: Sequence[int]) -> dict[int, float]:

@@ -42,7 +42,7 @@ def nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def read(
-  folder: bucket.AnyPath, record: CheckpointRecord, only: str | None = None, verify: bool = True
+  folder: bucket.AnyPath, record: CheckpointRecord, only: Sequence[str] = (), verify: bool = True
 ) -> dict[str, np.ndarray]:
   """Reads the arrays of a checkpoint into host memory and verifies them.
 
@@ -51,7 +51,7 @@ def read(
   Args:
     folder: of the checkpoint.
     record: its record.
-    only: name of the one part of the state to read.
+    only: names of the parts of the state to read; empty for all.
     verify: compare the arrays with their checksums.
 
   Returns:
@@ -65,7 +65,7 @@ def read(
       names = list(named(ocp.PyTreeCheckpointHandler().metadata(folder / STATE).tree))
   else:
     names = list(record.checksums)
-  names = [name for name in names if only is None or name.startswith(f"{only}/")]
+  names = [name for name in names if not only or name.split("/")[0] in only]
   arrays = _read_arrays(folder, names)
   if verify and record.checksums is not None:
     sums = array_digests.checksums(arrays)

@@ -15,7 +15,7 @@ from dgia_jax import distributed, files, full_disk, sharding, worker_processes
 from dgia_jax.data import batches as batches_lib
 from dgia_jax.data.pairs import PairTable
 from dgia_jax.errors import UserError
-from dgia_jax.method import losses
+from dgia_jax.method import lora, losses, train_state, trainable
 from dgia_jax.models import embedder as embedder_lib
 from dgia_jax.reporting import contact_sheet
 from dgia_jax.training import checkpoint, retrieval_metrics
@@ -32,11 +32,19 @@ Scores = dict[str, dict[str, float]]  # direction "t2i" or "i2t" -> metric -> pe
 
 
 class Evaluator:
-  """Embeds and scores the splits of a run; each tower is compiled once, on first use."""
+  """Embeds and scores the splits of a run; each tower is compiled once, on first use.
+
+  `params` are all parameters of the run, or its two towers alone, on the mesh of the run.
+  """
 
   def __init__(self, setup: setup_lib.TrainingSetup):
     self._setup = setup
-    layouts = sharding.parameters(setup.mesh, setup.abstract_state.params)
+    params = setup.abstract_state.params
+    layouts = sharding.parameters(setup.mesh, {tower: params[tower] for tower in trainable.TOWERS})
+    self._merge_lora = jax.jit(setup.towers, out_shardings=layouts)
+    self._merge_average = jax.jit(
+      trainable.merge, out_shardings=sharding.parameters(setup.mesh, params)
+    )
     self._embedder = embedder_lib.Embedder(setup.graphdef, setup.mesh, layouts)
     self._batch_size = self._embedder.whole_batch(setup.config.eval.batch_size)
     self._rows = sharding.batch_rows(setup.mesh, self._batch_size)
@@ -45,11 +53,11 @@ class Evaluator:
     """Unnormalised features of a split's images and captions, on the host.
 
     Args:
-      params: parameters on the mesh of the run.
+      params: see above.
       pairs: the split.
     """
-    tokens_NxL = self._setup.tokenizer.encode(pairs.captions)
-    return self.embed_images(params, pairs), self.embed_tokens(params, tokens_NxL)
+    tokens_NxL, towers = self._setup.tokenizer.encode(pairs.captions), self._towers(params)
+    return self.embed_images(towers, pairs), self.embed_tokens(towers, tokens_NxL)
 
   def embed_images(self, params: Params, pairs: PairTable) -> ImageFeatures:
     """Unnormalised features of a split's images, on the host."""
@@ -60,7 +68,7 @@ class Evaluator:
       rows=self._rows,
     )
     pixels = (batch["image"] for batch in batches)
-    features = self._embedder.embed_images(params, pixels, self._batch_size)
+    features = self._embedder.embed_images(self._towers(params), pixels, self._batch_size)
     # Only the last batch is padded, so the padding is at the end.
     return np.concatenate(list(features))[: pairs.num_images]
 
@@ -68,8 +76,18 @@ class Evaluator:
     """Unnormalised features of encoded captions, on the host."""
     batches = batches_lib.token_batches(tokens_NxL, batch_size=self._batch_size, rows=self._rows)
     tokens = (batch["tokens"] for batch in batches)
-    features = self._embedder.embed_texts(params, tokens, self._batch_size)
+    features = self._embedder.embed_texts(self._towers(params), tokens, self._batch_size)
     return np.concatenate(list(features))[: len(tokens_NxL)]
+
+  def _towers(self, params: Params) -> Params:
+    """The parameters of the model; computed only where LoRA changes them."""
+    return (self._merge_lora if lora.NAME in params else self._setup.towers)(params)
+
+  def score_average(self, state: train_state.TrainState, split: str) -> Scores | None:
+    """As `score`, for the moving average of the weights; None if the state holds none."""
+    if state.ema is None:
+      return None
+    return self.score(self._merge_average(state.params, state.ema), split)[0]
 
   def score(self, params: Params, split: str) -> tuple[Scores, tuple[ImageFeatures, TextFeatures]]:
     """Retrieval scores of a split in both directions, and its features.
@@ -194,10 +212,12 @@ def report(
   def restore_and_score(step):
     state, record = checkpoints.restore(step, setup.mesh, setup.abstract_state)
     scores, features = evaluator.score(state.params, "test")
-    return state, record, {"epoch": record["epoch"], "step": step, **scores}, features
+    average = evaluator.score_average(state, "test")
+    at = {"epoch": record["epoch"], "step": step}
+    return state, record, at | scores, average and at | average, features
 
   last, best = checkpoints.latest(), checkpoints.best()
-  state, record, scores, features = restore_and_score(last)
+  state, record, scores, average, features = restore_and_score(last)
   results = {
     "last": scores,
     "digest": checkpoint.digest(state, setup.train_pairs.num_pairs),
@@ -208,11 +228,16 @@ def report(
       for split, chosen in record["best"].items()
     },
   }
+  if average:
+    results["ema"] = {"last": average}
   del state  # its memory is needed for the next one
   if best is not None:
     if best != last:
-      _, _, scores, features = restore_and_score(best)
-    results["best"] = {**scores, "selected_on": setup.config.eval.select_on}
+      _, _, scores, average, features = restore_and_score(best)
+    selected = {"selected_on": setup.config.eval.select_on}
+    results["best"] = scores | selected
+    if average:
+      results["ema"]["best"] = average | selected
   results |= _facts(setup, start)
   _write(setup, results, features, console)
   return results

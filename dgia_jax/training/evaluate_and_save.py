@@ -65,13 +65,19 @@ class EvaluateAndSave:
   def _evaluate(self, step: int, state: TrainState) -> float:
     """Scores val and test, records the best epoch of each, returns the score of `select_on`."""
     setup, epoch = self._setup, self._setup.epoch_of(step)
-    scores = {}
+    scores, averages = {}, {}
     for split in (name for name in ("val", "test") if name in setup.splits):
       scores[split], _ = self._evaluator.score(state.params, split)
       self._writer.write(step, epoch, split, scores[split])
+      if average := self._evaluator.score_average(state, split):
+        averages[split] = average
+        self._writer.write(step, epoch, f"{split}_ema", average)
     selected_on = setup.config.eval.select_on
     chance = evaluate.chance_levels(setup.splits[selected_on])
     self._console.evaluation(f"{selected_on}, epoch {epoch}", scores[selected_on], chance)
+    if averages:
+      title = f"{selected_on}, epoch {epoch}, average of the weights"
+      self._console.evaluation(title, averages[selected_on], chance)
     best = dict(self._record["best"])
     for split in scores:
       value = scores[split]["t2i"]["R1"]

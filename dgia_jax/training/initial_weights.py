@@ -10,7 +10,7 @@ from dgia_jax import remote, sharding
 from dgia_jax.errors import UserError
 from dgia_jax.models import dual_encoder, pretrained
 from dgia_jax.models.families import Family
-from dgia_jax.training import checkpoint
+from dgia_jax.training import run_weights
 from dgia_jax.training import workdir as workdir_lib
 
 _MAX_NAMES = 12  # in one line about tensors that are not used
@@ -42,7 +42,7 @@ def load(
   folder = str(remote.local_copy(source, "config.pretrained"))
   if workdir_lib.is_run(folder):
     _check_same_family(folder, family)
-    _, loaded = checkpoint.restore_params(folder)
+    loaded = run_weights.load(folder, setting="config.pretrained").params
     unused = ()
     _check_same_shapes(source, loaded, params)
   else:

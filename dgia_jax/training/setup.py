@@ -22,12 +22,11 @@ from dgia_jax import sharding
 from dgia_jax.data import batches as batches_lib
 from dgia_jax.data import pairs as pairs_lib
 from dgia_jax.data.token_ids import Vocabulary
-from dgia_jax.errors import UserError
-from dgia_jax.method import augment, mining, strict_mining, train_state, train_step
+from dgia_jax.method import augment, mining, strict_mining, train_state, train_step, trainable
 from dgia_jax.method import optimizer as optimizer_lib
 from dgia_jax.models import backend, dual_encoder
 from dgia_jax.models.caption_groups import CaptionGroup, encode_in_groups
-from dgia_jax.training import initial_weights, inputs
+from dgia_jax.training import initial_weights, inputs, setup_checks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,12 +86,20 @@ class TrainingSetup:
 
     With `groups`, captions are encoded as `caption_groups.encode_in_groups` does.
     """
-    model = nnx.merge(self.graphdef, sharding.gathered(self.mesh, params))
+    model = nnx.merge(self.graphdef, self.towers(sharding.gathered(self.mesh, params)))
     encode_text = model.encode_text
     if groups:
       shards = sharding.batch_shards(self.mesh)
       encode_text = lambda tokens: encode_in_groups(model.encode_text, tokens, groups, shards)
     return model.encode_image(pixels), encode_text(tokens)
+
+  def towers(self, params: Mapping) -> dict:
+    """The parameters of the model among those of the state, see `trainable.towers`."""
+    return trainable.towers(params, self.config.lora.alpha)
+
+  def select_trained(self, params: Mapping) -> dict:
+    """The parameters that are trained, see `trainable.select`."""
+    return trainable.select(params, config_lib.frozen_blocks(self.config))
 
   def learning_rates(self) -> np.ndarray:
     """The learning rate of every step of the run, in order."""
@@ -117,7 +124,7 @@ def create(
   """
   config_lib.check(config)
   mesh = sharding.create_mesh(**config.mesh)
-  check_batch(config, mesh)
+  setup_checks.check_batch(config, mesh)
   splits = splits or inputs.load_splits(config)
   vocabulary = inputs.load_tokenizer(config, workdir, splits["train"].captions)
   return assemble(config, mesh, splits, vocabulary, pathlib.Path(workdir))
@@ -135,7 +142,11 @@ def assemble(
   Args:
     config, mesh, splits, workdir: as in `TrainingSetup`.
     vocabulary: its `tokenizer`.
+
+  Raises:
+    UserError: the model does not have what the config freezes or adapts.
   """
+  setup_checks.check_trainable(config)
   return TrainingSetup(
     config=config,
     workdir=workdir,
@@ -147,27 +158,6 @@ def assemble(
       config, batches_lib.steps_per_epoch(splits["train"].num_pairs, config.batch_size)
     ),
   )
-
-
-def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
-  """Checks that the batch divides over the mesh and over the parts of gradient accumulation.
-
-  Raises:
-    UserError: the batch does not divide.
-  """
-  shards = sharding.batch_shards(mesh)
-  if config.batch_size % shards:
-    raise UserError(
-      f"config.batch_size={config.batch_size} cannot be divided over mesh.data x mesh.fsdp ="
-      f" {shards} device(s); choose a multiple"
-    )
-  rows, parts = config.batch_size // shards, config.gradient_accumulation
-  if rows % parts:
-    raise UserError(
-      f"config.gradient_accumulation={parts} does not divide the {rows} pair(s) of"
-      f" config.batch_size={config.batch_size} on each of mesh.data x mesh.fsdp = {shards}"
-      " device(s); choose a divisor"
-    )
 
 
 def create_model(
@@ -187,11 +177,16 @@ def create_model(
     context_length=config.tokenizer.context_length,
     vocab_size=vocab_size,
     dtype=dtype,
-    backend=backend.choose(
-      device or jax.local_devices()[0],
-      dtype,
-      attention=config.model.attention,
-      remat=config.model.remat,
+    backend=dataclasses.replace(
+      backend.choose(
+        device or jax.local_devices()[0],
+        dtype,
+        attention=config.model.attention,
+        remat=config.model.remat,
+      ),
+      # A tower that is frozen whole has no trained parameter, and so no backward pass either.
+      frozen_image_blocks=max(config.freeze.image_blocks, 0),
+      frozen_text_blocks=max(config.freeze.text_blocks, 0),
     ),
     rngs=nnx.Rngs(config.seed),
   )
@@ -222,6 +217,8 @@ def create_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.Gradient
     decoupled=settings.decoupled,
     bias_lr_multiplier=settings.bias_lr_multiplier,
     second_moment=settings.second_moment,
+    layer_decay=settings.layer_decay,
+    clip_norm=settings.clip_norm,
   )
 
 
@@ -239,16 +236,25 @@ def _schedule_settings(config: ConfigDict, steps_per_epoch: int) -> dict[str, An
 def init_state(setup: TrainingSetup) -> Callable[[], train_state.TrainState]:
   """Returns a function that creates the initial training state; it is meant to be traced."""
 
+  config = setup.config
+
   def init_params():
-    device = _example_device(setup.mesh)
-    model = create_model(setup.config, setup.tokenizer.vocab_size, device)
-    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    model = create_model(config, setup.tokenizer.vocab_size, _example_device(setup.mesh))
+    return trainable.with_additions(
+      nnx.to_pure_dict(nnx.state(model, nnx.Param)),
+      seed=config.seed,
+      lora_rank=config.lora.rank,
+      lora_matrices=config.lora.matrices,
+      temperature=config.loss.temperature if config.loss.learnable_temperature else None,
+    )
 
   return train_state.initializer(
     init_params,
     setup.optimizer,
     num_pairs=setup.train_pairs.num_pairs,
     feature_dim=setup.size.feature_width,
+    select_trained=setup.select_trained,
+    averaged=config.ema.decay > 0,
   )
 
 
@@ -267,21 +273,21 @@ def initial_state(
   state = train_state.create(setup.mesh, init_state(setup))
   if setup.config.pretrained:
     params, unused = load_pretrained(setup, state.params)
-    state = state.replace(params=params)
+    state = train_state.with_params(setup.mesh, state, params, setup.select_trained)
     notify(f"weights from {setup.config.pretrained}; not used: {initial_weights.summary(unused)}")
   return state
 
 
 def load_pretrained(setup: TrainingSetup, params: Mapping) -> tuple[Mapping, Sequence[str]]:
-  """Reads the parameters that `config.pretrained` names; see `initial_weights.load`."""
-  image_size = tuple(setup.config.dataset.image_size)
-  return initial_weights.load(
+  """Reads the towers that `config.pretrained` names; see `initial_weights.load`."""
+  loaded, unused = initial_weights.load(
     setup.config.pretrained,
-    params,
-    image_size=image_size,
+    {tower: params[tower] for tower in trainable.TOWERS},
+    image_size=tuple(setup.config.dataset.image_size),
     family=setup.size.family,
     mesh=setup.mesh,
   )
+  return {**params, **loaded}, unused
 
 
 def create_step(
@@ -301,6 +307,7 @@ def create_step(
     train_step.train_step,
     encode=functools.partial(setup.encode, groups=groups),
     optimizer=setup.optimizer,
+    select_trained=setup.select_trained,
     config=setup.config,
     mesh=setup.mesh,
     masking=masking(setup.tokenizer),

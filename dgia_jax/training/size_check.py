@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import psutil
 
+from dgia_jax import config as config_lib
 from dgia_jax import sharding
 from dgia_jax.errors import UserError
-from dgia_jax.method import memory_bank, train_state
+from dgia_jax.method import memory_bank, train_state, trainable
 from dgia_jax.method.global_association import num_candidates
 from dgia_jax.training.setup import TrainingSetup
 
@@ -55,7 +56,7 @@ def estimate(setup: TrainingSetup) -> list[Need]:
   """The memory that a training step needs on every device, at least, by purpose."""
   config, mesh = setup.config, setup.mesh
   shards = sharding.batch_shards(mesh)
-  state = setup.abstract_state
+  state, trained = setup.abstract_state, _abstract_trained(setup)
   layouts = train_state.layout(mesh, state)
   num_views = 2 if config.loss.weights["consistency"] else 1
   height, width = config.dataset.image_size
@@ -67,8 +68,9 @@ def estimate(setup: TrainingSetup) -> list[Need]:
   return [
     Need(
       "parameters, gradients and optimiser state",
-      2 * sharding.device_bytes(state.params, layouts.params)
-      + sharding.device_bytes(state.opt_state, layouts.opt_state),
+      sharding.device_bytes(state.params, layouts.params)
+      + sharding.device_bytes(trained, sharding.parameters(mesh, trained))  # gradients
+      + sharding.device_bytes((state.opt_state, state.ema), (layouts.opt_state, layouts.ema)),
       "choose a smaller config.model.name, or raise config.mesh.fsdp on several devices",
     ),
     Need(
@@ -92,6 +94,16 @@ def estimate(setup: TrainingSetup) -> list[Need]:
       "lower config.batch_size, raise config.gradient_accumulation or set config.model.remat=True",
     ),
   ]
+
+
+def num_trained(setup: TrainingSetup) -> int:
+  """The number of parameters that are trained."""
+  return sum(leaf.size for leaf in jax.tree.leaves(_abstract_trained(setup)))
+
+
+def _abstract_trained(setup: TrainingSetup) -> Any:
+  """The trained parameters as `jax.ShapeDtypeStruct`s."""
+  return jax.eval_shape(setup.select_trained, setup.abstract_state.params)
 
 
 def available_bytes(devices: Iterable[Any]) -> float | None:
@@ -142,8 +154,11 @@ def _activation_bytes(setup: TrainingSetup) -> int:
   patches = (height // size.patch_size) * (width // size.patch_size)
   values = 0
   image_tokens = patches if size.family.is_siglip else 1 + patches
-  for tower, tokens in ((size.image, image_tokens), (size.text, config.tokenizer.context_length)):
-    values += tower.depth * tokens * tower.width
+  frozen = config_lib.frozen_blocks(config)
+  for name, tokens in (("image", image_tokens), ("text", config.tokenizer.context_length)):
+    if frozen[name] != trainable.WHOLE_TOWER:
+      tower = getattr(size, name)
+      values += (tower.depth - frozen[name]) * tokens * tower.width
   stored = 1 if config.model.remat else STORED_PER_BLOCK / setup.mesh.shape["tensor"]
   return int(values * stored * jnp.dtype(config.model.dtype).itemsize)
 

@@ -19,6 +19,7 @@ from dgia_jax.data.pairs import PairTable
 from dgia_jax.data.prefetch import Prefetcher
 from dgia_jax.method import compilation, train_state
 from dgia_jax.models.caption_groups import CaptionGroup
+from dgia_jax.reporting import wandb_mirror
 from dgia_jax.reporting.console import Console
 from dgia_jax.reporting.metrics_writer import METRICS, MetricsWriter
 from dgia_jax.training import caption_padding, checkpoint, compilation_cache, evaluate, size_check
@@ -67,6 +68,8 @@ def train(
     run.enter_context(full_disk.explained(workdir))
     setup = setup_lib.create(config, workdir, splits)
     size_check.check(setup)
+    if config.wandb.project:
+      wandb_mirror.package()
     workdir_lib.claim(workdir, config)
     platform.work_unit().create_artifact(
       platform.ArtifactType.DIRECTORY, str(setup.workdir), "working directory"
@@ -88,9 +91,10 @@ def train(
         return results
 
     state, record = _restore_or_initialize(setup, checkpoints, console)
-    console.parameter_overview(state.params)
+    console.parameter_overview(state.params, size_check.num_trained(setup))
     first, is_writing = record["data_position"], jax.process_index() == 0
-    writer = run.enter_context(MetricsWriter(setup.workdir, first, active=is_writing))
+    mirror = _wandb_mirror(setup, console) if is_writing else None
+    writer = run.enter_context(MetricsWriter(setup.workdir, first, is_writing, mirror))
     evaluator = evaluate.Evaluator(setup)
 
     if first < setup.total_steps:
@@ -139,6 +143,14 @@ def train(
       writer.write_image(setup.total_steps, "test/contact_sheet", sheet)
   _print_files_and_next_command(setup, console)
   return results
+
+
+def _wandb_mirror(setup: TrainingSetup, console: Console) -> wandb_mirror.WandbMirror | None:
+  project = setup.config.wandb.project
+  if not project:
+    return None
+  config = setup.config.to_dict()
+  return wandb_mirror.WandbMirror(project, setup.workdir, config, console.print)
 
 
 def _stored_results(setup: TrainingSetup) -> dict | None:

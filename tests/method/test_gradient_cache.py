@@ -29,10 +29,13 @@ def encode(params, batch):
   return [(tower(batch["image"]), tower(batch["text"]))]
 
 
-def loss(features):
-  """Every pair against every other: a part of the batch alone has another loss."""
+def loss(features, params):
+  """Every pair against every other: a part of the batch alone has another loss.
+
+  The loss itself reads a parameter, as it does a learnable temperature.
+  """
   ((image, text),) = features
-  scores = 10 * losses.cosine(image, text)
+  scores = 10 * jnp.exp(params["bias"][0, 0]) * losses.cosine(image, text)
   return -jnp.mean(jnp.diagonal(jax.nn.log_softmax(scores, axis=1))), scores
 
 
@@ -52,7 +55,7 @@ def test_parts_give_the_gradient_of_the_whole_batch(problem, mesh_shape, parts):
   params, batch = jax.device_put(problem, (sharding.replicated(mesh), sharding.batch(mesh)))
   gradient, scores = compiled(params, batch, mesh, parts)(params, batch)
   expected, expected_scores = jax.jit(
-    jax.grad(lambda params, batch: loss(encode(params, batch)), has_aux=True)
+    jax.grad(lambda params, batch: loss(encode(params, batch), params), has_aux=True)
   )(*problem)
   np.testing.assert_allclose(scores, expected_scores, rtol=1e-4, atol=1e-4)
   for name, value in expected.items():
@@ -64,7 +67,7 @@ def test_parts_give_the_gradient_of_the_whole_batch(problem, mesh_shape, parts):
 def test_a_part_alone_has_another_gradient(problem):
   """What is tested above is not true of accumulation as usual, the mean over parts."""
   params, batch = problem
-  of_part = jax.grad(lambda params, batch: loss(encode(params, batch))[0])
+  of_part = jax.grad(lambda params, batch: loss(encode(params, batch), params)[0])
   whole = jax.jit(of_part)(params, batch)["stack"]
   halves = [jax.tree.map(lambda x, h=half: x[h::2], batch) for half in (0, 1)]
   mean = sum(jax.jit(of_part)(params, half)["stack"] for half in halves) / 2

@@ -6,10 +6,11 @@ import pytest
 from flax import nnx
 
 from dgia_jax import sharding
-from dgia_jax.method import optimizer
+from dgia_jax.method import optimizer, trainable
 from dgia_jax.models import dual_encoder
 from tests.helpers import recipe, tiny_run
 from tests.helpers.golden_data import arrays, cases, description
+from tests.helpers.trees import by_name
 
 ADAM_CASES = dict(cases("p08_adam"))
 FACTS = {case["case"]: case for case in description("p08_adam")}
@@ -301,3 +302,74 @@ def test_the_rate_is_the_one_of_optax():
   np.testing.assert_allclose(
     optimizer.learning_rate(epochs, 40), join(epochs.astype(np.float32)), rtol=1e-4, atol=1e-12
   )
+
+
+def _towers(stacked, width=2):
+  """The least that two towers hold: an embedding, blocks, a last block, a head."""
+  tower = lambda: {
+    "position_embedding": jnp.ones(width),
+    "blocks": {"kernel": jnp.ones((stacked, width, width))},
+    "last_block": {"kernel": jnp.ones((width, width))},
+    "projection": jnp.ones(width),
+  }
+  return {"image": tower(), "text": tower()}
+
+
+def _distances(scales, decay):
+  """{parameter: blocks between it and the head, one number per layer}"""
+  powers = {}
+  for name, scale in by_name(scales).items():
+    powers[name] = np.round(np.log(np.ravel(scale)) / np.log(decay), 4).tolist()
+  return powers
+
+
+def test_every_layer_is_slower_than_the_next():
+  distances = _distances(optimizer.layer_scales(_towers(3), 0.8), 0.8)
+  assert distances == {
+    f"{tower}/{name}": powers
+    for tower in ("image", "text")
+    for name, powers in {
+      "position_embedding": [5], "blocks/kernel": [4, 3, 2], "last_block/kernel": [1],
+      "projection": [0],
+    }.items()
+  }  # fmt: skip
+
+
+def test_frozen_blocks_and_lora_change_no_rate():
+  frozen = trainable.select(_towers(3), {"image": 2, "text": 4})
+  distances = _distances(optimizer.layer_scales(frozen, 0.8), 0.8)
+  assert distances == {
+    "image/blocks/kernel": [2], "image/last_block/kernel": [1], "image/projection": [0],
+    "text/projection": [0],
+  }  # fmt: skip
+  pair = {"blocks": {"a": jnp.ones((3, 2, 1))}, "last_block": {"a": jnp.ones((2, 1))}}
+  trained = {"lora": {"image": pair}, "logit_scale": jnp.ones(())}
+  assert _distances(optimizer.layer_scales(trained, 0.8), 0.8) == {
+    "lora/image/blocks/a": [4, 3, 2], "lora/image/last_block/a": [1], "logit_scale": [0],
+  }  # fmt: skip
+
+
+def test_layer_decay_scales_the_update():
+  params = _towers(3)
+  settings = dict(num_epochs=2, steps_per_epoch=5, weight_decay=0.0)
+  updates = []
+  for decay in (1.0, 0.5):
+    tx = recipe.create_optimizer(layer_decay=decay, **settings)
+    updates.append(by_name(tx.update(params, tx.init(params), params)[0]))
+  scales = by_name(optimizer.layer_scales(params, 0.5))
+  for name, update in updates[0].items():
+    np.testing.assert_allclose(updates[1][name], update * scales[name], rtol=1e-6, err_msg=name)
+
+
+def test_large_gradients_are_cut_to_the_norm_before_adam():
+  """With a large epsilon the update is proportional to the gradient that Adam sees."""
+  params = {"w": jnp.zeros(2)}
+
+  def update(gradient, clip_norm):
+    tx = recipe.create_optimizer(
+      num_epochs=2, steps_per_epoch=5, epsilon=1e6, weight_decay=0.0, clip_norm=clip_norm
+    )
+    return tx.update({"w": jnp.asarray(gradient)}, tx.init(params), params)[0]["w"]
+
+  np.testing.assert_allclose(update([30.0, 40.0], 5.0), update([3.0, 4.0], 0.0), rtol=1e-6)
+  np.testing.assert_array_equal(update([3.0, 4.0], 6.0), update([3.0, 4.0], 0.0))

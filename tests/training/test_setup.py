@@ -13,7 +13,7 @@ from dgia_jax.errors import UserError
 from dgia_jax.method import augment, train_state
 from dgia_jax.models import dual_encoder, pretrained
 from dgia_jax.reporting import console
-from dgia_jax.training import checkpoint, setup, train
+from dgia_jax.training import checkpoint, setup, setup_checks, train
 from dgia_jax.training import workdir as workdir_lib
 from tests.helpers import tiny_run
 
@@ -31,21 +31,23 @@ def test_check_batch(batch_size, fits):
   mesh = sharding.create_mesh(data=4, fsdp=2)
   config = tiny_run.config(batch_size=batch_size)
   if fits:
-    setup.check_batch(config, mesh)
+    setup_checks.check_batch(config, mesh)
   else:
     with pytest.raises(UserError, match=rf"config.batch_size={batch_size} .* = 8 device"):
-      setup.check_batch(config, mesh)
+      setup_checks.check_batch(config, mesh)
 
 
 def test_check_batch_divides_the_rows_of_a_device_by_accumulation():
   mesh = sharding.create_mesh(data=4, fsdp=2)
-  setup.check_batch(tiny_run.config(batch_size=32, gradient_accumulation=4), mesh)
+  setup_checks.check_batch(tiny_run.config(batch_size=32, gradient_accumulation=4), mesh)
   with pytest.raises(UserError, match=r"gradient_accumulation=8 .* the 4 pair.* = 8 device"):
-    setup.check_batch(tiny_run.config(batch_size=32, gradient_accumulation=8), mesh)
+    setup_checks.check_batch(tiny_run.config(batch_size=32, gradient_accumulation=8), mesh)
 
 
 def test_check_batch_ignores_the_tensor_axis():
-  setup.check_batch(tiny_run.config(batch_size=6), sharding.create_mesh(data=2, fsdp=1, tensor=4))
+  setup_checks.check_batch(
+    tiny_run.config(batch_size=6), sharding.create_mesh(data=2, fsdp=1, tensor=4)
+  )
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from dgia_jax import sharding
 from dgia_jax.data.pairs import PairTable
-from dgia_jax.training import checkpoint, setup
+from dgia_jax.training import run_weights, setup
 
 Splits = Mapping[str, PairTable]  # split name -> pairs
 
@@ -37,7 +37,7 @@ def open_run(config: ConfigDict, folder: pathlib.Path, splits: Splits, choice: s
   """
   # Nothing is trained: only the sizes of the training split matter, so the test pairs replace it.
   opened = setup.create(config, folder, {"train": splits["test"]} | splits)
-  step, params = checkpoint.restore_params(folder, choice)
+  step, params, _ = run_weights.load(folder, choice)
   params = jax.device_put(params, sharding.parameters(opened.mesh, params))
   return OpenRun(opened, params, step)
 

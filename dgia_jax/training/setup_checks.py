@@ -1,0 +1,60 @@
+"""Checks that a config fits the devices and the model that it names."""
+
+import jax
+from ml_collections import ConfigDict
+
+from dgia_jax import config as config_lib
+from dgia_jax import sharding
+from dgia_jax.errors import UserError
+from dgia_jax.method import trainable
+from dgia_jax.models import dual_encoder
+
+
+def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+  """Checks that the batch divides over the mesh and over the parts of gradient accumulation.
+
+  Raises:
+    UserError: the batch does not divide.
+  """
+  shards = sharding.batch_shards(mesh)
+  if config.batch_size % shards:
+    raise UserError(
+      f"config.batch_size={config.batch_size} cannot be divided over mesh.data x mesh.fsdp ="
+      f" {shards} device(s); choose a multiple"
+    )
+  rows, parts = config.batch_size // shards, config.gradient_accumulation
+  if rows % parts:
+    raise UserError(
+      f"config.gradient_accumulation={parts} does not divide the {rows} pair(s) of"
+      f" config.batch_size={config.batch_size} on each of mesh.data x mesh.fsdp = {shards}"
+      " device(s); choose a divisor"
+    )
+
+
+def check_trainable(config: ConfigDict) -> None:
+  """Checks that the towers are as deep and as wide as freezing and LoRA need, and are trained.
+
+  Raises:
+    UserError: they are not.
+  """
+  if config.model.name not in dual_encoder.SIZES:
+    return  # creating the model reports it
+  size, rank, trained = dual_encoder.SIZES[config.model.name], config.lora.rank, []
+  for tower, frozen in config_lib.frozen_blocks(config).items():
+    depth, width = getattr(size, tower).depth, getattr(size, tower).width
+    if frozen > depth:
+      raise UserError(
+        f"config.freeze.{tower}_blocks={frozen}: the {tower} tower of config.model.name="
+        f"{config.model.name} has {depth} blocks"
+      )
+    if rank > width:
+      raise UserError(
+        f"config.lora.rank={rank}: the {tower} tower of config.model.name={config.model.name} is"
+        f" {width} wide; give a lower rank"
+      )
+    if frozen != trainable.WHOLE_TOWER and not (rank and frozen == depth):
+      trained.append(tower)
+  if not trained:
+    raise UserError(
+      "config.freeze.image_blocks and config.freeze.text_blocks leave nothing to train; lower one"
+    )
