@@ -190,17 +190,19 @@ class Retriever:
     """Features of images, rows of norm 1.
 
     Args:
-      images: one image or an iterable of images. An image is a path, a `PIL.Image.Image`, or a
-        uint8 array (height, width, 3); each is resized to `image_size` if it has another size.
+      images: one image or an iterable of images, such as a dataset. An image is a path, a
+        `PIL.Image.Image`, a uint8 array (height, width, 3), a PyTorch tensor as torchvision makes
+        it, (3, height, width) in uint8 or in floats from 0 to 1, or a row of a dataset, a mapping
+        with the key "image". Each is resized to `image_size` if it has another size.
       batch_size: images embedded at once, rounded up to a multiple of the devices.
       progress: shows a progress bar.
 
     Raises:
       UserError: a file cannot be decoded, an array is no image, or a feature is not finite.
     """
-    if isinstance(images, str | os.PathLike | PIL.Image.Image):
+    if isinstance(images, str | os.PathLike | PIL.Image.Image | Mapping):
       images = [images]
-    elif isinstance(images, np.ndarray) and images.ndim < 4:
+    elif (isinstance(images, np.ndarray) or _is_tensor(images)) and images.ndim < 4:
       images = [images]
     pixels = images_lib.ordered_map(self._pixels, images, 0)
     return self._embed(self._embedder.embed_images, pixels, images, batch_size, progress)
@@ -246,6 +248,12 @@ class Retriever:
 
   def _pixels(self, image: Any) -> np.ndarray:
     """An image of any accepted kind at the size of the model."""
+    if isinstance(image, Mapping):
+      if "image" not in image:
+        raise UserError(f"a row of the dataset has no key 'image', only {sorted(image)}")
+      image = image["image"]
+    if _is_tensor(image):
+      image = _array_of_tensor(image)
     if isinstance(image, str | os.PathLike):
       try:
         return self.read_image(image)
@@ -287,6 +295,23 @@ class Retriever:
     if not np.isfinite(features_NxD).all():
       raise UserError("the model gives features that are NaN or infinite: its weights are damaged")
     return features_NxD
+
+
+def _is_tensor(image: Any) -> bool:
+  """Whether this is a PyTorch tensor; PyTorch need not be installed."""
+  return type(image).__module__.split(".")[0] == "torch" and hasattr(image, "detach")
+
+
+def _array_of_tensor(image: Any) -> np.ndarray:
+  """A tensor (3, height, width), uint8 or floats from 0 to 1, as uint8 (height, width, 3)."""
+  pixels = image.detach().cpu().numpy()
+  if pixels.ndim != 3 or pixels.shape[0] != 3 or not pixels.size:
+    raise UserError(f"an image tensor has the shape {pixels.shape}: give (3, height, width)")
+  if np.issubdtype(pixels.dtype, np.floating):
+    if not (pixels.min() >= 0 and pixels.max() <= 1):  # false for NaN as well
+      raise UserError("an image tensor of floats has values outside 0 to 1: do not normalise it")
+    pixels = np.rint(pixels * 255).astype(np.uint8)
+  return np.ascontiguousarray(pixels.transpose(1, 2, 0))
 
 
 def _hub_folder(name: str, setting: str) -> pathlib.Path:

@@ -135,6 +135,31 @@ def test_images_of_any_kind_and_size_are_resized_like_files(known_run, paths):
   )
 
 
+def test_tensors_and_rows_of_datasets_are_images(known_run, paths):
+  torch = pytest.importorskip("torch")
+  retriever = Retriever.from_run(known_run, batch_size=8)
+  expected = retriever.embed_images(paths)
+  files = [Image.open(path).convert("RGB") for path in paths]
+  rows = [{"image": image, "caption": "a man"} for image in files]
+  np.testing.assert_array_equal(retriever.embed_images(rows), expected)
+  np.testing.assert_array_equal(retriever.embed_images(rows[0]), expected[:1])
+  tensors = [torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in files]
+  np.testing.assert_array_equal(retriever.embed_images(tensors), expected)
+  floats = [tensor / 255 for tensor in tensors]
+  np.testing.assert_array_equal(retriever.embed_images(floats), expected)
+  np.testing.assert_array_equal(retriever.embed_images(tensors[1]), expected[1:2])
+  batch = torch.stack([tensors[0], tensors[0]])
+  np.testing.assert_array_equal(retriever.embed_images(batch), expected[[0, 0]])
+  for wrong, reason in (
+    (tensors[0].permute(1, 2, 0), r"shape \(40, 30, 3\): give \(3, height, width\)"),
+    (floats[0] * 2 - 1, "outside 0 to 1"),
+    (floats[0] * float("nan"), "outside 0 to 1"),
+    ({"picture": files[0]}, r"no key 'image', only \['picture'\]"),
+  ):
+    with pytest.raises(UserError, match=reason):
+      retriever.embed_images([wrong])
+
+
 def test_a_string_is_one_description(known_run):
   retriever = Retriever.from_pretrained(known_run, batch_size=8)
   expected = retriever.embed_texts(TEXTS)
