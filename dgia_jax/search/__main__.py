@@ -3,6 +3,7 @@
 python -m dgia_jax.search index --run runs/demo --images FOLDER --out INDEX
 python -m dgia_jax.search query --index INDEX "a woman in a red coat with a backpack"
 python -m dgia_jax.search query --index INDEX --image photo.jpg --top 5 --sheet results.png
+python -m dgia_jax.search query --index INDEX --image photo.jpg "with an umbrella" --together
 python -m dgia_jax.search serve --index INDEX
 python -m dgia_jax.search export --index INDEX --format npy --out features.npy
 """
@@ -16,16 +17,18 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+import numpy as np
 import tqdm
 
 from dgia_jax import bucket, cli, remote, user_files
 from dgia_jax.data import images as images_lib
-from dgia_jax.errors import UserError
+from dgia_jax.errors import UserError, printable
 from dgia_jax.reporting import contact_sheet
 from dgia_jax.search import export as export_lib
 from dgia_jax.search import index as index_lib
 from dgia_jax.search import index_files, web_page
 from dgia_jax.search.index import Match, SearchIndex
+from dgia_jax.search.query import combine
 from dgia_jax.search.retriever import Retriever
 
 
@@ -76,18 +79,36 @@ def query(options: argparse.Namespace) -> None:
   if any(not text.strip() for text in texts):
     raise UserError("a description is empty: give at least one word")
   retriever, index = open_index(options.index, options.run)
-  names, results = [], []
-  for text, features_D in zip(texts, retriever.embed_texts(texts), strict=True):
-    names.append(text)
-    results.append(index.matches(features_D, options.top))
-  images = zip(options.image, retriever.embed_images(options.image), strict=True)
-  for path, features_D in images:
-    names.append(f"like {path}")
-    results.append(index.matches(features_D, options.top, without=path))
+  names = [*texts, *(f"like {path}" for path in options.image)]
+  more_NxD = np.concatenate([retriever.embed_texts(texts), retriever.embed_images(options.image)])
+  less_NxD = retriever.embed_images(options.less_like)
+  if options.together:
+    names, queries, files = [" + ".join(names)], [more_NxD], [options.image]
+  else:
+    queries = list(more_NxD[:, None])
+    files = [[] for _ in texts] + [[path] for path in options.image]
+  names = [name + "".join(f" - {path}" for path in options.less_like) for name in names]
+  results = [
+    index.matches(
+      combine(query_NxD, less_NxD),
+      options.top,
+      without=[*paths, *options.less_like],
+      only=options.only,
+      fold=options.fold,
+    )
+    for query_NxD, paths in zip(queries, files, strict=True)
+  ]
+  for text in texts:
+    if not retriever.knows_a_word_of(text):
+      cli.print_to_stderr(f"{printable(text)}: {web_page.UNKNOWN_WORDS}")
   if options.json:
     encoding = (sys.stdout.encoding or "").lower().replace("-", "")
     for name, matches in zip(names, results, strict=True):
-      rows = [{"path": str(match.path), "score": round(match.score, 6)} for match in matches]
+      rows = [
+        {"path": str(match.path), "score": round(match.score, 6)}
+        | ({"copies": [str(path) for path in match.copies]} if match.copies else {})
+        for match in matches
+      ]
       line = {"query": name, "results": rows}
       print(json.dumps(line, ensure_ascii=encoding != "utf8", allow_nan=False))
   else:
@@ -182,7 +203,8 @@ def _print_results(names: Sequence[str], results: Sequence[Sequence[Match]]) -> 
   for name, matches in zip(names, results, strict=True):
     print(name)
     for rank, match in enumerate(matches, start=1):
-      print(f"{rank:>4}  {match.score:.3f}  {shlex.quote(str(match.path))}")
+      copies = f"  (and {len(match.copies)} more of it)" if match.copies else ""
+      print(f"{rank:>4}  {match.score:.3f}  {shlex.quote(str(match.path))}{copies}")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -223,6 +245,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   asking.add_argument("--index", required=True, help="folder of the index")
   asking.add_argument("--file", help="text file with one description per line")
   asking.add_argument("--image", action="append", default=[], help="find images like this one")
+  asking.add_argument(
+    "--less_like", action="append", default=[], metavar="IMAGE", help="prefer images unlike this"
+  )
+  asking.add_argument(
+    "--together", action="store_true", help="one query of all descriptions and images"
+  )
+  asking.add_argument("--only", default="", metavar="GLOB", help='paths to search: "*/entrance/*"')
+  asking.add_argument("--fold", action="store_true", help="list copies of a picture once")
   asking.add_argument("--top", type=int, default=20, help="images per query (default: 20)")
   asking.add_argument("--sheet", help="draw the results to this PNG file")
   asking.add_argument("--json", action="store_true", help="print one JSON object per query")

@@ -9,6 +9,8 @@ from dgia_jax import sharding
 from dgia_jax.errors import UserError
 from dgia_jax.method import losses, memory_bank
 
+BINS = 200  # of a histogram of cosines
+
 
 class Gallery:
   """Features to search in, split by rows over the devices of a mesh."""
@@ -54,17 +56,31 @@ class Gallery:
     else:
       self._inverse_norm = place(usable_M, (padded,))
       self.num_usable = int(usable_M.sum())
+    self._place = lambda usable_M: place(usable_M, (padded,))
     self._search = jax.jit(
       lambda queries, rows, count: memory_bank.nearest((queries,), (rows,), count, mesh=mesh),
       static_argnums=2,
     )
+    self._histogram = jax.jit(
+      lambda query, rows, usable: jnp.histogram(
+        rows @ query, BINS, (-1.0, 1.0), weights=(usable > 0).astype(jnp.float32)
+      )[0]
+    )
 
   def search(
-    self, queries_QxD: Float[Array | np.ndarray, "Q D"], top: int
+    self,
+    queries_QxD: Float[Array | np.ndarray, "Q D"],
+    top: int,
+    among_M: Bool[np.ndarray, " M"] | None = None,
   ) -> tuple[Float[np.ndarray, "Q K"], Int[np.ndarray, "Q K"]]:
     """Cosines, best first, and gallery rows; K = `top`, or all usable rows if there are fewer.
 
     Ties go to the lowest row.
+
+    Args:
+      queries_QxD: features of the queries.
+      top: largest number of results.
+      among_M: the usable rows that are searched; None for all.
 
     Raises:
       UserError: a query is NaN or infinite.
@@ -72,9 +88,17 @@ class Gallery:
     queries_QxD = np.asarray(queries_QxD, np.float32)
     if not np.isfinite(queries_QxD).all():
       raise UserError("a feature of a query is NaN or infinite: nothing can be ranked by it")
-    count = min(top, self.num_usable)
+    usable, num_usable = self._inverse_norm, self.num_usable
+    if among_M is not None:
+      usable, num_usable = self._place(among_M), int(among_M.sum())
+    count = min(top, num_usable)
     if not count or not len(queries_QxD):
       shape = (len(queries_QxD), count)
       return np.zeros(shape, np.float32), np.zeros(shape, np.int32)
-    scores, rows = self._search(queries_QxD, (self._features, self._inverse_norm), count)
+    scores, rows = self._search(queries_QxD, (self._features, usable), count)
     return np.asarray(scores), np.asarray(rows)
+
+  def histogram(self, query_D: Float[np.ndarray, " D"]) -> Float[np.ndarray, " _"]:
+    """Numbers of usable rows, of norm 1, in `BINS` equal ranges of cosines from -1 to 1."""
+    query_D = np.asarray(query_D, np.float32)
+    return np.asarray(self._histogram(query_D, self._features, self._inverse_norm))

@@ -14,15 +14,16 @@ they differ, its content is hashed and decides.
 
 import contextlib
 import dataclasses
+import fnmatch
 import hashlib
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from absl import logging
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from dgia_jax import files as files_lib
 from dgia_jax.data import images as images_lib
@@ -34,6 +35,8 @@ from dgia_jax.search.index_files import ABOUT, Part, read_about
 from dgia_jax.search.retriever import Retriever
 
 PART_IMAGES = 4096
+# Cosine from which two images count as one picture, also when it was saved again in another format.
+SAME_PICTURE = 0.999
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,11 +277,19 @@ def _also(listing: image_files.Listing) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-  """A result of a search: an image, its cosine similarity to the query, and its index row."""
+  """A result of a search.
+
+  Attributes:
+    path: of the image.
+    score: cosine similarity to the query.
+    row: of the index.
+    copies: other files with the same picture, if these are folded.
+  """
 
   path: pathlib.Path
   score: float
   row: int
+  copies: tuple[pathlib.Path, ...] = ()
 
 
 class SearchIndex:
@@ -318,24 +329,61 @@ class SearchIndex:
     self,
     query_D: Float[np.ndarray, " D"],
     top: int,
-    without: str | os.PathLike | None = None,
+    without: Iterable[str | os.PathLike] = (),
+    only: str = "",
+    fold: bool = False,
   ) -> list[Match]:
     """The images that fit a query best, best first.
 
     Args:
       query_D: features of the query.
       top: number of images.
-      without: an image file that is left out of the results, the query itself.
+      without: image files that are left out of the results, such as the query itself.
+      only: glob that results' paths inside the folder of images match; "" for all.
+      fold: show a picture that is stored several times once, with its copies.
     """
-    (scores,), (rows,) = self.search(query_D[None], top if without is None else top + 1)
-    matches = [
-      Match(self.images / self.paths[row], float(score), int(row))
-      for score, row in zip(scores, rows, strict=True)
-    ]
-    if without is not None:
-      real = os.path.realpath(without)
-      matches = [match for match in matches if os.path.realpath(match.path) != real]
-    return matches[:top]
+    among_M = self._matching(only) if only.strip() else None
+    without = {os.path.realpath(path) for path in without}
+    wanted = top + len(without)
+    while True:
+      (scores,), (rows,) = self._gallery.search(query_D[None], wanted, among_M)
+      matches = [
+        Match(self.images / self.paths[row], float(score), int(row))
+        for score, row in zip(scores, rows, strict=True)
+      ]
+      if without:
+        matches = [match for match in matches if os.path.realpath(match.path) not in without]
+      if fold and matches:
+        matches = self._folded(matches)
+      if len(matches) >= top or len(rows) < wanted:
+        return matches[:top]
+      wanted *= 4  # many of the best were copies
+
+  def _matching(self, pattern: str) -> Bool[np.ndarray, " N"]:
+    """The rows that can be results and whose paths match a glob."""
+    among_N = np.zeros(len(self.paths), bool)
+    among_N[self.rows] = [fnmatch.fnmatchcase(self.paths[row], pattern) for row in self.rows]
+    return among_N
+
+  def _folded(self, matches: Sequence[Match]) -> list[Match]:
+    """The first match of every picture, which holds the paths of its copies."""
+    features_NxD = self.features([match.row for match in matches])
+    folded: list[tuple[int, Match]] = []
+    for number, match in enumerate(matches):
+      first = [index for index, _ in folded]
+      is_copy = features_NxD[first] @ features_NxD[number] >= SAME_PICTURE
+      if is_copy.any():
+        place = int(np.argmax(is_copy))
+        index, original = folded[place]
+        copies = (*original.copies, match.path)
+        folded[place] = (index, dataclasses.replace(original, copies=copies))
+      else:
+        folded.append((number, match))
+    return [match for _, match in folded]
+
+  def histogram(self, query_D: Float[np.ndarray, " D"]) -> Float[np.ndarray, " _"]:
+    """Numbers of images by their cosine similarity to a query; see `Gallery.histogram`."""
+    return self._gallery.histogram(query_D)
 
   def features(self, rows: Sequence[int] | np.ndarray) -> Float[np.ndarray, "n D"]:
     """A copy of the features of some rows, for example to search for similar images."""

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from dgia_jax import hub, remote, sharding, user_files
 from dgia_jax.data import images as images_lib
 from dgia_jax.data import tokenizer as tokenizer_lib
+from dgia_jax.data.token_ids import TokenIds
 from dgia_jax.errors import UserError
 from dgia_jax.method import losses
 from dgia_jax.models import backend, dual_encoder, embedder, pretrained
@@ -223,6 +224,16 @@ class Retriever:
     texts = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
     tokens = iter(self._tokenizer.encode(texts))
     return self._embed(self._embedder.embed_texts, tokens, texts, batch_size, progress)
+
+  def knows_a_word_of(self, text: str) -> bool:
+    """Whether the vocabulary has one of a description's words whole rather than in pieces.
+
+    SigLIP's vocabularies are of web text, and the answer for them is always yes.
+    """
+    if not isinstance(self._tokenizer, TokenIds):
+      return True
+    # The end token has the highest id, and a single token precedes it behind the start token.
+    return bool(np.any(np.argmax(self._tokenizer.encode(text.split()), axis=1) == 2))
 
   def rank(
     self,

@@ -8,25 +8,25 @@ private folder that is removed when the server stops. The page sends nothing to 
 """
 
 import base64
-import csv
 import dataclasses
 import html
 import io
-import json
 import os
 import signal
 import tempfile
-import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import PIL.Image
 from absl import logging
+from jaxtyping import Float
 
 from dgia_jax.data import images as images_lib
 from dgia_jax.errors import UserError, printable
+from dgia_jax.search import results_html
 from dgia_jax.search.index import Match, SearchIndex
+from dgia_jax.search.query import Query, combine
 from dgia_jax.search.retriever import Retriever
 
 TITLE = "Find a person by description"
@@ -34,6 +34,9 @@ EXAMPLES = ("a woman in a red coat with a backpack", "a man wearing a black jack
 NOTICE = (
   "Results show how well a picture matches your description. They do not identify anyone. "
   "Search only pictures of people who may be searched for."
+)
+UNKNOWN_WORDS = (
+  "The model has seen none of these words as a whole in training, so the order may mean little."
 )
 MAX_TOP = 100  # images shown for one search
 HEIGHT = 384  # pixels of an image on the page, at most
@@ -51,47 +54,19 @@ STYLE = """<style>
 #results .rank { font-weight: 600; margin-right: 6px; }
 #results .bar { display: flex; flex-wrap: wrap; gap: 4px 16px; margin: 4px 0 12px; }
 #results a { color: var(--link-text-color); }
+#results svg { display: block; margin: 16px 0 0; max-width: 100%; }
 footer { display: none !important; }
 </style>"""
-# Runs in the browser after a search: (words, similar row, number) -> the address.
-_SET_ADDRESS = """(q, like, top) => {
+# Runs in the browser after a search: what was asked for -> the address.
+_SET_ADDRESS = """(q, like, less, only, top) => {
   const query = new URLSearchParams();
   if (q.trim()) query.set("q", q);
   if (like >= 0) query.set("like", like);
+  if (less >= 0) query.set("less", less);
+  if (only && only.trim()) query.set("only", only);
   query.set("top", top);
   history.pushState(null, "", "?" + query);
 }"""
-
-
-@dataclasses.dataclass(frozen=True)
-class Query:
-  """A search as the address of the page carries it.
-
-  Attributes:
-    text: the description; may be empty.
-    like: index row of an image whose likes are searched; -1 for none.
-    top: number of images to show.
-  """
-
-  text: str = ""
-  like: int = -1
-  top: int = 20
-
-  @classmethod
-  def from_address(cls, params: Mapping[str, str], default_top: int) -> "Query":
-    """Reads the query of an address; values that are no numbers are ignored."""
-
-    def number(name: str, default: int) -> int:
-      value = params.get(name, "")
-      return int(value) if value.isascii() and value.isdigit() and len(value) < 10 else default
-
-    return cls(params.get("q", ""), number("like", -1), number("top", default_top))
-
-  def to_address(self) -> str:
-    """The query part of an address."""
-    params = {"q": self.text} if self.text.strip() else {}
-    params |= {"like": self.like} if self.like >= 0 else {}
-    return "?" + urllib.parse.urlencode(params | {"top": self.top}, errors="replace")
 
 
 class Searcher:
@@ -103,41 +78,68 @@ class Searcher:
   def search(self, query: Query, image: PIL.Image.Image | None = None) -> list[Match]:
     """The images that fit a description, an uploaded image, an image of the index, or a mix.
 
-    The features of what is given are averaged. An image of the index is not among its own likes.
+    An image of the index is not among its own likes, and a picture is shown once.
     """
-    features, like = [], None
-    if query.text.strip():
-      features += [*self._retriever.embed_texts(query.text)]
-    if image is not None:
-      features += [*self._retriever.embed_images(image)]
-    if query.like in self._index.rows:
-      features += [*self._index.features([query.like])]
-      like = self._index.images / self._index.paths[query.like]
-    if not features:
+    query_D = self._feature(query, image)
+    if query_D is None:
       return []
+    rows = [row for row in (query.like, query.less) if row in self._index.rows]
+    without = [self._index.images / self._index.paths[row] for row in rows]
     top = min(max(query.top, 1), MAX_TOP)
-    return self._index.matches(np.mean(features, axis=0), top, without=like)
+    return self._index.matches(query_D, top, without, query.only, fold=True)
+
+  def _feature(self, query: Query, image: PIL.Image.Image | None) -> Float[np.ndarray, " D"] | None:
+    """The feature that is searched for, None if nothing is."""
+    more, less = [], None
+    if query.text.strip():
+      more += [*self._retriever.embed_texts(query.text)]
+    if image is not None:
+      more += [*self._retriever.embed_images(image)]
+    if query.like in self._index.rows:
+      more += [*self._index.features([query.like])]
+    if query.less in self._index.rows:
+      less = self._index.features([query.less])
+    return combine(np.stack(more), less) if more else None
 
   def show(self, query: Query, image: PIL.Image.Image | None = None) -> str:
     """The results of a search as HTML."""
     matches = self.search(query, image)
-    heading = ""
-    if query.like in self._index.rows:
-      without = html.escape(dataclasses.replace(query, like=-1).to_address())
-      heading = (
-        f"<p>Images similar to {html.escape(self._name(query.like))}"
-        f' (<a href="{without}" target="_self">remove</a>)</p>'
-      )
+    notes = self._notes(query)
     if not matches:
-      empty = not (query.text.strip() or image or heading)
-      return STYLE + heading + ("" if empty else "<p>No image was found.</p>")
-    tiles = [self._tile(rank, match, query.top) for rank, match in enumerate(matches, start=1)]
-    return f'{STYLE}{heading}{self._downloads(matches)}<div class="tiles">{"".join(tiles)}</div>'
+      empty = not (query.text.strip() or image or notes)
+      return STYLE + notes + ("" if empty else "<p>No image was found.</p>")
+    tiles = [self._tile(rank, match, query) for rank, match in enumerate(matches, start=1)]
+    histogram = self._index.histogram(self._feature(query, image))
+    return (
+      f"{STYLE}{notes}{results_html.downloads(self._rows(matches))}"
+      f'<div class="tiles">{"".join(tiles)}</div>'
+      f"{results_html.histogram(histogram, matches[-1].score)}"
+    )
 
-  def _tile(self, rank: int, match: Match, top: int) -> str:
+  def _notes(self, query: Query) -> str:
+    """What else the search depends on, each with a link that removes it."""
+    notes = []
+    for field, text in (("like", "similar to"), ("less", "not like")):
+      if getattr(query, field) in self._index.rows:
+        name = html.escape(self._name(getattr(query, field)))
+        without = html.escape(dataclasses.replace(query, **{field: -1}).to_address())
+        notes.append(f'<p>Images {text} {name} (<a href="{without}" target="_self">remove</a>)</p>')
+    if query.text.strip() and not self._retriever.knows_a_word_of(query.text):
+      notes.append(f"<p>{UNKNOWN_WORDS}</p>")
+    return "".join(notes)
+
+  def _tile(self, rank: int, match: Match, query: Query) -> str:
     name = html.escape(self._name(match.row))
-    address = html.escape(Query(like=match.row, top=top).to_address())
-    caption = f'<span class="rank">{rank}</span>{match.score:.3f}<br>{name}'
+    address = html.escape(Query(like=match.row, only=query.only, top=query.top).to_address())
+    caption = f'<span class="rank">{rank}</span>{match.score:.3f}'
+    if query.text.strip() or query.like >= 0:
+      less = html.escape(dataclasses.replace(query, less=match.row).to_address())
+      caption += f' <a href="{less}" target="_self">less like this</a>'
+    caption += f"<br>{name}"
+    if match.copies:
+      copies = ", ".join(_text_of(path.relative_to(self._index.images)) for path in match.copies)
+      number = f"{len(match.copies)} {'copy' if len(match.copies) == 1 else 'copies'}"
+      caption += f'<br><span title="{html.escape(copies)}">and {number}</span>'
     try:
       source = _data_address(images_lib.read_thumbnail(match.path, 2 * HEIGHT, HEIGHT))
     except images_lib.UnreadableImageError:
@@ -147,29 +149,20 @@ class Searcher:
     link = f'<a href="{address}" target="_self">{picture}</a>'
     return f"<figure>{link}<figcaption>{caption}</figcaption></figure>"
 
-  def _downloads(self, matches: Sequence[Match]) -> str:
-    """Links that save the list of results; the files are part of the page."""
-    rows = [
+  def _rows(self, matches: Sequence[Match]) -> list[dict[str, Any]]:
+    """The results as the lists to download contain them."""
+    return [
       {"rank": rank, "score": round(match.score, 6), "path": self._name(match.row)}
       for rank, match in enumerate(matches, start=1)
     ]
-    table = io.StringIO()
-    writer = csv.DictWriter(table, fieldnames=list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    files = {
-      "CSV": ("results.csv", "text/csv", table.getvalue()),
-      "JSON": ("results.json", "application/json", json.dumps(rows, indent=2)),
-    }
-    links = []
-    for label, (name, kind, text) in files.items():
-      content = base64.b64encode(text.encode("utf-8")).decode("ascii")
-      links.append(f'<a download="{name}" href="data:{kind};base64,{content}">{label}</a>')
-    return f'<div class="bar"><span>Download the list:</span>{"".join(links)}</div>'
 
   def _name(self, row: int) -> str:
     """The path of an image as text that every browser takes, also of undecodable names."""
-    return os.fsencode(self._index.paths[row]).decode("utf-8", "replace")
+    return _text_of(self._index.paths[row])
+
+
+def _text_of(path: str | os.PathLike) -> str:
+  return os.fsencode(path).decode("utf-8", "replace")
 
 
 def _data_address(image: PIL.Image.Image) -> str:
@@ -199,12 +192,17 @@ def make_page(searcher: Searcher, num_images: int, default_top: int = 20) -> Any
     query = Query.from_address(request.query_params, default_top)
     if query == Query(top=default_top):
       return gradio.skip()  # or a description typed while the page loads would be lost
-    return query.text, query.like, min(max(query.top, 1), MAX_TOP), searcher.show(query)
+    top = min(max(query.top, 1), MAX_TOP)
+    return query.text, query.like, query.less, query.only, top, searcher.show(query)
 
-  def search(text: str, image: PIL.Image.Image | None, like: Any, top: Any) -> tuple[str, int]:
+  def search(
+    text: str, image: PIL.Image.Image | None, like: Any, less: Any, only: str, top: Any
+  ) -> tuple[str, int, int]:
     # Words with a similar image narrow it down; an upload starts another search.
-    like = -1 if image is not None else _whole_number(like, -1)
-    return searcher.show(Query(text, like, _whole_number(top, default_top)), image), like
+    started = image is not None
+    like, less = (-1 if started else _whole_number(row, -1) for row in (like, less))
+    query = Query(text or "", like, less, only or "", _whole_number(top, default_top))
+    return searcher.show(query, image), like, less
 
   with gradio.Blocks(
     title=TITLE, analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)
@@ -213,11 +211,14 @@ def make_page(searcher: Searcher, num_images: int, default_top: int = 20) -> Any
     text = gradio.Textbox(
       label="description", placeholder=EXAMPLES[0], max_lines=3, elem_id="description"
     )
-    with gradio.Accordion("Image and number of results", open=False, elem_id="more"):
+    with gradio.Accordion("Image, folders and number of results", open=False, elem_id="more"):
       image = gradio.Image(
         label="find images similar to this one, and to the description if there is one",
         type="pil", sources=["upload", "clipboard"], height=200, elem_id="image",
       )  # fmt: skip
+      only = gradio.Textbox(
+        label="only images whose path matches, such as */entrance/*", max_lines=1, elem_id="only"
+      )
       top = gradio.Slider(1, MAX_TOP, value=default_top, step=1, label="images to show")
     button = gradio.Button("Search", variant="primary", elem_id="search")
     examples = " · ".join(
@@ -226,14 +227,16 @@ def make_page(searcher: Searcher, num_images: int, default_top: int = 20) -> Any
       for example in EXAMPLES
     )
     gradio.HTML(f"<p>Examples: {examples}. Click an image to find similar ones.</p>")
-    like = gradio.Number(-1, visible=False)
+    like, less = gradio.Number(-1, visible=False), gradio.Number(-1, visible=False)
     results = gradio.HTML(STYLE, elem_id="results")
 
-    page.load(open_address, None, [text, like, top, results], api_visibility="private")
+    state = [text, like, less, only, top]
+    page.load(open_address, None, [*state, results], api_visibility="private")
     for event in (text.submit, button.click):
-      event(search, [text, image, like, top], [results, like], api_visibility="private").then(
-        None, [text, like, top], None, js=_SET_ADDRESS
-      )
+      event(
+        search, [text, image, like, less, only, top], [results, like, less],
+        api_visibility="private",
+      ).then(None, state, None, js=_SET_ADDRESS)  # fmt: skip
   return page
 
 

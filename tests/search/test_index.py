@@ -49,7 +49,7 @@ def test_an_index_finds_what_a_ranking_finds(retriever, image_folder, tmp_path, 
   np.testing.assert_array_equal(np.load(tmp_path / "i" / "features.npy"), features)
   matches = index.matches(query[0], 3)
   assert [str(match.path) for match in matches] == [str(image_folder / p) for p in ranked[0]]
-  like = index.matches(index.features([4])[0], 3, without=image_folder / index.paths[4])
+  like = index.matches(index.features([4])[0], 3, without=[image_folder / index.paths[4]])
   assert len(like) == 3 and index.paths[4] not in [index.paths[match.row] for match in like]
   assert index.matches(index.features([4])[0], 1)[0].row == 4
 

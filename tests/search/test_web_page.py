@@ -15,15 +15,16 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from dgia_jax.errors import UserError
 from dgia_jax.search import __main__ as search_cli
+from dgia_jax.search import gallery, web_page
 from dgia_jax.search import index as index_lib
-from dgia_jax.search import web_page
+from dgia_jax.search.query import Query, combine
 from dgia_jax.search.retriever import Retriever
-from dgia_jax.search.web_page import Query
 from tests.helpers.known_run import draw_image
 
 pytestmark = pytest.mark.integration
@@ -43,18 +44,61 @@ def open_searcher(index):
 def test_searches_by_text_image_and_both(index, image_folder):
   searcher, retriever, opened = open_searcher(index)
   text_D = retriever.embed_texts("a red coat")[0]
+  matches_of = lambda *more, less=None, without=(), only="": opened.matches(
+    combine(np.stack(more), less), 4, without, only, fold=True
+  )
   matches = searcher.search(Query("a red coat", top=4))
-  assert matches == opened.matches(text_D, 4)
-  row = matches[2].row
-  similar = searcher.search(Query(like=row, top=3))
-  assert similar == opened.matches(opened.features([row])[0], 3, without=matches[2].path)
-  assert row not in [match.row for match in similar]
+  assert matches == matches_of(text_D) and len(matches) == 4
+  row, path = matches[2].row, matches[2].path
+  row_D = opened.features([row])[0]
+  assert searcher.search(Query(like=row, top=4)) == matches_of(row_D, without=[path])
   upload = Image.open(image_folder / "b" / "c" / "2.png")
   image_D = retriever.embed_images(upload)[0]
-  assert searcher.search(Query(top=4), upload) == opened.matches(image_D, 4)
-  both = searcher.search(Query("a red coat", top=4), upload)
-  assert both == opened.matches((text_D + image_D) / 2, 4)
+  assert searcher.search(Query(top=4), upload) == matches_of(image_D)
+  assert searcher.search(Query("a red coat", top=4), upload) == matches_of(text_D, image_D)
+  less = searcher.search(Query("a red coat", less=row, top=4))
+  assert less == matches_of(text_D, less=row_D[None], without=[path])
+  only = searcher.search(Query("a red coat", only="b/*", top=4))
+  assert only == matches_of(text_D, only="b/*") and only
+  assert all(match.path.is_relative_to(image_folder / "b") for match in only)
   assert searcher.search(Query("  ", top=4)) == [] == searcher.search(Query(like=10**8))
+  assert searcher.search(Query("a red coat", only="nowhere/*")) == []
+
+
+def test_notes_say_what_else_a_search_depends_on(index):
+  searcher, _, opened = open_searcher(index)
+  page = searcher.show(Query("a red coat", like=0, less=1, only="*", top=3))
+  assert f"Images similar to {opened.paths[0]} " in page and f"not like {opened.paths[1]} " in page
+  assert "?q=a+red+coat&amp;less=1&amp;only=%2A&amp;top=3" in page  # removes the likeness
+  assert web_page.UNKNOWN_WORDS not in page
+  assert web_page.UNKNOWN_WORDS in searcher.show(Query("xylophonist zzgrbl", top=3))
+  assert "No image was found." in searcher.show(Query("a red coat", only="nowhere/*"))
+
+
+def test_a_picture_that_is_stored_twice_is_shown_once(index, known_run, image_folder):
+  original = image_folder / "b" / "c" / "2.png"
+  (image_folder / "copies").mkdir()
+  shutil.copy(original, image_folder / "copies" / "two.png")
+  index_lib.build(Retriever.from_run(known_run), known_run, image_folder, index)
+  searcher, _, opened = open_searcher(index)
+  row = list(opened.paths).index("b/c/2.png")
+  match, *others = searcher.search(Query(top=50), Image.open(original))
+  assert {match.path, *match.copies} == {original, image_folder / "copies" / "two.png"}
+  assert len(others) == len(opened) - 2 and not any(other.copies for other in others)
+  assert "and 1 copy" in searcher.show(Query(top=3), Image.open(original))
+  unfolded = opened.matches(opened.features([row])[0], 50)
+  assert len(unfolded) == len(opened) and not any(match.copies for match in unfolded)
+
+
+def test_the_histogram_counts_every_image(index):
+  searcher, retriever, opened = open_searcher(index)
+  text_D = retriever.embed_texts("a red coat")[0]
+  counts = opened.histogram(text_D)
+  cosines = opened.features(opened.rows) @ text_D
+  np.testing.assert_array_equal(counts, np.histogram(cosines, gallery.BINS, (-1, 1))[0])
+  page = searcher.show(Query("a red coat", top=4))
+  assert page.count("<rect ") >= np.count_nonzero(counts)
+  assert f"Similarity of all {len(opened)} images" in page
 
 
 def test_the_shown_results(index, image_folder):
@@ -72,7 +116,7 @@ def test_the_shown_results(index, image_folder):
   assert json.loads(json_text) == listed
   as_text = [{name: str(value) for name, value in row.items()} for row in listed]
   assert list(csv.DictReader(io.StringIO(csv_text))) == as_text
-  captions = re.findall(r'<span class="rank">(\d+)</span>([\d.-]+)<br>([^<]*)<', page)
+  captions = re.findall(r'<span class="rank">(\d+)</span>([\d.-]+) .*?<br>([^<]*)<', page)
   assert captions == [
     (str(row["rank"]), f"{match.score:.3f}", row["path"])
     for row, match in zip(listed, matches, strict=True)
@@ -104,7 +148,12 @@ def test_names_of_files_are_text_on_the_page(known_run, tmp_path, rng):
 
 
 def test_addresses_carry_the_query():
-  for query in (Query(), Query("a red coat & hat", 3, 7), Query(like=0), Query("ü", top=1)):
+  for query in (
+    Query(),
+    Query("a red coat & hat", 3, 7, "*/x?[a]", 9),
+    Query(like=0),
+    Query("ü", top=1),
+  ):
     params = dict(urllib.parse.parse_qsl(query.to_address().removeprefix("?")))
     assert Query.from_address(params, 20) == query
   wrong = {"like": "../x", "top": "9" * 5000, "q": "red"}
@@ -180,7 +229,7 @@ def test_the_page_in_a_browser(index, tmp_path, width, height):
         "contain"
       )
       name = tiles.nth(2).inner_text().split()[-1]
-      tiles.nth(2).locator("a").click()
+      tiles.nth(2).locator("a").first.click()
       page.get_by_text(f"Images similar to {name}").wait_for(timeout=60_000)
       assert "like=" in page.url
       page.reload()

@@ -1,0 +1,73 @@
+"""What a search asks for, and how several wishes become one query."""
+
+import dataclasses
+import urllib.parse
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Float
+
+# Weight of what results should not resemble, relative to what they should: most of what a person
+# asks for must remain.
+LESS_WEIGHT = 0.5
+
+
+def combine(
+  more_NxD: Float[np.ndarray, "N D"], less_NxD: Float[np.ndarray, "_ D"] | None = None
+) -> Float[np.ndarray, " D"]:
+  """One query from several features: Rocchio's relevance feedback.
+
+  Args:
+    more_NxD: features of norm 1 that results should resemble; at least one.
+    less_NxD: features of norm 1 that they should not resemble.
+
+  Returns:
+    The mean of the first, less `LESS_WEIGHT` times the mean of the others, of norm 1.
+  """
+  query_D = np.mean(more_NxD, axis=0)
+  if less_NxD is not None and len(less_NxD):
+    query_D = query_D - LESS_WEIGHT * np.mean(less_NxD, axis=0)
+  return query_D / max(float(np.linalg.norm(query_D)), 1e-12)
+
+
+@dataclasses.dataclass(frozen=True)
+class Query:
+  """A search as the address of the web page carries it.
+
+  Attributes:
+    text: the description; may be empty.
+    like: index row of an image whose likes are searched; -1 for none.
+    less: index row of an image that results should not resemble; -1 for none.
+    only: glob that the paths of results match, such as `*/entrance/*`; "" for all.
+    top: number of images to show.
+  """
+
+  text: str = ""
+  like: int = -1
+  less: int = -1
+  only: str = ""
+  top: int = 20
+
+  @classmethod
+  def from_address(cls, params: Mapping[str, str], default_top: int) -> "Query":
+    """Reads the query of an address; values that are no numbers are ignored."""
+
+    def number(name: str, default: int) -> int:
+      value = params.get(name, "")
+      return int(value) if value.isascii() and value.isdigit() and len(value) < 10 else default
+
+    return cls(
+      params.get("q", ""),
+      number("like", -1),
+      number("less", -1),
+      params.get("only", ""),
+      number("top", default_top),
+    )
+
+  def to_address(self) -> str:
+    """The query part of an address."""
+    params = {"q": self.text} if self.text.strip() else {}
+    params |= {"like": self.like} if self.like >= 0 else {}
+    params |= {"less": self.less} if self.less >= 0 else {}
+    params |= {"only": self.only} if self.only.strip() else {}
+    return "?" + urllib.parse.urlencode(params | {"top": self.top}, errors="replace")
