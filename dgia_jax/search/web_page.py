@@ -39,6 +39,7 @@ UNKNOWN_WORDS = (
   "The model has seen none of these words as a whole in training, so the order may mean little."
 )
 MAX_TOP = 100  # images shown for one search
+PAGE = 20  # images that "Show more" adds
 HEIGHT = 384  # pixels of an image on the page, at most
 KEPT_SECONDS = 3600  # for which an uploaded image is kept
 # Tiles are portrait, as people are; `contain` shows the whole picture, whatever its shape.
@@ -54,6 +55,12 @@ STYLE = """<style>
 #results .rank { font-weight: 600; margin-right: 6px; }
 #results .bar { display: flex; flex-wrap: wrap; gap: 4px 16px; margin: 4px 0 12px; }
 #results a { color: var(--link-text-color); }
+#results .zoom { position: absolute; opacity: 0; }
+#results .zoom:focus-visible ~ figcaption label { outline: 2px solid; }
+#results label { color: var(--link-text-color); cursor: pointer; }
+#results .zoom:checked ~ a img { position: fixed; inset: 0; z-index: 1000; width: 100vw;
+  height: 100vh; aspect-ratio: auto; background: rgba(0, 0, 0, 0.85); }
+#results .zoom:checked ~ figcaption label { position: fixed; inset: 0; z-index: 1001; opacity: 0; }
 #results svg { display: block; margin: 16px 0 0; max-width: 100%; }
 footer { display: none !important; }
 </style>"""
@@ -112,9 +119,16 @@ class Searcher:
     histogram = self._index.histogram(self._feature(query, image))
     return (
       f"{STYLE}{notes}{results_html.downloads(self._rows(matches))}"
-      f'<div class="tiles">{"".join(tiles)}</div>'
+      f'<div class="tiles">{"".join(tiles)}</div>{self._more(query, len(matches), image)}'
       f"{results_html.histogram(histogram, matches[-1].score)}"
     )
+
+  def _more(self, query: Query, num_shown: int, image: PIL.Image.Image | None) -> str:
+    """A link that shows more results; an address cannot hold an uploaded image."""
+    if num_shown < query.top or query.top >= MAX_TOP or image is not None:
+      return ""
+    address = dataclasses.replace(query, top=min(query.top + PAGE, MAX_TOP)).to_address()
+    return f'<p><a href="{html.escape(address)}" target="_self">Show more</a></p>'
 
   def _notes(self, query: Query) -> str:
     """What else the search depends on, each with a link that removes it."""
@@ -131,10 +145,12 @@ class Searcher:
   def _tile(self, rank: int, match: Match, query: Query) -> str:
     name = html.escape(self._name(match.row))
     address = html.escape(Query(like=match.row, only=query.only, top=query.top).to_address())
-    caption = f'<span class="rank">{rank}</span>{match.score:.3f}'
+    caption = (
+      f'<span class="rank">{rank}</span>{match.score:.3f} <label for="zoom-{rank}">enlarge</label>'
+    )
     if query.text.strip() or query.like >= 0:
       less = html.escape(dataclasses.replace(query, less=match.row).to_address())
-      caption += f' <a href="{less}" target="_self">less like this</a>'
+      caption += f' · <a href="{less}" target="_self">less like this</a>'
     caption += f"<br>{name}"
     if match.copies:
       copies = ", ".join(_text_of(path.relative_to(self._index.images)) for path in match.copies)
@@ -146,8 +162,10 @@ class Searcher:
       picture = "<span>removed since it was indexed</span>"
     else:
       picture = f'<img src="{source}" alt="{name}" title="find similar images">'
+    # Checked, it shows the picture over the whole window; the label then covers the window, too.
+    zoom = f'<input type="checkbox" class="zoom" id="zoom-{rank}" aria-label="enlarge {rank}">'
     link = f'<a href="{address}" target="_self">{picture}</a>'
-    return f"<figure>{link}<figcaption>{caption}</figcaption></figure>"
+    return f"<figure>{zoom}{link}<figcaption>{caption}</figcaption></figure>"
 
   def _rows(self, matches: Sequence[Match]) -> list[dict[str, Any]]:
     """The results as the lists to download contain them."""

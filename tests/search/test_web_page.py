@@ -121,6 +121,8 @@ def test_the_shown_results(index, image_folder):
     (str(row["rank"]), f"{match.score:.3f}", row["path"])
     for row, match in zip(listed, matches, strict=True)
   ]
+  assert "?q=a+red+coat&amp;top=24" in page and "Show more" in page
+  assert "Show more" not in searcher.show(Query("a red coat", top=web_page.MAX_TOP))
   matches[0].path.unlink()
   page = searcher.show(Query("a red coat", top=4))
   assert page.count("<img ") == 3 and "removed since it was indexed" in page
@@ -228,6 +230,14 @@ def test_the_page_in_a_browser(index, tmp_path, width, height):
       assert page.locator("#results img").first.evaluate("e => getComputedStyle(e).objectFit") == (
         "contain"
       )
+      picture = page.locator("#results img").nth(1)
+      small = picture.bounding_box()
+      page.locator("#results .zoom").nth(1).focus()
+      page.keyboard.press("Space")
+      assert picture.bounding_box() == {"x": 0, "y": 0, "width": width, "height": height}
+      page.mouse.click(width / 2, height / 2)
+      assert picture.bounding_box() == small
+      page.screenshot(path=tmp_path / f"{width}.png", full_page=True)
       name = tiles.nth(2).inner_text().split()[-1]
       tiles.nth(2).locator("a").first.click()
       page.get_by_text(f"Images similar to {name}").wait_for(timeout=60_000)
