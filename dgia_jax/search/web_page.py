@@ -47,7 +47,7 @@ STYLE = """<style>
 #results .tiles { display: grid; gap: 12px;
   grid-template-columns: repeat(auto-fill, minmax(min(150px, 30%), 1fr)); }
 #results figure { margin: 0; min-width: 0; }
-#results figure a { display: block; border-radius: 8px; overflow: hidden;
+#results figure > a { display: block; border-radius: 8px; overflow: hidden;
   background: var(--background-fill-secondary); }
 #results img { display: block; width: 100%; aspect-ratio: 1 / 2; object-fit: contain; margin: 0; }
 #results figcaption { font-size: 12px; line-height: 1.35; margin-top: 4px;
