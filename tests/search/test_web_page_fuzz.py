@@ -105,8 +105,11 @@ def odd_request(draw, secret):
 def search_page(port, values, session):
   """What the page shows for the values of its form: the stream of events, as text."""
   content = {"data": values, "fn_index": 1, "session_hash": session}
-  request(port, "POST", "/gradio_api/queue/join", json.dumps(content).encode(),
-          {"Content-Type": "application/json"})  # fmt: skip
+  headers = {"Content-Type": "application/json"}
+  body = json.dumps(content).encode()
+  status, _ = request(port, "POST", "/gradio_api/queue/join", body, headers)
+  if status != 200:
+    return f'"success": false, with status {status}'  # a number beyond 64 bits, say
   return request(port, "GET", f"/gradio_api/queue/data?session_hash={session}")[1].decode()
 
 
