@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from dgia_jax import sharding
+from dgia_jax.data import tokenizer
 from dgia_jax.errors import UserError
 from dgia_jax.method import compilation, train_step, views
 from dgia_jax.reporting.console import Console
@@ -112,7 +113,7 @@ def _steps(mesh, count=6, splits=None, **fields):
 @pytest.fixture
 def no_tokenizer_folder(monkeypatch):
   """The vocabulary is not stored."""
-  monkeypatch.setattr(setup.tokenizer.Tokenizer, "save", lambda self, folder: None)
+  monkeypatch.setattr(tokenizer.Tokenizer, "save", lambda self, folder: None)
 
 
 @pytest.mark.integration
