@@ -290,11 +290,12 @@ def serve(searcher: Searcher, num_images: int, host: str, port: int, default_top
 
 
 def _whole_number(value: Any, default: int) -> int:
-  """The value as an integer; programs can send anything."""
+  """The value as an integer; programs can send anything, also what JSON cannot send back."""
   try:
-    return int(value)
+    number = int(value)
   except (TypeError, ValueError, OverflowError):
     return default
+  return number if abs(number) < 2**31 else default
 
 
 class RefuseFaultyRequests:

@@ -94,7 +94,7 @@ def odd_request(draw, secret):
     part = f'--b\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'
     body = part.encode() + draw.randbytes(50) + draw.choice((b"\r\n--b--\r\n", b""))
   else:
-    values = [draw.choice(DATA) for _ in range(draw.choice((0, 1, 4, 4, 5)))]
+    values = [draw.choice(DATA) for _ in range(draw.choice((0, 1, 6, 6, 7)))]
     content = {"data": values, "fn_index": draw.choice((0, 1, 2, 3, -1, 99, None, "x")),
                "session_hash": draw.choice(("s", "", None, 3)), "event_data": None}  # fmt: skip
     body = json.dumps(draw.choice((content, content, content, [content], values)))
@@ -129,7 +129,7 @@ def test_the_page_survives_odd_requests_and_shows_no_other_file(server, tmp_path
   Image.new("RGB", (8, 8), "red").save(secret)
   content = secret.read_bytes()
   (tmp_path / "secret.txt").write_text("do not tell")
-  assert "tiles" in search_page(port, ["a red coat", None, -1, 4], "first")
+  assert "tiles" in search_page(port, ["a red coat", None, -1, -1, "", 4], "first")
   draw = random.Random(0)
   for _ in range(300):
     asked = odd_request(draw, draw.choice((secret, tmp_path / "secret.txt")))
@@ -138,19 +138,21 @@ def test_the_page_survives_odd_requests_and_shows_no_other_file(server, tmp_path
     assert b"Traceback" not in body and content not in body and b"do not tell" not in body, asked
     assert process.poll() is None, asked
   for number in range(60):
-    values = [draw.choice(DATA) for _ in range(4)]
+    values = [draw.choice(DATA) for _ in range(6)]
     values[1] = draw.choice((None, None, values[1]))
     values = json.loads(json.dumps(values).replace("SECRET", str(secret)))
     shown = search_page(port, values, f"s{number}")
     assert '"success":' in shown and "Traceback" not in shown, values
   for number in range(10):  # uploads that are no images
     path = upload(port, draw.randbytes(draw.choice((0, 10, 1000))))
-    shown = search_page(port, ["", {"path": path, "meta": FILE_DATA}, -1, 4], f"u{number}")
+    shown = search_page(port, ["", {"path": path, "meta": FILE_DATA}, -1, -1, "", 4], f"u{number}")
     assert "Traceback" not in shown and "<img" not in shown, shown
   buffer = io.BytesIO()
   Image.new("RGB", (8, 8), "red").save(buffer, "PNG")
   path = upload(port, buffer.getvalue())
-  assert "<img" in search_page(port, ["", {"path": path, "meta": FILE_DATA}, -1, 4], "upload")
-  assert "tiles" in search_page(port, ["a red coat", None, -1, 4], "last")
+  assert "<img" in search_page(
+    port, ["", {"path": path, "meta": FILE_DATA}, -1, -1, "", 4], "upload"
+  )
+  assert "tiles" in search_page(port, ["a red coat", None, -1, -1, "", 4], "last")
   # Gradio logs tracebacks of values that its own components refuse; none may come from our code.
   assert "/dgia_jax/" not in output.read_text(), output.read_text()[-5000:]
