@@ -1,7 +1,7 @@
 """The command `dgia`, also `python -m dgia_jax`:
 
   dgia train     --config NAME[:variant] --workdir DIR [--config.key=value ...]
-  dgia evaluate  --workdir DIR
+  dgia evaluate  --workdir DIR [--pretrained X --config NAME]
   dgia compile   --config NAME[:variant] --topology v5e:16x16
   dgia data      check | make | prepare ...
   dgia search    index | query | serve | export ...
@@ -10,6 +10,7 @@
 `dgia COMMAND --help` describes each of them.
 """
 
+import argparse
 import importlib
 import sys
 from collections.abc import Sequence
@@ -42,10 +43,24 @@ def _dispatch(arguments: list[str]) -> int:
   if command in MODES:
     from dgia_jax import main as run_main
 
-    return run_main.run([f"dgia {command}", f"--mode={command}", *arguments[1:]])
+    flags = _spell_out(arguments[1:])
+    return run_main.run([f"dgia {command}", f"--mode={command}", *flags])
   if command in PROGRAMS:
     return importlib.import_module(PROGRAMS[command]).main(arguments[1:])
   raise UserError(f"no command {command!r}: choose one of {', '.join((*MODES, *PROGRAMS))}")
+
+
+def _spell_out(flags: Sequence[str]) -> list[str]:
+  """Writes `--pretrained X` as the setting it is short for, which must come after `--config`."""
+  parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+  parser.add_argument("--pretrained")
+  try:
+    short, others = parser.parse_known_args(flags)
+  except argparse.ArgumentError as error:
+    raise UserError(f"{error}: give a checkpoint, a folder or a name on the hub") from error
+  return (
+    others if short.pretrained is None else [*others, f"--config.pretrained={short.pretrained}"]
+  )
 
 
 if __name__ == "__main__":
