@@ -64,6 +64,7 @@ setup(
   extras_require={
     "test": [
       "beartype>=0.20",
+      "flatbuffers>=24",
       "gcsfs>=2025.5",
       "matplotlib>=3.8",
       "pytest>=8",
@@ -80,6 +81,8 @@ setup(
     "faiss": ["faiss-cpu>=1.8"],  # `dgia search export --format faiss`
     "wandb": ["wandb>=0.18"],  # config.wandb.project
     "tensorboard": ["tensorboard>=2.16"],  # to look at a run's events
+    "stablehlo": ["flatbuffers>=24"],  # `dgia convert --format stablehlo`
+    "onnx": ["jax2onnx>=0.17"],  # `dgia convert --format onnx`
     "experiments": ["matplotlib>=3.8", "scikit-learn>=1.5"],  # plots, and the supplement's t-SNE
     "notebook": ["ipykernel>=6.29", "matplotlib>=3.8", "nbclient>=0.10"],
     "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],

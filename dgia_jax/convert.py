@@ -13,6 +13,9 @@ a model card, README.md:
   model(**inputs, interpolate_pos_encoding=True)  # oblong images need the flag
 
 `--config.pretrained=FOLDER` starts a new run from it.
+
+`--format stablehlo` and `--format onnx` write the towers as programs that run without Flax or
+transformers (see `search.standalone`). `--push_to_hub USER/NAME` uploads the folder.
 """
 
 import pathlib
@@ -23,84 +26,121 @@ from typing import Any
 import jax
 import tokenizers
 
-from dgia_jax import cli, files, remote, user_files
+from dgia_jax import cli, files, hub, remote, user_files
 from dgia_jax.data import tokenizer as tokenizer_lib
 from dgia_jax.data.text_cleaning import exportable_cleaning
 from dgia_jax.errors import UserError
 from dgia_jax.models import dual_encoder, pretrained
 from dgia_jax.models.pretrained import checkpoint_files
 from dgia_jax.reporting import model_card
+from dgia_jax.search import standalone
 from dgia_jax.training import checkpoint, run_weights
 from dgia_jax.training import workdir as workdir_lib
 
 CARD = "README.md"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-_CHECKED_FILES = (checkpoint_files.WEIGHTS_FILE, tokenizer_lib.FILE)
+_SIGLIP_FILES = ("spiece.model", "special_tokens_map.json", "added_tokens.json")
+# What a folder of each format holds besides the tokenizer, card and checksums.
+FORMATS = {
+  "transformers": (
+    checkpoint_files.WEIGHTS_FILE,
+    workdir_lib.CONFIG,
+    pretrained.PREPROCESSOR_FILE,
+  ),
+  **{form: standalone.file_names(form) for form in standalone.FORMATS},
+}
 
 
 def convert(
-  run: pathlib.Path | str, out: pathlib.Path | str, choice: str = "best", weights: str = "raw"
+  run: pathlib.Path | str,
+  out: pathlib.Path | str,
+  choice: str = "best",
+  weights: str = "raw",
+  *,
+  form: str = "transformers",
+  push_to_hub: str = "",
+  private: bool = False,
 ) -> str:
-  """Writes the weights, sizes and tokenizer of a run to a folder.
+  """Writes the weights, sizes and tokenizer of a run to a folder, and uploads it on request.
 
   Args:
     run: the folder of the run, or its address in a bucket; nothing changes there.
     out: the folder to write, or its address; files of an earlier conversion are replaced.
     choice: "best" or "last" checkpoint.
     weights: "raw", or "ema" for their moving average.
+    form: a key of `FORMATS`.
+    push_to_hub: USER/NAME of the model on the Hugging Face hub to upload to; "" uploads nothing.
+    private: only the owner sees that model.
 
   Returns:
     A summary for the user.
 
   Raises:
     UserError: `run` is no run, has no complete checkpoint or no average of its weights, or `out`
-      cannot be written or holds files of a run.
+      cannot be written or holds files of a run; or it cannot be uploaded, and is complete.
   """
+  if push_to_hub:
+    hub.check_name(push_to_hub, "--push_to_hub")
   run = remote.local_copy(run, "--run")
   with remote.mirrored(out, "--out", claims=False) as folder:
-    return _convert(run, folder, choice, weights)
+    summary = _convert(run, folder, choice, weights, form)
+    if push_to_hub:
+      names = (*FORMATS[form], *_TOKENIZER_FILES, *_SIGLIP_FILES, CARD, files.CHECKSUMS)
+      url = hub.push(folder, push_to_hub, names, private=private, setting="--push_to_hub")
+      summary += f"\nuploaded it to {url}"
+  return summary
 
 
-def _convert(run: pathlib.Path, out: pathlib.Path, choice: str, weights: str) -> str:
+def _convert(run: pathlib.Path, out: pathlib.Path, choice: str, weights: str, form: str) -> str:
   config = workdir_lib.read_config(run)
-  _check_out(out)
+  _check_out(out, form)
   step, params, temperature = run_weights.load(run, choice, weights, setting="--run")
   image_size = tuple(config["dataset"]["image_size"])
   size = dual_encoder.named(config["model"]["name"])
   try:
     (out / files.CHECKSUMS).unlink(missing_ok=True)  # of an earlier conversion to this folder
-    pretrained.write_folder(
-      out,
-      params,
-      image_size=image_size,
-      family=size.family,
-      temperature=temperature,
-      resize=config["dataset"]["resize"],
-    )
+    details = {
+      "image_size": image_size,
+      "temperature": temperature,
+      "resize": config["dataset"]["resize"],
+    }
+    if form == "transformers":
+      pretrained.write_folder(out, params, family=size.family, **details)
+    else:
+      standalone.write_folder(out, form, params, size, **details)
     tokenizer_summary = _write_tokenizer(run, config["tokenizer"], out, size.family.is_siglip)
-    files.write_checksums(out, filter(lambda name: (out / name).exists(), _CHECKED_FILES))
-    files.write_text(out / CARD, str(_card(run, config, step, params, weights)))
+    checked = (*_weights_files(form), tokenizer_lib.FILE)
+    files.write_checksums(out, filter(lambda name: (out / name).exists(), checked))
+    files.write_text(out / CARD, str(_card(run, config, step, params, weights, form)))
   except OSError as error:
     raise UserError(f"--out={out}: cannot be written ({error}); choose another") from error
   lines = [
     f"wrote step {step:,} of {remote.origin(run)} to {remote.origin(out)}",
     tokenizer_summary,
   ]
-  if image_size[0] != image_size[1]:
+  if form == "transformers" and image_size[0] != image_size[1]:
     lines.append("its images are oblong: pass interpolate_pos_encoding=True to get_image_features")
   return "\n".join(lines)
 
 
-def _check_out(out: pathlib.Path) -> None:
-  """Raises UserError if the new files would mix with, or replace, those of a run."""
+def _weights_files(form: str) -> list[str]:
+  """The files of a format that hold weights."""
+  return [name for name in FORMATS[form] if not name.endswith(".json")]
+
+
+def _check_out(out: pathlib.Path, form: str) -> None:
+  """Raises UserError if files would mix with, or replace, those of a run or another format."""
   try:
+    for other in FORMATS.keys() - {form}:
+      if any((out / name).exists() for name in _weights_files(other)):
+        raise UserError(f"--out={out} holds a model with --format={other}; choose a new folder")
     resolved = out.resolve()
     if _is_run(resolved):
       raise UserError(f"--out={out} holds a run, whose files would be replaced; choose another")
     for folder in resolved.parents:
       if _is_run(folder):
         part = folder / resolved.relative_to(folder).parts[0]
-        if part.exists() and not (part / checkpoint_files.WEIGHTS_FILE).exists():
+        if part.exists() and not any((part / name).exists() for name in _weights_files(form)):
           raise UserError(f"--out={out} is a part of the run {folder}; choose a new folder")
   except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
     raise UserError(f"--out={out}: cannot be read ({error}); choose another") from error
@@ -113,7 +153,12 @@ def _is_run(folder: pathlib.Path) -> bool:
 
 
 def _card(
-  run: pathlib.Path, config: Mapping[str, Any], step: int, params: Mapping[str, Any], weights: str
+  run: pathlib.Path,
+  config: Mapping[str, Any],
+  step: int,
+  params: Mapping[str, Any],
+  weights: str,
+  form: str,
 ) -> model_card.ModelCard:
   """Creates the model card, with the scores of the run if it has been evaluated."""
   path = run / workdir_lib.RESULTS
@@ -126,6 +171,7 @@ def _card(
     feature_width=params["text"]["projection"].shape[1],
     context_length=params["text"]["position_embedding"].shape[0],
     results=results,
+    form=form,
   )
 
 
@@ -178,8 +224,32 @@ def _run(argv: Sequence[str] | None) -> None:
   parser.add_argument(
     "--weights", choices=checkpoint.WEIGHTS, default="raw", help="or their average (default: raw)"
   )
+  parser.add_argument(
+    "--format",
+    choices=tuple(FORMATS),
+    default="transformers",
+    help="transformers (default), or towers that run without a model's code",
+  )
+  parser.add_argument(
+    "--push_to_hub",
+    default="",
+    metavar="USER/NAME",
+    help="upload the folder to this model on the Hugging Face hub, after `hf auth login`",
+  )
+  parser.add_argument("--private", action="store_true", help="only you see the uploaded model")
   arguments = parser.parse_args(argv)
-  print(convert(arguments.run, arguments.out, arguments.checkpoint, arguments.weights))
+  if arguments.private and not arguments.push_to_hub:
+    raise UserError("--private is about an upload: give --push_to_hub=USER/NAME as well")
+  summary = convert(
+    arguments.run,
+    arguments.out,
+    arguments.checkpoint,
+    arguments.weights,
+    form=arguments.format,
+    push_to_hub=arguments.push_to_hub,
+    private=arguments.private,
+  )
+  print(summary)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,17 +4,20 @@ import json
 import os
 import shutil
 
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from huggingface_hub.errors import LocalTokenNotFoundError
 
-from dgia_jax import config, convert
+from dgia_jax import config, convert, hub
 from dgia_jax.data import tokenizer as tokenizer_lib
 from dgia_jax.errors import UserError
 from dgia_jax.models import pixels as pixels_lib
 from dgia_jax.models import pretrained
+from dgia_jax.search.retriever import Retriever
 from dgia_jax.training import workdir as workdir_lib
 from tests.helpers import vocabularies
 from tests.helpers.known_run import CAPTIONS, IMAGE_SIZE, make_model
@@ -167,3 +170,67 @@ def test_a_config_that_is_no_json_file_ends_in_one_line(tmp_path, capsys, conten
   assert convert_run(tmp_path, tmp_path / "out") == 2
   error = capsys.readouterr().err
   assert "config.json" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("form", ["transformers", "stablehlo"])
+def test_a_converted_model_is_uploaded(known_run, tmp_path, capsys, monkeypatch, form):
+  uploads = []
+
+  def push(folder, name, file_names, *, private, setting):
+    uploads.append((name, private, {n for n in file_names if (folder / n).exists()}))
+    return "https://huggingface.co/" + name
+
+  monkeypatch.setattr(hub, "push", push)
+  more = ["--format", form, "--push_to_hub", "owner/model", "--private"]
+  assert convert_run(known_run, tmp_path, *more) == 0
+  assert "uploaded it to https://huggingface.co/owner/model" in capsys.readouterr().out
+  assert uploads == [("owner/model", True, {path.name for path in tmp_path.iterdir()})]
+
+
+def test_a_failed_upload_leaves_the_folder(known_run, tmp_path, capsys, monkeypatch):
+  def create_repo(api, name, private, exist_ok):
+    raise LocalTokenNotFoundError("no token")
+
+  monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create_repo)
+  assert convert_run(known_run, tmp_path / "out", "--push_to_hub", "owner/model") == 2
+  error = capsys.readouterr().err
+  assert "hf auth login" in error and error.count("\n") == 1
+  assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_mistakes_of_an_upload_are_noticed_before_any_work(known_run, tmp_path, capsys):
+  for more, expected in (
+    (["--push_to_hub", "model"], "give USER/NAME"),
+    (["--private"], "give --push_to_hub"),
+  ):
+    assert convert_run(known_run, tmp_path / "out", *more) == 2
+    error = capsys.readouterr().err
+    assert expected in error and error.count("\n") == 1
+  assert not (tmp_path / "out").exists()
+
+
+def test_formats_are_not_mixed_in_one_folder(known_run, tmp_path, capsys):
+  (tmp_path / "text_encoder.onnx").touch()
+  for form in ("transformers", "stablehlo"):
+    assert convert_run(known_run, tmp_path, "--format", form) == 2
+    assert "holds a model with --format=onnx" in capsys.readouterr().err
+
+
+def test_the_pipeline_of_transformers_ranks_captions_as_the_card_says(known_run, tmp_path):
+  pytest.importorskip("torch")
+  pytest.importorskip("transformers")
+  from PIL import Image
+
+  assert convert_run(known_run, tmp_path) == 0
+  card = (tmp_path / "README.md").read_text()
+  (code,) = [block for block in card.split("```python\n") if "pipeline(" in block]
+  captions = ["a man with a red coat", "red, red!", "a hat"]  # none is too long
+  pixels = np.random.default_rng(0).integers(0, 256, (*IMAGE_SIZE, 3), np.uint8)
+  names = {"FOLDER": str(tmp_path), "captions": captions, "image": Image.fromarray(pixels)}
+  lines = code.split("```")[0].strip().splitlines()
+  exec("\n".join([*lines[:-1], f"results = {lines[-1]}"]), names)
+  retriever = Retriever.open(known_run, batch_size=8)
+  logits = 20 * retriever.embed_texts(captions) @ retriever.embed_images([pixels])[0]
+  expected = np.exp(logits) / np.exp(logits).sum()
+  scores = {result["label"]: result["score"] for result in names["results"]}
+  np.testing.assert_allclose([scores[c] for c in captions], expected, atol=1e-5)

@@ -1,10 +1,15 @@
-"""Model files come from the hub's cache if they are complete there, else from the hub."""
+"""Model files come from the hub's cache if they are complete there; a folder is uploaded whole."""
 
 import types
 
+import httpx
 import huggingface_hub
 import pytest
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import (
+  HfHubHTTPError,
+  LocalEntryNotFoundError,
+  LocalTokenNotFoundError,
+)
 
 from dgia_jax import hub
 from dgia_jax.errors import UserError
@@ -75,3 +80,85 @@ def test_a_model_without_the_files_is_a_user_error(monkeypatch, tmp_path):
 def test_a_path_is_not_a_model_name(monkeypatch):
   with pytest.raises(UserError, match="pretrained='/no/such/folder' is no file or folder here"):
     hub.fetch("/no/such/folder", TORCH, setting="pretrained", hint="")
+
+
+class FakeUploads:
+  """Replaces the hub's functions for uploading; `error` is raised by the function it names."""
+
+  def __init__(self, monkeypatch, *, exists_publicly=False, error=()):
+    self.private, self.uploaded = False, None
+    self.exists, self.error = exists_publicly, dict([error]) if error else {}
+    for name in ("create_repo", "model_info", "upload_folder"):
+      monkeypatch.setattr(huggingface_hub.HfApi, name, getattr(self, name))
+
+  def create_repo(self, name, private, exist_ok):
+    assert name == "owner/model" and exist_ok
+    self._fail("create_repo")
+    if not self.exists:
+      self.private = bool(private)
+    return f"https://huggingface.co/{name}"
+
+  def model_info(self, name):
+    return types.SimpleNamespace(private=self.private)
+
+  def upload_folder(self, *, repo_id, folder_path, allow_patterns, delete_patterns, **_):
+    self._fail("upload_folder")
+    assert repo_id == "owner/model" and delete_patterns == allow_patterns
+    self.uploaded = sorted(p.name for p in folder_path.iterdir() if p.name in allow_patterns)
+
+  def _fail(self, function):
+    if function in self.error:
+      raise self.error[function]
+
+
+def push(folder, name="owner/model", private=False):
+  for file in ("model.safetensors", "README.md", "diary.txt"):
+    (folder / file).write_text(file)
+  names = ["model.safetensors", "README.md", "tokenizer.json"]
+  return hub.push(folder, name, names, private=private, setting="--push_to_hub")
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_an_upload_holds_the_files_of_the_model_and_no_others(monkeypatch, tmp_path, private):
+  fake = FakeUploads(monkeypatch)
+  assert push(tmp_path, private=private) == "https://huggingface.co/owner/model"
+  assert fake.uploaded == ["README.md", "model.safetensors"] and fake.private == private
+
+
+def test_private_weights_are_not_uploaded_to_a_public_model(monkeypatch, tmp_path):
+  fake = FakeUploads(monkeypatch, exists_publicly=True)
+  with pytest.raises(UserError, match="exists and is public, so nothing was uploaded"):
+    push(tmp_path, private=True)
+  assert fake.uploaded is None
+  push(tmp_path)
+  assert fake.uploaded
+
+
+def http_error(status):
+  request = httpx.Request("POST", "https://huggingface.co/api/repos/create")
+  return HfHubHTTPError("refused\nmore", response=httpx.Response(status, request=request))
+
+
+@pytest.mark.parametrize(
+  "function, error, hint",
+  [
+    ("create_repo", LocalTokenNotFoundError("no token"), "hf auth login.*may write to owner"),
+    ("create_repo", http_error(401), "hf auth login"),
+    ("upload_folder", http_error(403), "hf auth login"),
+    ("upload_folder", http_error(500), "try again"),
+    ("create_repo", httpx.ConnectError(""), r"\(ConnectError\); check the network"),
+  ],
+)
+def test_a_failed_upload_is_one_line_and_the_folder_stays(
+  monkeypatch, tmp_path, function, error, hint
+):
+  FakeUploads(monkeypatch, error=(function, error))
+  with pytest.raises(UserError, match=f"--push_to_hub='owner/model' cannot.*{hint}.*stays") as info:
+    push(tmp_path)
+  assert "\n" not in str(info.value) and len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("name", ["model", "a/b/c", "owner/", "owner/mo del", "owner/a--b", "~/x"])
+def test_a_name_that_the_hub_refuses_is_a_user_error(tmp_path, name):
+  with pytest.raises(UserError, match="--push_to_hub=.*give USER/NAME"):
+    push(tmp_path, name)

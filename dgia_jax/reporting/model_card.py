@@ -13,6 +13,18 @@ from dgia_jax.models import dual_encoder
 from dgia_jax.reporting.score_labels import DIRECTIONS, SCORES, percents
 
 _TEMPLATE = pathlib.Path(__file__).with_suffix(".md")
+_PIPELINE = """\
+In a pipeline, which does not cut captions to {context_length} tokens{flag}:
+
+```python
+{imports}
+pipeline = transformers.pipeline("zero-shot-image-classification", model=FOLDER)
+{patch}pipeline(image, candidate_labels=captions, hypothesis_template="{{}}")
+```"""
+_PIPELINE_PATCH = """\
+model = pipeline.model
+model.forward = functools.partial(model.forward, interpolate_pos_encoding=True)
+"""
 _HUB_METRICS = {  # names of the scores on the hub
   "R1": "recall_at_1",
   "R5": "recall_at_5",
@@ -41,6 +53,7 @@ def create(
   context_length: int,
   weights: str = "raw",
   results: Mapping[str, Any] | None = None,
+  form: str = "transformers",
 ) -> ModelCard:
   """Creates the model card of a checkpoint.
 
@@ -52,6 +65,7 @@ def create(
     context_length: L, longest text in tokens.
     weights: "raw", or "ema" for their moving average.
     results: content of results.json; None if the run was not evaluated.
+    form: format of the model, a key of `convert.FORMATS`.
   """
   dataset, start = config["dataset"]["name"], config["pretrained"]
   family = dual_encoder.named(config["model"]["name"]).family
@@ -60,11 +74,24 @@ def create(
   measured = results if weights == "raw" else (results or {}).get(weights)
   name, scores = _scores(measured, step)
   height, width = config["dataset"]["image_size"]
+  usage = _TEMPLATE.with_name(f"{_TEMPLATE.stem}_{form}.md").read_text(encoding="utf-8")
+  usage = usage.rstrip().format(
+    tokenizer=_PUBLISHED_TOKENIZER if published else _OWN_TOKENIZER,
+    pipeline=_pipeline(context_length, is_square=height == width),
+    resize=config["dataset"]["resize"].upper(),
+    height=height,
+    width=width,
+    context_length=context_length,
+    feature_width=feature_width,
+  )
+  # Our licence covers only weights made without the weights or data of others.
+  is_ours = not start and dataset == _DRAWN_DATASET
   text = _TEMPLATE.read_text(encoding="utf-8").format(
     title=title,
     dataset=dataset,
     family=family.name,
-    tokenizer=_PUBLISHED_TOKENIZER if published else _OWN_TOKENIZER,
+    usage=usage,
+    licence="Apache-2.0" if is_ours else _foreign_licence(dataset, start),
     model=config["model"]["name"],
     num_parameters=num_parameters,
     height=height,
@@ -81,17 +108,40 @@ def create(
   )
   data = ModelCardData(
     language="en",
-    # Our licence covers only weights made without the weights or data of others.
-    license="apache-2.0" if not start and dataset == _DRAWN_DATASET else None,
-    library_name="transformers",
-    pipeline_tag="zero-shot-image-classification",
-    tags=["clip", "text-to-person-retrieval"],
+    license="apache-2.0" if is_ours else "other",
+    license_name=None if is_ours else "terms-of-data-and-initial-weights",
+    library_name="transformers" if form == "transformers" else form,
+    # What transformers' pipeline of that name reads without a flag.
+    pipeline_tag=(
+      "zero-shot-image-classification"
+      if form == "transformers" and height == width
+      else "feature-extraction"
+    ),
+    tags=["siglip" if family.is_siglip else "clip", "text-to-person-retrieval"],
     base_model=start if start and not _is_local(start) else None,
     datasets=None if dataset == "custom" else dataset,
     model_name=title,
     eval_results=_eval_results(scores, results) or None,
   )
   return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
+
+
+def _pipeline(context_length: int, *, is_square: bool) -> str:
+  """How transformers' pipeline is used. It passes no flags on to the model."""
+  flag = "" if is_square else ", and whose model must be told that images are oblong"
+  return _PIPELINE.format(
+    context_length=context_length,
+    flag=flag,
+    imports="import transformers\n" if is_square else "import functools\n\nimport transformers\n",
+    patch="" if is_square else _PIPELINE_PATCH,
+  )
+
+
+def _foreign_licence(dataset: str, start: str) -> str:
+  """Whose terms hold for weights that depend on data or weights of others."""
+  data = "the training data" if dataset == "custom" else f"`{dataset}`"
+  sources = ([] if dataset == _DRAWN_DATASET else [data]) + ([_start(start)] if start else [])
+  return f"the terms of {' and of '.join(sources)}; read them before you pass the weights on"
 
 
 def _is_local(pretrained: str) -> bool:
@@ -144,10 +194,10 @@ def _limits(
     " description usually lower the scores. Measure before you rely on it."
   ]
   if dataset == _DRAWN_DATASET:
-    limits.append(
-      "A program drew the figures it was trained on and composed their captions. It has learned"
-      " neither from photographs nor from descriptions by people."
-    )
+    text = "A program drew the figures it was trained on and composed their captions."
+    if not start:  # initial weights may have learned from either
+      text += " It has learned neither from photographs nor from descriptions by people."
+    limits.append(text)
   else:
     limits.append(
       f"Its notions of gender, age and looks come from the captions of `{dataset}`, with their"

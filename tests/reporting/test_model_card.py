@@ -1,6 +1,7 @@
 """A model card states what the run's config and results state, and nothing else."""
 
 import json
+import re
 
 import huggingface_hub
 import pytest
@@ -17,11 +18,20 @@ RESULTS = {
 }  # fmt: skip
 
 
-def create(results=None, dataset="cuhk_pedes", pretrained=""):
+def create(
+  results=None, dataset="cuhk_pedes", pretrained="", model="vit_b_16", size=(384, 128), form=None
+):
   settings = config.base().to_dict() | {"pretrained": pretrained}
-  settings["dataset"] = settings["dataset"] | {"name": dataset}
+  settings["dataset"] = settings["dataset"] | {"name": dataset, "image_size": size}
+  settings["model"] = settings["model"] | {"name": model}
   return model_card.create(
-    settings, step=7, num_parameters=1234567, feature_width=512, context_length=77, results=results
+    settings,
+    step=7,
+    num_parameters=1234567,
+    feature_width=512,
+    context_length=77,
+    results=results,
+    **({"form": form} if form else {}),
   )
 
 
@@ -30,7 +40,7 @@ def test_the_text_is_filled_in_from_config_and_results():
   assert "# vit_b_16 on cuhk_pedes" in card and "1,234,567 parameters" in card
   assert "384 x 128" in card and "epoch 2, chosen on val" in card and "6,156 captions" in card
   assert "| text to image | 30.00 | 50.13 | 60.00 | 33.00 | 20.00 |" in card
-  assert "measured on `cuhk_pedes` only" in card and "{" not in card
+  assert "measured on `cuhk_pedes` only" in card and "{" not in card.replace('"{}"', "")
   for duty in ("consent", "ethics board", "identify, track"):
     assert duty in card
 
@@ -45,23 +55,63 @@ def test_a_checkpoint_without_scores_is_called_not_evaluated(results):
 def test_the_hub_can_read_the_metadata():
   data = huggingface_hub.ModelCard(str(create(RESULTS, pretrained="openai/clip"))).data
   assert data.base_model == "openai/clip" and data.datasets == "cuhk_pedes"
-  assert data.library_name == "transformers" and data.license is None
+  assert data.library_name == "transformers" and data.license == "other"
   scores = {(result.task_type, result.metric_name): result for result in data.eval_results}
   assert len(scores) == 10
   result = scores["text-to-image-retrieval", "R@5"]
   assert (result.metric_value, result.dataset_split) == (50.13, "test")
 
 
-def test_our_licence_covers_only_weights_without_other_sources():
-  assert create(dataset="synth_pedes").data.license == "apache-2.0"
-  assert create(dataset="synth_pedes", pretrained="openai/clip").data.license is None
-  assert create(dataset="custom").data.license is None
+@pytest.mark.parametrize(
+  "dataset, pretrained, terms",
+  [
+    ("synth_pedes", "", "Apache-2.0"),
+    ("synth_pedes", "openai/clip", "the terms of `openai/clip`"),
+    ("cuhk_pedes", "openai/clip", "the terms of `cuhk_pedes` and of `openai/clip`"),
+    ("custom", "", "the terms of the training data"),
+  ],
+)
+def test_our_licence_covers_only_weights_without_other_sources(dataset, pretrained, terms):
+  card = create(dataset=dataset, pretrained=pretrained)
+  assert f"| licence of the weights | {terms}" in card.text
+  is_ours = terms == "Apache-2.0"
+  assert card.data.license == ("apache-2.0" if is_ours else "other")
+  # The hub asks other licences for a name.
+  assert card.data.license_name == (None if is_ours else "terms-of-data-and-initial-weights")
+
+
+@pytest.mark.parametrize("size", [(384, 128), (224, 224)])
+def test_the_pipeline_is_named_only_where_it_works_without_a_flag(size):
+  card = create(size=size)
+  is_square = size[0] == size[1]
+  assert (card.data.pipeline_tag == "zero-shot-image-classification") == is_square
+  assert ("model.forward = functools.partial" in card.text) != is_square
+  assert 'pipeline("zero-shot-image-classification", model=FOLDER)' in card.text
+
+
+@pytest.mark.parametrize("form", convert.FORMATS)
+def test_a_card_shows_how_its_format_is_used(form):
+  card = create(form=form, size=(384, 128))
+  assert card.data.library_name == form
+  assert card.data.pipeline_tag == "feature-extraction"
+  assert ("AutoModel" in card.text) == (form == "transformers")
+  assert (f"image_encoder.{form}" in card.text) == (form != "transformers")
+  assert 'padding="max_length", max_length=77' in card.text and "cleans captions" in card.text
+  for code in re.findall("```python\n(.*?)```", card.text, re.DOTALL):
+    compile(code, "card", "exec")
+
+
+def test_the_tags_name_the_family():
+  assert create().data.tags[0] == "clip" and create(model="siglip_b_16").data.tags[0] == "siglip"
 
 
 def test_captions_of_a_program_are_not_attributed_to_people():
   drawn, written = (create(dataset=name).text for name in ("synth_pedes", "cuhk_pedes"))
   assert "composed their captions" in drawn and "come from the captions of" not in drawn
-  assert "come from the captions of `cuhk_pedes`" in written and "program" not in written
+  assert "come from the captions of `cuhk_pedes`" in written and "A program" not in written
+  assert "neither from photographs nor" in drawn
+  warm = create(dataset="synth_pedes", pretrained="openai/clip").text
+  assert "composed their captions" in warm and "neither from photographs" not in warm
 
 
 def test_a_card_contains_no_paths_of_the_machine(tmp_path):
