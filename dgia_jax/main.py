@@ -58,11 +58,11 @@ def main(arguments: Sequence[str], train: Callable[..., Any] | None = None) -> N
     jax.config.update("jax_platforms", "cpu")  # the described devices are not attached
     compile_report.report(FLAGS.config, FLAGS.topology, FLAGS.num_pairs, Console())
     return
-  compilation_cache.enable()
   distributed.start(
     FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id, FLAGS.detect_processes
   )
   _check_backend()
+  compilation_cache.enable()
   console = Console(active=jax.process_index() == 0)
   with remote.mirrored(
     FLAGS.workdir,

@@ -18,7 +18,11 @@ if ON_ACCELERATOR:
   # In full float32 Triton's products take a GPU's compiler minutes each to try out.
   _FLAG = "--xla_gpu_enable_triton_gemm=false"
 else:
-  _FLAG = "--xla_force_host_platform_device_count=8"
+  # The second flag: see `dgia_jax.training.compilation_cache`.
+  _FLAG = (
+    "--xla_force_host_platform_device_count=8"
+    " --xla_cpu_enable_concurrency_optimized_scheduler=false"
+  )
   os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}".strip()
 _COMPILED = tempfile.TemporaryDirectory(prefix="dgia_jax_compiled_")

@@ -2,12 +2,19 @@
 
 JAX's own environment variables have the last word: `JAX_COMPILATION_CACHE_DIR` names another
 folder, and `JAX_ENABLE_COMPILATION_CACHE=false` switches the cache off.
+
+Programs for several CPU devices are not cached. XLA 0.10 loses the order of their exchanges when it
+loads them, and the devices then wait for each other until XLA aborts the process. Its flag
+`--xla_cpu_enable_concurrency_optimized_scheduler=false` avoids that, and the cache stays on.
 """
 
 import os
 import pathlib
 
 import jax
+
+
+_SEQUENTIAL = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 
 
 def default_folder() -> pathlib.Path:
@@ -17,7 +24,13 @@ def default_folder() -> pathlib.Path:
 
 
 def enable() -> None:
-  """Chooses `default_folder` unless the user has chosen a folder or switched the cache off."""
+  """Chooses `default_folder` unless the user has chosen a folder or switched the cache off.
+
+  Starts JAX's backend, so the processes of a run must know each other before.
+  """
+  if jax.default_backend() == "cpu" and jax.device_count() > 1:
+    if _SEQUENTIAL not in os.environ.get("XLA_FLAGS", ""):
+      jax.config.update("jax_enable_compilation_cache", False)
   if jax.config.jax_compilation_cache_dir is None:
     jax.config.update("jax_compilation_cache_dir", str(default_folder()))
 

@@ -35,3 +35,12 @@ def test_it_can_be_switched_off():
   jax.config.update("jax_enable_compilation_cache", False)
   compilation_cache.enable()
   assert compilation_cache.folder() is None
+
+
+def test_programs_of_several_cpu_devices_are_not_cached(monkeypatch):
+  assert jax.device_count() == 8
+  compilation_cache.enable()
+  assert compilation_cache.folder() is not None  # the flag of these tests makes it safe
+  monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+  compilation_cache.enable()
+  assert compilation_cache.folder() is None
