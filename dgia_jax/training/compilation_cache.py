@@ -13,7 +13,6 @@ import pathlib
 
 import jax
 
-
 _SEQUENTIAL = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 
 
