@@ -2,7 +2,6 @@
 
 import types
 
-import httpx
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import (
@@ -13,6 +12,11 @@ from huggingface_hub.errors import (
 
 from dgia_jax import hub
 from dgia_jax.errors import UserError
+
+try:
+  import httpx2 as httpx  # which huggingface_hub 2 is built on
+except ImportError:
+  import httpx
 
 SAFETENSORS, TORCH = ("config.json", "*.safetensors"), ("config.json", "pytorch_model.bin")
 
