@@ -20,8 +20,6 @@ import numpy as np
 
 # What flock says on file systems without locks, such as some network and user-space ones.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
-
-
 _DIGEST = "digest"
 CHECKSUMS = "SHA256SUMS"
 
@@ -103,7 +101,7 @@ def unsealed(content: dict[str, Any]) -> dict[str, Any]:
 def write_checksums(folder: pathlib.Path | str, names: Iterable[str]) -> None:
   """Writes the SHA-256 of files of a folder, as `sha256sum -c` reads it."""
   folder = pathlib.Path(folder)
-  lines = [f"{_sha256(folder / name)}  {name}\n" for name in names]
+  lines = [f"{sha256(folder / name)}  {name}\n" for name in names]
   write_text(folder / CHECKSUMS, "".join(lines))
 
 
@@ -117,10 +115,11 @@ def differs_from_checksum(path: pathlib.Path) -> bool:
   except ValueError:  # no text: the list is damaged
     return True
   listed = dict(reversed(line.split("  ", 1)) for line in lines if "  " in line)
-  return path.name in listed and listed[path.name] != _sha256(path)
+  return path.name in listed and listed[path.name] != sha256(path)
 
 
-def _sha256(path: pathlib.Path) -> str:
+def sha256(path: pathlib.Path) -> str:
+  """SHA-256 of a file's content, as 64 hexadecimal digits."""
   with path.open("rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
 

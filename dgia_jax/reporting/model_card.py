@@ -128,7 +128,7 @@ def create(
 
 def _pipeline(context_length: int, *, is_square: bool) -> str:
   """How transformers' pipeline is used. It passes no flags on to the model."""
-  flag = "" if is_square else ", and whose model must be told that images are oblong"
+  flag = "" if is_square else ", and whose model needs a flag for oblong images"
   return _PIPELINE.format(
     context_length=context_length,
     flag=flag,

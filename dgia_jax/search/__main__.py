@@ -28,7 +28,7 @@ from dgia_jax.search import export as export_lib
 from dgia_jax.search import index as index_lib
 from dgia_jax.search import index_files, web_page
 from dgia_jax.search.index import Match, SearchIndex
-from dgia_jax.search.query import combine
+from dgia_jax.search.query import UNKNOWN_WORDS, combine
 from dgia_jax.search.retriever import Retriever
 
 
@@ -100,7 +100,7 @@ def query(options: argparse.Namespace) -> None:
   ]
   for text in texts:
     if not retriever.knows_a_word_of(text):
-      cli.print_to_stderr(f"{printable(text)}: {web_page.UNKNOWN_WORDS}")
+      cli.print_to_stderr(f"{printable(text)}: {UNKNOWN_WORDS}")
   if options.json:
     encoding = (sys.stdout.encoding or "").lower().replace("-", "")
     for name, matches in zip(names, results, strict=True):

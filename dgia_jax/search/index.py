@@ -15,6 +15,7 @@ they differ, its content is hashed and decides.
 import contextlib
 import dataclasses
 import fnmatch
+import functools
 import hashlib
 import os
 import pathlib
@@ -174,8 +175,7 @@ def _unchanged(
 def _sha256(path: pathlib.Path) -> str | None:
   """SHA-256 of a file; None if it cannot be read, which embedding it will report."""
   try:
-    with path.open("rb") as file:
-      return hashlib.file_digest(file, "sha256").hexdigest()
+    return files_lib.sha256(path)
   except OSError:
     return None
 
@@ -316,6 +316,8 @@ class SearchIndex:
     if not len(self.rows):
       raise UserError(f"--index={folder}: holds no image; was {self.images} empty?")
     self.paths = index_files.Paths(folder, parts)
+    # Scanning all paths takes a second for a million; several queries often share one pattern.
+    self._matching = functools.lru_cache(4)(self._matching)
     self._gallery = Gallery(self._features, mesh, usable)
 
   def __len__(self) -> int:

@@ -10,6 +10,9 @@ from jaxtyping import Float
 # Weight of what results should not resemble, relative to what they should: most of what a person
 # asks for must remain.
 LESS_WEIGHT = 0.5
+UNKNOWN_WORDS = (
+  "The model has seen none of these words as a whole in training, so the order may mean little."
+)
 
 
 def combine(

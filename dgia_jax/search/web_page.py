@@ -26,7 +26,7 @@ from dgia_jax.data import images as images_lib
 from dgia_jax.errors import UserError, printable
 from dgia_jax.search import results_html
 from dgia_jax.search.index import Match, SearchIndex
-from dgia_jax.search.query import Query, combine
+from dgia_jax.search.query import UNKNOWN_WORDS, Query, combine
 from dgia_jax.search.retriever import Retriever
 
 TITLE = "Find a person by description"
@@ -34,9 +34,6 @@ EXAMPLES = ("a woman in a red coat with a backpack", "a man wearing a black jack
 NOTICE = (
   "Results show how well a picture matches your description. They do not identify anyone. "
   "Search only pictures of people who may be searched for."
-)
-UNKNOWN_WORDS = (
-  "The model has seen none of these words as a whole in training, so the order may mean little."
 )
 MAX_TOP = 100  # images shown for one search
 PAGE = 20  # images that "Show more" adds
@@ -87,7 +84,10 @@ class Searcher:
 
     An image of the index is not among its own likes, and a picture is shown once.
     """
-    query_D = self._feature(query, image)
+    return self._matches(self._feature(query, image), query)
+
+  def _matches(self, query_D: Float[np.ndarray, " D"] | None, query: Query) -> list[Match]:
+    """The images that fit a feature, as far as the query allows them."""
     if query_D is None:
       return []
     rows = [row for row in (query.like, query.less) if row in self._index.rows]
@@ -110,13 +110,14 @@ class Searcher:
 
   def show(self, query: Query, image: PIL.Image.Image | None = None) -> str:
     """The results of a search as HTML."""
-    matches = self.search(query, image)
+    query_D = self._feature(query, image)
+    matches = self._matches(query_D, query)
     notes = self._notes(query)
     if not matches:
       empty = not (query.text.strip() or image or notes)
       return STYLE + notes + ("" if empty else "<p>No image was found.</p>")
     tiles = [self._tile(rank, match, query) for rank, match in enumerate(matches, start=1)]
-    histogram = self._index.histogram(self._feature(query, image))
+    histogram = self._index.histogram(query_D)
     return (
       f"{STYLE}{notes}{results_html.downloads(self._rows(matches))}"
       f'<div class="tiles">{"".join(tiles)}</div>{self._more(query, len(matches), image)}'

@@ -6,6 +6,9 @@ Start with `train.train`, which tells the whole story; the other modules are its
 |---|---|
 | `train` | create or restore, compile, then the loop: step, log, evaluate, save |
 | `setup` | config -> mesh, data, tokenizer, model, optimiser, training step |
+| `inputs` | the pairs of the dataset and the tokenizer |
+| `setup_checks` | refuses configs that do not fit the devices or the model |
+| `caption_padding` | chooses the groups of captions that are cut to one length |
 | `initial_weights` | the weights of another run or of a published checkpoint, to start from |
 | `size_check` | refuses sizes that cannot fit into memory, before anything is allocated |
 | `step_log` | reads each step's output one step late; logs averages, throughput, learning rate |
@@ -16,6 +19,7 @@ Start with `train.train`, which tells the whole story; the other modules are its
 | `evaluate` | embeds a split on the mesh, ranks it in both directions, writes results.json |
 | `retrieval_metrics` | R@K, mAP and mINP; a public function of arrays |
 | `checkpoint` | saves the training state and restores it on any mesh |
+| `run_weights` | the weights of a run as the two towers, to convert, index or measure |
 | `workdir` | a run's working directory and the names of the files in it |
 | `compilation_cache` | keeps compiled programs on disk for later starts |
 """

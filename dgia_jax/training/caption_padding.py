@@ -9,7 +9,6 @@ from dgia_jax import sharding
 from dgia_jax.data import batches
 from dgia_jax.models import caption_groups
 from dgia_jax.models.caption_groups import CaptionGroup
-from dgia_jax.models.dual_encoder import SIZES
 from dgia_jax.training.setup import TrainingSetup
 
 
@@ -27,7 +26,7 @@ def choose_groups(
   """
   config, context_length = setup.config, tokens_NxL.shape[1]
   # SigLIP's text tower attends to padding.
-  if config.model.caption_groups == 1 or SIZES[config.model.name].family.is_siglip:
+  if config.model.caption_groups == 1 or setup.size.family.is_siglip:
     return ()
   longest_R = batches.longest_at_each_rank(
     _lengths(tokens_NxL),

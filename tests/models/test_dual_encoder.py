@@ -1,6 +1,7 @@
 """The dual encoder: features of the released implementation, sizes, and options."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from dgia_jax.models.backend import Backend
 from tests.helpers import golden_data, model_b
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def encode(graphdef, params, pixels, tokens):
   model = nnx.merge(graphdef, params)
   return model.encode_image(pixels), model.encode_text(tokens)

@@ -28,5 +28,5 @@ def test_embedding_equals_a_strided_convolution():
 def test_the_feature_depends_on_every_pixel():
   model = model_b.create()
   pixels, _ = model_b.inputs(batch=1)
-  gradient = jax.grad(lambda p: jnp.sum(model.encode_image(p) ** 2))(pixels)
+  gradient = jax.jit(jax.grad(lambda p: jnp.sum(model.encode_image(p) ** 2)))(pixels)
   assert bool((jnp.abs(gradient) > 0).all())

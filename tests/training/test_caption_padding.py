@@ -73,7 +73,7 @@ def test_no_caption_is_cut_for_a_tower_that_attends_to_padding(tmp_path, monkeyp
 @pytest.mark.parametrize(
   "fields",
   [
-    pytest.param({}, id="plain"),
+    pytest.param({}, id="plain", marks=pytest.mark.integration),
     pytest.param({"gradient_accumulation": 2}, id="accumulation", marks=pytest.mark.integration),
     pytest.param(
       {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2, "batch_size": 32},
@@ -105,6 +105,7 @@ def test_a_step_with_groups_equals_one_without(tmp_path, monkeypatch, fields):
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.integration
 def test_a_caption_that_is_longer_than_announced_stops_the_run(tmp_path, monkeypatch):
   use_one_device(monkeypatch)
   run = setup_with_captions([1, 2, 3, 7], tmp_path)

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from dgia_jax.models.pretrained.tensor_names import Rule
+from dgia_jax.models.transformer import BLOCKS, LAST_BLOCK
 
 # In the path of a parameter: one of all blocks but the last, whose first axis is their layers, and
 # the one of the last block, whose path is otherwise the same.
-STACKED = "/blocks/"
-LAST = "/last_block/"
+STACKED, LAST = f"/{BLOCKS}/", f"/{LAST_BLOCK}/"
 
 
 def read_params(

@@ -1,6 +1,7 @@
 """preprocessor_config.json of Hugging Face folders, how images are prepared: checked, written."""
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -30,13 +31,8 @@ def check(folder: pathlib.Path, stored: CheckpointConfig) -> None:
   if not path.exists():
     return
   content = user_files.read_json(path, "pretrained")
-  for field, needed in _normalisation(stored.size.family.pixels).items():
-    value = content.get(field)
-    if value is not None and not _close(value, needed):
-      raise UserError(
-        f"{path}: {field} is {value!r}, and {stored.size.family.name} models here need {needed};"
-        " weights that were trained with another normalisation are not supported"
-      )
+  family = stored.size.family
+  _check_values(path, content, _normalisation(family.pixels), family)
   crop = content.get("do_center_crop", True) and content.get("crop_size")
   size = crop or content.get("size")
   sides = (size.get("height"), size.get("width")) if isinstance(size, dict) else (size, size)
@@ -49,11 +45,20 @@ def check(folder: pathlib.Path, stored: CheckpointConfig) -> None:
 
 def check_statistics(path: pathlib.Path, mean: Any, std: Any, family: Family) -> None:
   """Raises UserError if the mean or deviation of pixels, in a file, is not that of the family."""
-  for field, value, needed in (("mean", mean, family.pixels.mean), ("std", std, family.pixels.std)):
-    if value is not None and not _close(value, list(needed)):
+  needed = {"mean": list(family.pixels.mean), "std": list(family.pixels.std)}
+  _check_values(path, {"mean": mean, "std": std}, needed, family)
+
+
+def _check_values(
+  path: pathlib.Path, content: Mapping[str, Any], needed: Mapping[str, Any], family: Family
+) -> None:
+  """Raises UserError if a field of a file has another value than the family needs."""
+  for field, expected in needed.items():
+    value = content.get(field)
+    if value is not None and not _close(value, expected):
       raise UserError(
-        f"{path}: {field} is {value!r}, and {family.name} models here need {list(needed)}; weights"
-        " that were trained with another normalisation are not supported"
+        f"{path}: {field} is {value!r}, and {family.name} models here need {expected}; weights that"
+        " were trained with another normalisation are not supported"
       )
 
 
