@@ -37,7 +37,7 @@ def test_the_oracle_replaces_the_training(calls, monkeypatch, tmp_path):
     (["--workdir=x"], "--oracle is missing"),
     (["--oracle=relations"], "--workdir is missing"),
     (["--oracle=relations", "--workdir=x", "stray"], "unexpected argument 'stray'"),
-    (["--oracle=relations", "--workdir=gs://a/b"], "remote paths are not supported"),
+    (["--oracle=relations", "--workdir=s3://a/b"], "of remote paths only gs:// is supported"),
     (["--oracle=relations", "--workdir=x", "--mode=evaluate"], "holds no run"),
   ],
 )
