@@ -65,6 +65,7 @@ def test_every_size_has_features_of_its_width(name):
   assert image.shape == text.shape == (3, size.feature_width)
 
 
+@pytest.mark.integration
 def test_remat_stores_less_for_the_backward_pass_and_changes_no_gradient():
   pixels, tokens = model_b.inputs(batch=128)
   graphdefs, params = {}, None
