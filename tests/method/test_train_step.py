@@ -30,7 +30,7 @@ WAYS = [
   pytest.param((1, 1, 1), 1, marks=pytest.mark.accelerator),
   pytest.param((1, 1, 1), 4, marks=[pytest.mark.accelerator, SLOWER]),
   pytest.param((2, 2, 2), 1, marks=SLOWER),
-  pytest.param((2, 2, 2), 2),
+  pytest.param((2, 2, 2), 2, marks=SLOWER),
 ]
 
 

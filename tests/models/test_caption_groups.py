@@ -53,7 +53,8 @@ def tokens_of(lengths, context_length=77):
   return tokens
 
 
-@pytest.mark.parametrize("repeats", [1, pytest.param(2, marks=pytest.mark.integration)])
+@pytest.mark.integration
+@pytest.mark.parametrize("repeats", [1, 2])
 def test_features_and_gradients_equal_those_at_full_length(repeats):
   graphdef, params = model_b.reference_model()
   lengths = np.random.default_rng(1).permutation([3, 9, 17, 18, 31, 77, 40, 8])
