@@ -70,6 +70,8 @@ def _siglip(tower: TowerSize, patch_size: int) -> Size:
 SIZES = {
   # For training from scratch on a CPU, with images of 64 x 32 pixels.
   "tiny": Size(TowerSize(64, 3, 2), TowerSize(64, 2, 2), feature_width=64, patch_size=8),
+  # Of the pretrained model in the package, `pretrained="mini"`.
+  "mini": Size(TowerSize(192, 4, 3), TowerSize(128, 3, 2), feature_width=128, patch_size=8),
   "small": Size(TowerSize(256, 6, 4), TowerSize(256, 4, 4), feature_width=256, patch_size=16),
   **_CLIP_SIZES,
   **{

@@ -18,6 +18,7 @@ from dgia_jax.data.synth_pedes import (
   people,
   wording,
 )
+from dgia_jax.data.synth_pedes.annotators import Annotator, Habitual, annotator_of
 from dgia_jax.data.synth_pedes.builder import SynthPedes
 from dgia_jax.data.synth_pedes.generate import draw_person
 from dgia_jax.errors import UserError
@@ -258,6 +259,49 @@ def test_every_value_has_words():
       assert wording.options(attribute, value, vague=True)
 
 
+# --- annotators -----------------------------------------------------------------------------------
+
+
+def favourite(annotator, choices):
+  """The choice that an annotator makes most often, and its share."""
+  rng = np.random.default_rng(0)
+  picked = [annotator.pick(choices, rng) for _ in range(400)]
+  return max((picked.count(choice) / len(picked), choice) for choice in choices)
+
+
+def test_annotators_with_habits_prefer_different_words():
+  words = ("wearing", "dressed in", "in")
+  favourites = [favourite(Habitual(0, number), words) for number in range(20)]
+  assert {word for _, word in favourites} == set(words)
+  assert all(0.75 < share < 0.92 for share, _ in favourites)  # 0.75 + 0.25 / 3, +- 4 sigma
+  assert favourite(Annotator(), words)[0] < 0.42
+
+
+def test_annotators_with_habits_mention_different_attributes():
+  interests = np.log([Habitual(1, number).interest("bag") for number in range(300)])
+  assert abs(interests.mean()) < 0.15 and 0.6 < interests.std() < 0.8
+  annotator = Habitual(1, 0)
+  assert annotator.interest("bag") == annotator.interest("bag") != annotator.interest("hat")
+  assert annotator.interest("bag") != Habitual(2, 0).interest("bag")  # of another world
+  assert Annotator().interest("bag") == 1.0
+
+
+def test_captions_are_shared_out_among_the_annotators():
+  settings = TINY.replace(annotators=3)
+  annotators = [annotator_of(settings, 0, image, 0) for image in range(60)]
+  words = {tuple(annotator.interest(name) for name in ("bag", "hat")) for annotator in annotators}
+  assert len(words) == 3
+  assert type(annotator_of(TINY, 0, 0, 0)) is Annotator
+
+
+def test_habits_change_captions_and_not_images():
+  plain, habitual = (draw_person(TINY.replace(annotators=n), "train", 3) for n in (0, 5))
+  for a, b in zip(plain, habitual, strict=True):
+    assert np.array_equal(a["image"], b["image"]) and a["captions"] != b["captions"]
+  again = draw_person(TINY.replace(annotators=5), "train", 3)
+  assert all(same(a, b) for a, b in zip(habitual, again, strict=True))
+
+
 # --- storage --------------------------------------------------------------------------------------
 
 
@@ -341,7 +385,7 @@ def test_defaults_and_the_version_of_built_data_change_together():
   """Otherwise data built with older defaults would be mistaken for the new data."""
   defaults = Settings(
     train_people=2700, val_people=200, test_people=200, images_per_person=6, captions_per_image=1,
-    height=64, width=32, seed=0, attributes_per_caption=(4, 7), vague=0.1, wrong=0.05, camera=0.25,
-    occlusion=0.1, variety=1.4,
+    height=64, width=32, seed=0, attributes_per_caption=(4, 7), vague=0.1, wrong=0.05, annotators=0,
+    camera=0.25, occlusion=0.1, variety=1.4,
   )  # fmt: skip
   assert (str(SynthPedes.VERSION), Settings()) == ("1.3.0", defaults)

@@ -6,11 +6,13 @@ sentence.
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
 from dgia_jax.data.synth_pedes import people, wording
+from dgia_jax.data.synth_pedes.annotators import Annotator
 from dgia_jax.data.synth_pedes.people import Person
 from dgia_jax.data.synth_pedes.settings import Settings
 
@@ -57,6 +59,7 @@ _CONFUSED = (
   {"long", "ponytail"},
   {"short", "bun"},
 )
+_ONE = Annotator()
 _ANYONE = wording.options("gender", "man", vague=True)
 
 
@@ -86,14 +89,18 @@ def sayable(person: Person, seen: Collection[str]) -> list[str]:
 
 
 def choose(
-  person: Person, seen: Collection[str], settings: Settings, rng: np.random.Generator
+  person: Person,
+  seen: Collection[str],
+  settings: Settings,
+  rng: np.random.Generator,
+  annotator: Annotator = _ONE,
 ) -> list[Mention]:
   """Selects the mentions of one caption: a weighted choice without repetition, then mistakes."""
   visible = sayable(person, seen)
   fewest, most = settings.attributes_per_caption
   count = int(rng.integers(fewest, most + 1))
   # Weighted sampling without replacement: the largest of u ** (1 / weight).
-  weights = [_SAYABLE[attribute][1] for attribute in visible]
+  weights = [_SAYABLE[name][1] * annotator.interest(name) for name in visible]
   keys = [u ** (1 / w) for u, w in zip(rng.random(len(visible)), weights, strict=True)]
   order = sorted(range(len(visible)), key=lambda i: -keys[i])[:count]
   mentions = []
@@ -115,29 +122,30 @@ def _wrong(attribute: str, value: str, near: float, rng: np.random.Generator) ->
   return pool[rng.integers(len(pool))] if pool else value
 
 
-def write(mentions: Sequence[Mention], rng: np.random.Generator) -> str:
+def write(
+  mentions: Sequence[Mention], rng: np.random.Generator, annotator: Annotator = _ONE
+) -> str:
   """Writes the sentence for some mentions: about 5 to 30 words, lower case, with a full stop.
 
   It contains no other attribute. Pronouns follow the mentioned gender, if any.
   """
-  phrases = {
-    m.attribute: _pick(rng, wording.options(m.attribute, m.value, m.vague)) for m in mentions
-  }
+  pick = functools.partial(annotator.pick, rng=rng)
+  phrases = {m.attribute: pick(wording.options(m.attribute, m.value, m.vague)) for m in mentions}
   gender = next((m.value for m in mentions if m.attribute == "gender" and not m.vague), None)
-  subject = _joined([phrases.get("build"), phrases.get("gender") or _pick(rng, _ANYONE)])
+  subject = _joined([phrases.get("build"), phrases.get("gender") or pick(_ANYONE)])
   worn, carried = _worn(phrases), _carried(phrases, rng)
   if rng.random() < 0.4:
     worn = [worn[i] for i in rng.permutation(len(worn))]
-  return _sentence(subject, gender, _listed(_looks(phrases)), _listed(worn), _listed(carried), rng)
+  return _sentence(subject, gender, _listed(_looks(phrases)), _listed(worn), _listed(carried), pick)
 
 
 def _sentence(
-  subject: str, gender: str | None, looks: str, worn: str, carried: str, rng: np.random.Generator
+  subject: str, gender: str | None, looks: str, worn: str, carried: str, pick: Callable
 ) -> str:
-  wears = f"{_pick(rng, ('wearing', 'dressed in', 'in'))} {worn}" if worn else ""
-  carries = f"{_pick(rng, ('carrying', 'with', 'holding'))} {carried}" if carried else ""
+  wears = f"{pick(('wearing', 'dressed in', 'in'))} {worn}" if worn else ""
+  carries = f"{pick(('carrying', 'with', 'holding'))} {carried}" if carried else ""
   with_looks = f"with {looks}" if looks else ""
-  order = rng.integers(4)
+  order = pick(range(4))
   if order == 0 or not worn:  # one sentence, carried things last
     text = _joined([_a(subject), with_looks, wears]) + (f", {carries}" if carries else "")
   elif order == 1:  # two sentences
@@ -213,7 +221,3 @@ def _a(phrase: str) -> str:
 
 def _joined(parts: Sequence[str | None]) -> str:
   return " ".join(part for part in parts if part)
-
-
-def _pick(rng: np.random.Generator, choices: Sequence[str]) -> str:
-  return choices[rng.integers(len(choices))]

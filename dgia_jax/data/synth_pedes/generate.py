@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from dgia_jax.data.synth_pedes import cameras, captions, drawing
+from dgia_jax.data.synth_pedes.annotators import annotator_of
 from dgia_jax.data.synth_pedes.people import sample_person
 from dgia_jax.data.synth_pedes.settings import Settings
 from dgia_jax.errors import UserError
@@ -62,7 +63,9 @@ def draw_person(settings: Settings, split: str, number: int) -> list[Record]:
     sentences = []
     for caption in range(settings.captions_per_image):
       rng = np.random.default_rng([settings.seed, number, 4, index, caption])
-      sentences.append(captions.write(captions.choose(person, seen, settings, rng), rng))
+      annotator = annotator_of(settings, number, index, caption)
+      mentions = captions.choose(person, seen, settings, rng, annotator)
+      sentences.append(captions.write(mentions, rng, annotator))
     records.append(
       {
         "image": image_HxWx3,

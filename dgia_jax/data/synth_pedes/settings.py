@@ -36,6 +36,9 @@ class Settings:
   attributes_per_caption: tuple[int, int] = (4, 7)
   vague: float = 0.1  # probability of a broader word for an attribute, such as "dark" for navy
   wrong: float = 0.05  # probability of a wrong value for an attribute
+  # Annotators with habits, who prefer some words, sentences and attributes; 0: all captions are
+  # by one annotator without habits.
+  annotators: int = 0
   # Strength of pose, scale, background, light, colour cast, blur and noise: 0 none, 0.3 mild, 1 as
   # in bad surveillance images, at most 2.
   camera: float = 0.25
@@ -112,6 +115,7 @@ _RANGES = (
   ("seed", 0, 2**31 - 1),
   ("vague", 0, 1),
   ("wrong", 0, 1),
+  ("annotators", 0, 10_000),
   ("camera", 0, 2),
   ("occlusion", 0, 1),
   ("variety", 0.1, 5),

@@ -1,0 +1,46 @@
+"""Pretraining of `mini`: contrastive, on drawn people of another world.
+
+  python -m dgia_jax.main --config mini --workdir runs/mini
+
+The seed of people, cameras and annotators differs from that of the embedded dataset, as do the
+difficulty and the variety of clothes.
+"""
+
+from ml_collections import ConfigDict
+
+from dgia_jax import config as config_lib
+from dgia_jax.errors import UserError
+
+WORLD = dict(
+  train_people=10_000,
+  val_people=200,
+  test_people=200,
+  images_per_person=4,
+  seed=11,
+  attributes_per_caption=(5, 8),
+  vague=0.08,
+  wrong=0.03,
+  annotators=60,
+  camera=0.2,
+  occlusion=0.05,
+  variety=1.8,
+)
+
+
+def get_config(variant: str = "") -> ConfigDict:
+  """The config of the pretraining, which has no variants."""
+  if variant:
+    raise UserError(f"configs/mini.py has no variant {variant!r}: use none")
+  config = config_lib.from_scratch(config_lib.base())
+  config.dataset.name = "synth_pedes"
+  config.dataset.options = WORLD
+  config.dataset.image_size = (64, 32)
+  config.model.name = "mini"
+  config.num_epochs = 8
+  config.loss.temperature = 0.07
+  config.loss.learnable_temperature = True
+  config.loss.weights.update({"local": 0.0, "global": 0.0, "consistency": 0.0})
+  config.optimizer.learning_rate = 1e-3
+  config.optimizer.clip_norm = 1.0
+  config.eval.contact_sheet = False
+  return config
