@@ -66,9 +66,10 @@ def base() -> ConfigDict:
   config.num_epochs = 40  # passes over the training pairs
   config.eval_every_epochs = 1  # epochs between evaluations; the last is always evaluated
   config.log_every_steps = 50  # steps between lines of the training log
-  # Initial weights: hub name or folder of a CLIP or SigLIP model (Hugging Face, open_clip), a .pt
-  # or .pth file, or a run's working directory (its best checkpoint and its vocabulary), all of them
-  # also at gs://; "" = from scratch. docs/backbones.md lists which belong to which model.name.
+  # Initial weights: "mini", the small model that comes with the package; hub name or folder of a
+  # CLIP or SigLIP model (Hugging Face, open_clip), a .pt or .pth file, or a run's working directory
+  # (its best checkpoint and its vocabulary), all of them also at gs://; "" = from scratch.
+  # docs/backbones.md lists which belong to which model.name.
   config.pretrained = ""
 
   config.mesh = ConfigDict()

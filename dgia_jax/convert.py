@@ -15,7 +15,8 @@ a model card, README.md:
 `--config.pretrained=FOLDER` starts a new run from it.
 
 `--format stablehlo` and `--format onnx` write the towers as programs that run without Flax or
-transformers (see `search.standalone`). `--push_to_hub USER/NAME` uploads the folder.
+transformers (see `search.standalone`). `--dtype float16` halves the file of the weights.
+`--push_to_hub USER/NAME` uploads the folder.
 """
 
 import pathlib
@@ -58,6 +59,8 @@ def convert(
   weights: str = "raw",
   *,
   form: str = "transformers",
+  dtype: str = "float32",
+  notes: pathlib.Path | str = "",
   push_to_hub: str = "",
   private: bool = False,
 ) -> str:
@@ -69,6 +72,8 @@ def convert(
     choice: "best" or "last" checkpoint.
     weights: "raw", or "ema" for their moving average.
     form: a key of `FORMATS`.
+    dtype: of the stored weights, one of `pretrained.DTYPES`; only for "transformers".
+    notes: file with Markdown for the model card; "" for none.
     push_to_hub: USER/NAME of the model on the Hugging Face hub to upload to; "" uploads nothing.
     private: only the owner sees that model.
 
@@ -76,14 +81,18 @@ def convert(
     A summary for the user.
 
   Raises:
-    UserError: `run` is no run, has no complete checkpoint or no average of its weights, or `out`
-      cannot be written or holds files of a run; or it cannot be uploaded, and is complete.
+    UserError: `run` is no run, has no complete checkpoint or no average of its weights, `notes`
+      cannot be read, or `out` cannot be written or holds files of a run; or it cannot be uploaded,
+      and is complete.
   """
+  if form != "transformers" and dtype != "float32":
+    raise UserError(f"--dtype={dtype}: --format={form} holds float32 only; leave --dtype out")
   if push_to_hub:
     hub.check_name(push_to_hub, "--push_to_hub")
+  text = user_files.read_text(notes, "--notes") if notes else ""
   run = remote.local_copy(run, "--run")
   with remote.mirrored(out, "--out", claims=False) as folder:
-    summary = _convert(run, folder, choice, weights, form)
+    summary = _convert(run, folder, choice, weights, form, dtype, text)
     if push_to_hub:
       names = (*FORMATS[form], *_TOKENIZER_FILES, *_SIGLIP_FILES, CARD, files.CHECKSUMS)
       url = hub.push(folder, push_to_hub, names, private=private, setting="--push_to_hub")
@@ -91,7 +100,15 @@ def convert(
   return summary
 
 
-def _convert(run: pathlib.Path, out: pathlib.Path, choice: str, weights: str, form: str) -> str:
+def _convert(
+  run: pathlib.Path,
+  out: pathlib.Path,
+  choice: str,
+  weights: str,
+  form: str,
+  dtype: str,
+  notes: str,
+) -> str:
   config = workdir_lib.read_config(run)
   _check_out(out, form)
   step, params, temperature = run_weights.load(run, choice, weights, setting="--run")
@@ -105,13 +122,13 @@ def _convert(run: pathlib.Path, out: pathlib.Path, choice: str, weights: str, fo
       "resize": config["dataset"]["resize"],
     }
     if form == "transformers":
-      pretrained.write_folder(out, params, family=size.family, **details)
+      pretrained.write_folder(out, params, family=size.family, dtype=dtype, **details)
     else:
       standalone.write_folder(out, form, params, size, **details)
     tokenizer_summary = _write_tokenizer(run, config["tokenizer"], out, size.family.is_siglip)
     checked = (*_weights_files(form), tokenizer_lib.FILE)
     files.write_checksums(out, filter(lambda name: (out / name).exists(), checked))
-    files.write_text(out / CARD, str(_card(run, config, step, params, weights, form)))
+    files.write_text(out / CARD, str(_card(run, config, step, params, weights, form, notes)))
   except OSError as error:
     raise UserError(f"--out={out}: cannot be written ({error}); choose another") from error
   lines = [
@@ -159,6 +176,7 @@ def _card(
   params: Mapping[str, Any],
   weights: str,
   form: str,
+  notes: str,
 ) -> model_card.ModelCard:
   """Creates the model card, with the scores of the run if it has been evaluated."""
   path = run / workdir_lib.RESULTS
@@ -172,6 +190,7 @@ def _card(
     context_length=params["text"]["position_embedding"].shape[0],
     results=results,
     form=form,
+    notes=notes,
   )
 
 
@@ -231,6 +250,15 @@ def _run(argv: Sequence[str] | None) -> None:
     help="transformers (default), or towers that run without a model's code",
   )
   parser.add_argument(
+    "--dtype",
+    choices=pretrained.DTYPES,
+    default="float32",
+    help="of the stored weights, for --format transformers (default: float32)",
+  )
+  parser.add_argument(
+    "--notes", default="", metavar="FILE", help="Markdown for the model card, after its facts"
+  )
+  parser.add_argument(
     "--push_to_hub",
     default="",
     metavar="USER/NAME",
@@ -246,6 +274,8 @@ def _run(argv: Sequence[str] | None) -> None:
     arguments.checkpoint,
     arguments.weights,
     form=arguments.format,
+    dtype=arguments.dtype,
+    notes=arguments.notes,
     push_to_hub=arguments.push_to_hub,
     private=arguments.private,
   )

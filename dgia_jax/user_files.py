@@ -51,6 +51,14 @@ def check_regular(path: pathlib.Path, setting: str) -> None:
     )
 
 
+def read_text(path: pathlib.Path | str, setting: str) -> str:
+  """Returns the text of a UTF-8 file; raises UserError if it cannot be read as such."""
+  try:
+    return pathlib.Path(path).expanduser().read_text(encoding="utf-8")
+  except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a null character in the name
+    raise UserError(f"{setting}={path}: cannot be read ({error})") from error
+
+
 def read_json(path: pathlib.Path, setting: str) -> dict[str, Any]:
   """Returns the JSON object a file holds.
 

@@ -84,6 +84,17 @@ def known_run(tmp_path_factory):
 
 
 @pytest.fixture
+def shipped_mini(known_run, tmp_path, monkeypatch):
+  """Folder of the only shipped model, `mini`: that of `known_run`, in half precision."""
+  from dgia_jax import convert
+  from dgia_jax.models.pretrained import shipped
+
+  monkeypatch.setattr(shipped, "FOLDER", tmp_path / "shipped")
+  convert.convert(known_run, shipped.FOLDER / "mini", dtype="float16")
+  return shipped.FOLDER / "mini"
+
+
+@pytest.fixture
 def image_folder(tmp_path, rng):
   """Folder of images, see `known_run.write_images`."""
   from tests.helpers import known_run as known_run_lib

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from flax import nnx
 from huggingface_hub.errors import LocalTokenNotFoundError
 
@@ -104,6 +105,48 @@ def test_a_flipped_bit_in_converted_weights_is_noticed(known_run, tmp_path):
   path.write_bytes(content)
   with pytest.raises(UserError, match="model.safetensors is damaged.*its checksum differs"):
     pretrained.load_pretrained(str(tmp_path), {}, image_size=IMAGE_SIZE)
+
+
+def test_half_precision_halves_the_file(known_run, tmp_path):
+  assert convert_run(known_run, tmp_path / "whole") == 0
+  assert convert_run(known_run, tmp_path / "half", "--dtype", "float16") == 0
+  whole, half = (
+    safetensors.numpy.load_file(tmp_path / name / "model.safetensors") for name in ("whole", "half")
+  )
+  assert whole.keys() == half.keys()
+  for name, tensor in half.items():
+    assert tensor.dtype == np.float16 and whole[name].dtype == np.float32
+    np.testing.assert_array_equal(tensor, whole[name].astype(np.float16))
+  size = lambda name: (tmp_path / name / "model.safetensors").stat().st_size
+  assert 0.5 * size("whole") < size("half") < 0.52 * size("whole")
+  features = [Retriever.open(tmp_path / n).embed_texts(CAPTIONS) for n in ("whole", "half")]
+  np.testing.assert_allclose(*features, rtol=0, atol=5e-3)
+  assert not np.array_equal(*features)
+
+
+def test_transformers_reads_half_precision(known_run, tmp_path):
+  torch = pytest.importorskip("torch")
+  transformers = pytest.importorskip("transformers")
+  assert convert_run(known_run, tmp_path, "--dtype", "float16") == 0
+  theirs = transformers.AutoModel.from_pretrained(tmp_path, dtype="auto")
+  assert {parameter.dtype for parameter in theirs.parameters()} == {torch.float16}
+  assert float(theirs.logit_scale.detach().exp()) == pytest.approx(20, rel=2e-3)
+
+
+def test_weights_too_large_for_half_precision_are_refused(tmp_path):
+  tokenizer = tokenizer_lib.train_tokenizer(CAPTIONS, context_length=16, vocab_size=300)
+  params = nnx.to_pure_dict(nnx.state(make_model(tokenizer, seed=1), nnx.Param))
+  params["text"]["projection"] = params["text"]["projection"].at[0, 0].set(1e5)
+  with pytest.raises(UserError, match="text_projection.weight has values that float16 cannot hold"):
+    pretrained.write_folder(tmp_path, params, image_size=IMAGE_SIZE, dtype="float16")
+  assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_programs_are_written_in_single_precision_only(known_run, tmp_path, capsys):
+  assert convert_run(known_run, tmp_path, "--format", "stablehlo", "--dtype", "float16") == 2
+  error = capsys.readouterr().err
+  assert "--dtype=float16" in error and error.count("\n") == 1
+  assert not list(tmp_path.iterdir())
 
 
 def test_a_run_stays_unchanged(known_run, tmp_path):

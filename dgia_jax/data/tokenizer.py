@@ -97,10 +97,15 @@ def folder_tokenizer(
   Raises:
     UserError: the folder holds neither.
   """
-  post_processor = _read_json(pathlib.Path(folder) / FILE).get("post_processor") or {}
-  if "<start>" in post_processor.get("special_tokens", {}):
+  if is_saved(folder):
     return load_tokenizer(folder)
   return pretrained_tokenizer(str(folder), context_length, is_siglip)
+
+
+def is_saved(folder: pathlib.Path | str) -> bool:
+  """Whether a folder holds the file of `Tokenizer.save` rather than a published tokenizer."""
+  post_processor = _read_json(pathlib.Path(folder) / FILE).get("post_processor") or {}
+  return "<start>" in post_processor.get("special_tokens", {})
 
 
 def pretrained_tokenizer(

@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from dgia_jax.models import dual_encoder
+from dgia_jax.models.pretrained import is_shipped
 from dgia_jax.reporting.score_labels import DIRECTIONS, SCORES, percents
 
 _TEMPLATE = pathlib.Path(__file__).with_suffix(".md")
@@ -54,6 +55,7 @@ def create(
   weights: str = "raw",
   results: Mapping[str, Any] | None = None,
   form: str = "transformers",
+  notes: str = "",
 ) -> ModelCard:
   """Creates the model card of a checkpoint.
 
@@ -66,6 +68,7 @@ def create(
     weights: "raw", or "ema" for their moving average.
     results: content of results.json; None if the run was not evaluated.
     form: format of the model, a key of `convert.FORMATS`.
+    notes: Markdown by the author of the run, placed after the facts.
   """
   dataset, start = config["dataset"]["name"], config["pretrained"]
   family = dual_encoder.named(config["model"]["name"]).family
@@ -85,10 +88,12 @@ def create(
     feature_width=feature_width,
   )
   # Our licence covers only weights made without the weights or data of others.
-  is_ours = not start and dataset == _DRAWN_DATASET
+  is_ours = dataset == _DRAWN_DATASET and (not start or is_shipped(start))
   text = _TEMPLATE.read_text(encoding="utf-8").format(
     title=title,
     dataset=dataset,
+    options=_options_text(config["dataset"].get("options") or {}),
+    notes=f"\n{notes.strip()}\n" if notes else "",
     family=family.name,
     usage=usage,
     licence="Apache-2.0" if is_ours else _foreign_licence(dataset, start),
@@ -126,6 +131,12 @@ def create(
   return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
 
 
+def _options_text(options: Mapping[str, Any]) -> str:
+  """The settings of a dataset's builder, in brackets; "" if there are none."""
+  listed = ", ".join(f"{name}={value}" for name, value in sorted(options.items()))
+  return f" (`{listed}`)" if listed else ""
+
+
 def _pipeline(context_length: int, *, is_square: bool) -> str:
   """How transformers' pipeline is used. It passes no flags on to the model."""
   flag = "" if is_square else ", and whose model needs a flag for oblong images"
@@ -145,9 +156,9 @@ def _foreign_licence(dataset: str, start: str) -> str:
 
 
 def _is_local(pretrained: str) -> bool:
-  """Whether weights came from a file or folder; names on the hub are `owner/name`."""
+  """Whether weights came from this machine; names on the hub are `owner/name`."""
   path = pathlib.Path(pretrained)
-  return path.is_absolute() or path.exists() or len(path.parts) > 2
+  return is_shipped(pretrained) or path.is_absolute() or path.exists() or len(path.parts) > 2
 
 
 def _start(pretrained: str) -> str:

@@ -191,11 +191,8 @@ def _lines(path: str | None) -> list[str]:
   """The descriptions in a text file, one per line; empty lines are left out."""
   if not path:
     return []
-  try:
-    text = pathlib.Path(path).read_text(encoding="utf-8")
-  except (OSError, UnicodeDecodeError) as error:
-    raise UserError(f"--file={path}: cannot be read ({error})") from error
-  return [line.strip() for line in text.splitlines() if line.strip()]
+  lines = user_files.read_text(path, "--file").splitlines()
+  return [line.strip() for line in lines if line.strip()]
 
 
 def _print_results(names: Sequence[str], results: Sequence[Sequence[Match]]) -> None:
@@ -219,7 +216,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   making.add_argument(
     "--run",
     required=True,
-    help="folder of a run, folder of a CLIP or SigLIP model, or its name on the hub",
+    help="folder of a run or of a CLIP or SigLIP model, its name on the hub, or mini",
   )
   making.add_argument("--images", required=True, help="folder of images, with its subfolders")
   making.add_argument("--out", required=True, help="folder of the index")

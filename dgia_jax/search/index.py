@@ -29,6 +29,7 @@ from jaxtyping import Bool, Float
 from dgia_jax import files as files_lib
 from dgia_jax.data import images as images_lib
 from dgia_jax.errors import UserError
+from dgia_jax.models import pretrained
 from dgia_jax.search import image_files, index_files
 from dgia_jax.search.gallery import Gallery
 from dgia_jax.search.image_files import ImageFile
@@ -90,7 +91,7 @@ def build(
     raise UserError(f"--images={images}: holds no image that can be read{_also(listing)}")
   about = {
     "format": index_files.FORMAT,
-    "model": str(pathlib.Path(model).absolute() if os.path.exists(model) else model),
+    "model": _address(model),
     "model_digest": retriever.digest(),
     "images": str(images),
     "feature_width": retriever.feature_width,
@@ -266,6 +267,13 @@ def _claim(out: pathlib.Path, about: dict[str, Any]) -> None:
   for key, name in (("model_digest", "model"), ("images", "folder of images")):
     if existing[key] != about[key]:
       raise UserError(f"--out={out} is the index of another {name}: choose another folder")
+
+
+def _address(model: pathlib.Path | str) -> str:
+  """The name of a model that holds in every folder: of a local one, the absolute path."""
+  if pretrained.is_shipped(model) or not os.path.exists(model):
+    return str(model)
+  return str(pathlib.Path(model).absolute())
 
 
 def _also(listing: image_files.Listing) -> str:

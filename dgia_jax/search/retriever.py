@@ -18,7 +18,7 @@ import PIL.Image
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
-from dgia_jax import hub, remote, sharding, user_files
+from dgia_jax import hub, sharding, user_files
 from dgia_jax.data import images as images_lib
 from dgia_jax.data import tokenizer as tokenizer_lib
 from dgia_jax.data.token_ids import TokenIds
@@ -94,9 +94,10 @@ class Retriever:
     """Opens a trained model.
 
     Args:
-      source: the folder of a run; a folder with a CLIP or SigLIP model, as `dgia_jax.convert`,
-        transformers or open_clip write it; either of them in a bucket, gs://BUCKET/FOLDER; or the
-        name of such a model on the Hugging Face hub.
+      source: "mini", the small model that comes with the package; the folder of a run; a folder
+        with a CLIP or SigLIP model, as `dgia_jax.convert`, transformers or open_clip write it;
+        either of them in a bucket, gs://BUCKET/FOLDER; or the name of such a model on the Hugging
+        Face hub.
       choice: checkpoint of a run, "best" or "last".
       weights: of a run, "raw" or "ema" for their moving average.
       setting: the name of `source` in error messages.
@@ -105,7 +106,7 @@ class Retriever:
     Raises:
       UserError: no model can be opened from there.
     """
-    path = remote.local_copy(source, setting)
+    path = pretrained.local_copy(source, setting)
     if not path.exists():
       return cls.from_hugging_face(_hub_folder(str(source), setting), **options)
     if not path.is_dir():

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from dgia_jax import remote, sharding
+from dgia_jax import sharding
 from dgia_jax.errors import UserError
 from dgia_jax.models import dual_encoder, pretrained
 from dgia_jax.models.families import Family
@@ -39,7 +39,7 @@ def load(
   Raises:
     UserError: the files cannot be read or do not fit the model.
   """
-  folder = str(remote.local_copy(source, "config.pretrained"))
+  folder = str(pretrained.local_copy(source, "config.pretrained"))
   if workdir_lib.is_run(folder):
     _check_same_family(folder, family)
     loaded = run_weights.load(folder, setting="config.pretrained").params

@@ -7,11 +7,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from dgia_jax import remote
 from dgia_jax.data import annotations, datasets, tokenizer
 from dgia_jax.data import pairs as pairs_lib
 from dgia_jax.errors import UserError
-from dgia_jax.models import dual_encoder
+from dgia_jax.models import dual_encoder, pretrained
 from dgia_jax.training import workdir as workdir_lib
 
 
@@ -51,8 +50,8 @@ def load_tokenizer(
 ) -> tokenizer.Tokenizer | tokenizer.SiglipTokenizer:
   """Returns the tokenizer of CLIP or SigLIP, or one with a vocabulary that belongs to this run.
 
-  Such a vocabulary is stored in the working directory. It is copied from the run that
-  `config.pretrained` names, or else learned from the training captions.
+  Such a vocabulary is stored in the working directory. It is copied from the run or the converted
+  model that `config.pretrained` names, or else learned from the training captions.
   """
   settings = config.tokenizer
   if settings.name:
@@ -62,14 +61,13 @@ def load_tokenizer(
   folder = pathlib.Path(workdir) / workdir_lib.TOKENIZER
   if workdir_lib.is_claimed(workdir):
     return tokenizer.load_tokenizer(folder)
-  source = remote.local_copy(config.pretrained, "config.pretrained") if config.pretrained else None
-  if source and workdir_lib.is_run(source):
-    vocabulary = tokenizer.load_tokenizer(source / workdir_lib.TOKENIZER)
+  source = _vocabulary_folder(config.pretrained)
+  if source is not None:
+    vocabulary = tokenizer.load_tokenizer(source)
     if vocabulary.context_length != settings.context_length:
       raise UserError(
-        f"config.tokenizer.context_length={settings.context_length}: the run that"
-        f" config.pretrained={config.pretrained} names has {vocabulary.context_length}; give the"
-        " same"
+        f"config.tokenizer.context_length={settings.context_length}: config.pretrained="
+        f"{config.pretrained} has {vocabulary.context_length}; give the same"
       )
   else:
     vocabulary = tokenizer.train_tokenizer(
@@ -78,3 +76,13 @@ def load_tokenizer(
   if jax.process_index() == 0:
     vocabulary.save(folder)
   return vocabulary
+
+
+def _vocabulary_folder(source: str) -> pathlib.Path | None:
+  """The folder with the vocabulary that belongs to the weights of `config.pretrained`, if any."""
+  if not source:
+    return None
+  path = pretrained.local_copy(source, "config.pretrained")
+  if workdir_lib.is_run(path):
+    return path / workdir_lib.TOKENIZER
+  return path if tokenizer.is_saved(path) else None

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from dgia_jax import cli, remote
+from dgia_jax import cli
 from dgia_jax.method import learnable_temperature, trainable
+from dgia_jax.models import pretrained
 from dgia_jax.training import checkpoint
 from dgia_jax.training import workdir as workdir_lib
 
@@ -53,7 +54,7 @@ def load(
 
 def kinds(folder: pathlib.Path | str) -> tuple[str, ...]:
   """The values of `weights` that `load` takes for a run; ("raw",) for anything else."""
-  folder = remote.local_copy(folder, "--run")
+  folder = pretrained.local_copy(folder, "--run")
   if workdir_lib.is_run(folder) and _group(workdir_lib.read_config(folder), "ema").get("decay"):
     return checkpoint.WEIGHTS
   return checkpoint.WEIGHTS[:1]

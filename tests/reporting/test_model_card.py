@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import huggingface_hub
 import pytest
@@ -66,12 +67,15 @@ def test_the_hub_can_read_the_metadata():
   "dataset, pretrained, terms",
   [
     ("synth_pedes", "", "Apache-2.0"),
+    ("synth_pedes", "mini", "Apache-2.0"),
     ("synth_pedes", "openai/clip", "the terms of `openai/clip`"),
     ("cuhk_pedes", "openai/clip", "the terms of `cuhk_pedes` and of `openai/clip`"),
     ("custom", "", "the terms of the training data"),
   ],
 )
-def test_our_licence_covers_only_weights_without_other_sources(dataset, pretrained, terms):
+def test_our_licence_covers_only_weights_without_other_sources(
+  shipped_mini, dataset, pretrained, terms
+):
   card = create(dataset=dataset, pretrained=pretrained)
   assert f"| licence of the weights | {terms}" in card.text
   is_ours = terms == "Apache-2.0"
@@ -114,7 +118,7 @@ def test_captions_of_a_program_are_not_attributed_to_people():
   assert "composed their captions" in warm and "neither from photographs" not in warm
 
 
-def test_a_card_contains_no_paths_of_the_machine(tmp_path):
+def test_a_card_contains_no_paths_of_the_machine(shipped_mini, tmp_path):
   def start(pretrained):
     card = create(pretrained=pretrained)
     assert card.data.base_model == (pretrained if pretrained == "openai/clip" else None)
@@ -122,8 +126,29 @@ def test_a_card_contains_no_paths_of_the_machine(tmp_path):
 
   assert start("") == "| initial weights | random weights |"
   assert start("openai/clip") == "| initial weights | `openai/clip` |"
+  assert start("mini") == "| initial weights | `mini` |"
   for folder in (tmp_path / "warm", "/gone/since/warm", "runs/many/warm"):
     assert start(str(folder)) == "| initial weights | `warm` |"
+
+
+def test_a_card_shows_the_options_of_the_dataset_and_the_notes_of_the_author(
+  known_run, tmp_path, capsys
+):
+  run = tmp_path / "run"
+  shutil.copytree(known_run, run)
+  settings = json.loads((run / workdir_lib.CONFIG).read_text())
+  settings["dataset"]["options"] = {"seed": 11, "people": 9}
+  (run / workdir_lib.CONFIG).write_text(json.dumps(settings))
+  (tmp_path / "notes.md").write_text("## Zero-shot scores\n\nNone yet: {R1}.\n")
+  notes = ["--notes", str(tmp_path / "notes.md")]
+  arguments = ["--run", str(run), "--out", str(tmp_path / "out")]
+  assert convert.main([*arguments, *notes]) == 0
+  card = (tmp_path / "out" / convert.CARD).read_text()
+  assert f"| training | `{settings['dataset']['name']}` (`people=9, seed=11`), " in card
+  assert "\n\n## Zero-shot scores\n\nNone yet: {R1}.\n\n## Scores\n" in card
+  capsys.readouterr()
+  assert convert.main([*arguments, "--notes", str(tmp_path / "gone.md")]) == 2
+  assert "error: --notes=" in capsys.readouterr().err
 
 
 def test_convert_writes_a_card(known_run, tmp_path):

@@ -57,6 +57,29 @@ def test_index_then_query(known_run, image_folder, tmp_path, capsys):
   assert lines[2].split() == ["2", f"{scores[0][1]:.3f}", answers[0]["results"][1]["path"]]
 
 
+def test_a_shipped_model_needs_no_run_and_no_network(
+  shipped_mini, image_folder, tmp_path, capsys, monkeypatch
+):
+  (tmp_path / "mini").mkdir()  # a folder of this name is ./mini
+  monkeypatch.chdir(tmp_path)
+  index = tmp_path / "index"
+  arguments = ["--run", "mini", "--images", str(image_folder), "--out", str(index)]
+  assert search_cli.main(["index", *arguments]) == 0
+  assert json.loads((index / "index.json").read_text())["model"] == "mini"
+  capsys.readouterr()
+  for more in ([], ["--run", "mini"], ["--run", str(shipped_mini)]):
+    assert search_cli.main(["query", "--index", str(index), "a red coat", "--json", *more]) == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert len(results) == 10
+  model = Retriever.from_pretrained("mini")
+  scores, _ = model.rank(model.embed_texts("a red coat"), model.embed_images(_paths(results)))
+  np.testing.assert_allclose([one["score"] for one in results], scores[0], atol=1e-5)
+
+
+def _paths(results):
+  return [one["path"] for one in results]
+
+
 def test_mistakes_end_in_one_line(known_run, image_folder, tmp_path, capsys):
   def fails(*argv):
     assert search_cli.main([str(part) for part in argv]) == 2

@@ -11,7 +11,8 @@ from dgia_jax.data import tokenizer as tokenizer_lib
 from dgia_jax.errors import UserError
 from dgia_jax.training import inputs
 from dgia_jax.training import workdir as workdir_lib
-from tests.helpers import tiny_run
+from tests.helpers import tiny_run, vocabularies
+from tests.helpers.known_run import CAPTIONS
 
 
 def test_a_learned_vocabulary_is_stored_with_the_run(tmp_path):
@@ -24,6 +25,36 @@ def test_a_learned_vocabulary_is_stored_with_the_run(tmp_path):
   loaded = inputs.load_tokenizer(config, tmp_path, ["qqqq zzzz"] * 5)
   np.testing.assert_array_equal(loaded.encode(captions), learned.encode(captions))
   assert loaded.vocab_size == learned.vocab_size
+
+
+def test_the_vocabulary_of_a_shipped_model_is_copied(shipped_mini, tmp_path):
+  run, stored = tmp_path / "run", tokenizer_lib.load_tokenizer(shipped_mini)
+  config = tiny_run.config(pretrained="mini", tokenizer__context_length=16)
+  vocabulary = inputs.load_tokenizer(config, run, ["qqqq zzzz"] * 5)
+  copied = tokenizer_lib.load_tokenizer(run / workdir_lib.TOKENIZER)
+  captions = [*CAPTIONS, "qqqq zzzz", "an unknown word: Übermut"]
+  for tokenizer in (vocabulary, copied):
+    assert tokenizer.vocab_size == stored.vocab_size
+    np.testing.assert_array_equal(tokenizer.encode(captions), stored.encode(captions))
+  # The bytes of an unknown word are tokens, so no caption is lost.
+  assert len({tuple(row) for row in copied.encode(captions)}) == len(captions)
+
+
+def test_another_context_length_than_the_pretrained_one_is_refused(shipped_mini, tmp_path):
+  config = tiny_run.config(pretrained="mini", tokenizer__context_length=8)
+  with pytest.raises(UserError, match="context_length=8: config.pretrained=mini has 16; give the"):
+    inputs.load_tokenizer(config, tmp_path / "run", [])
+
+
+def test_a_folder_with_a_published_tokenizer_or_none_provides_no_vocabulary(tmp_path):
+  vocabularies.write("clip", tmp_path / "clip")
+  (tmp_path / "none").mkdir()
+  captions = tiny_run.splits()["train"].captions
+  learned = inputs.load_tokenizer(tiny_run.config(), tmp_path / "run", captions)
+  for name in ("clip", "none"):
+    config = tiny_run.config(pretrained=str(tmp_path / name))
+    vocabulary = inputs.load_tokenizer(config, tmp_path / f"{name}_run", captions)
+    np.testing.assert_array_equal(vocabulary.encode(captions), learned.encode(captions))
 
 
 def test_the_vocabulary_of_a_failed_start_is_replaced(tmp_path):

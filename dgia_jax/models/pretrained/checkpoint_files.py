@@ -7,7 +7,7 @@ import numpy as np
 
 from dgia_jax import files, hub, user_files
 from dgia_jax.errors import UserError
-from dgia_jax.models.pretrained import config_json, open_clip_config, torch_file
+from dgia_jax.models.pretrained import config_json, open_clip_config, shipped, torch_file
 from dgia_jax.models.pretrained.checkpoint_config import CheckpointConfig
 
 WEIGHTS_FILE = "model.safetensors"
@@ -44,14 +44,14 @@ def read(name_or_path: str) -> CheckpointFiles:
 
   Args:
     name_or_path: a folder of Hugging Face or open_clip, a file of torch (OpenAI's ViT-B-16.pt,
-      best.pth) or safetensors, or a name on the Hugging Face hub such as
-      "openai/clip-vit-base-patch16".
+      best.pth) or safetensors, a shipped model such as "mini", or a name on the Hugging Face hub
+      such as "openai/clip-vit-base-patch16".
 
   Raises:
     UserError: there is no such checkpoint, or it cannot be read.
   """
   try:
-    path = pathlib.Path(name_or_path).expanduser()
+    path = shipped.local_copy(name_or_path, "pretrained").expanduser()
     exists, is_folder = path.exists(), path.is_dir()
   except (OSError, RuntimeError) as error:  # RuntimeError: "~name" of an unknown user
     raise UserError(f"pretrained={name_or_path} cannot be read ({error})") from error

@@ -168,6 +168,7 @@ def write(
   image_size: tuple[int, int],
   temperature: float,
   family: Family,
+  dtype: str = "float32",
 ) -> None:
   """Writes config.json for these parameters.
 
@@ -177,38 +178,38 @@ def write(
     image_size: (height, width) in pixels.
     temperature: tau, the divisor of the cosines; becomes CLIP's logit scale.
     family: of the model.
+    dtype: of the tensors in the file.
   """
   flat = params_lib.flatten(params)
   vocab_size, _ = flat["text/token_embedding"].shape
   context_length, _ = flat["text/position_embedding"].shape
-  feature_width = flat["text/projection"].shape[1]
+  size = params_lib.size_of(flat, family)
 
-  def tower(name: str) -> dict[str, Any]:
-    stacked, width, inner_width = flat[f"{name}/blocks/mlp/up/kernel"].shape
+  def tower(size: dual_encoder.TowerSize) -> dict[str, Any]:
     return {
-      "hidden_size": width,
-      "intermediate_size": inner_width,
-      "num_hidden_layers": stacked + 1,
-      "num_attention_heads": flat[f"{name}/blocks/attention/qkv/kernel"].shape[3],
+      "hidden_size": size.width,
+      "intermediate_size": size.mlp_width or 4 * size.width,
+      "num_hidden_layers": size.depth,
+      "num_attention_heads": size.heads,
       **_choices(family),
     }
 
   text = {
-    **tower("text"),
+    **tower(size.text),
     "vocab_size": vocab_size,
     "max_position_embeddings": context_length,
   }
   vision = {
-    **tower("image"),
+    **tower(size.image),
     "num_channels": 3,
-    "patch_size": flat["image/patch_embedding"].shape[0],
+    "patch_size": size.patch_size,
     "image_size": max(image_size),
     _TRAINED_SIZE: list(image_size),
   }
   if family.is_siglip:
     # Its text tower looks for no special token.
     text |= {
-      "projection_size": feature_width,
+      "projection_size": size.feature_width,
       "pad_token_id": None,
       "bos_token_id": None,
       "eos_token_id": None,
@@ -216,13 +217,15 @@ def write(
     content: dict[str, Any] = {"architectures": ["SiglipModel"]}
   else:
     special = {"pad_token_id": 0, "bos_token_id": vocab_size - 2, "eos_token_id": vocab_size - 1}
-    text |= {"projection_dim": feature_width, **special}
-    vision |= {"projection_dim": feature_width}
+    text |= {"projection_dim": size.feature_width, **special}
+    vision |= {"projection_dim": size.feature_width}
     content = {
       "architectures": ["CLIPModel"],
-      "projection_dim": feature_width,
+      "projection_dim": size.feature_width,
       "logit_scale_init_value": -math.log(temperature),
     }
+  if dtype != "float32":
+    content["dtype"] = dtype
   with quiet_transformers() as transformers:
     create = transformers.SiglipConfig if family.is_siglip else transformers.CLIPConfig
     written = create(**content, text_config=text, vision_config=vision).to_json_string()

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from dgia_jax import files
+from dgia_jax.errors import UserError
 from dgia_jax.models import families
 from dgia_jax.models.families import Family
 from dgia_jax.models.pretrained import (
@@ -28,6 +29,8 @@ from dgia_jax.models.pretrained import (
 )
 from dgia_jax.models.pretrained import params as params_lib
 
+DTYPES = ("float32", "float16")  # half precision halves the file; weights are read as float32
+
 
 def write_folder(
   folder: pathlib.Path | str,
@@ -37,6 +40,7 @@ def write_folder(
   family: Family = families.CLIP,
   temperature: float = 0.02,
   resize: str = "bicubic",
+  dtype: str = "float32",
 ) -> None:
   """Writes config.json, model.safetensors and preprocessor_config.json.
 
@@ -47,19 +51,33 @@ def write_folder(
     family: of the model.
     temperature: tau, the divisor of the cosines; becomes CLIP's logit scale.
     resize: the filter that images were resized with in training, "bilinear" or "bicubic".
+    dtype: of the tensors in the file, one of `DTYPES`.
+
+  Raises:
+    UserError: a weight is too large for `dtype`.
   """
   # Imported on use: only those who write weights need the package.
   import safetensors.numpy
 
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  config_json.write(folder, params, image_size, temperature, family)
+  config_json.write(folder, params, image_size, temperature, family, dtype)
   preprocessor_config.write(folder, image_size, resize, family)
   tensors = _tensors(params, image_size, temperature, family)
+  tensors = {name: _cast(name, tensor, dtype) for name, tensor in tensors.items()}
   # transformers refuses files that do not name the framework they are for.
   content = safetensors.numpy.save(tensors, metadata={"format": "pt"})
   # safetensors' own writer creates files that only their owner can read.
   files.write_bytes(folder / checkpoint_files.WEIGHTS_FILE, content)
+
+
+def _cast(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
+  """A tensor in another dtype; raises UserError if it cannot hold the values."""
+  with np.errstate(over="ignore"):
+    cast = tensor.astype(dtype)
+  if not np.isfinite(cast).all():
+    raise UserError(f"{name} has values that {dtype} cannot hold; write the weights in float32")
+  return cast
 
 
 def _tensors(

@@ -70,6 +70,7 @@ def load_pretrained(
   tensors, table, dropped = _encoder_tensors(name_or_path, checkpoint.tensors)
   flat = params_lib.flatten(template)
   _check_layout(name_or_path, table, stored, family)
+  _check_size(name_or_path, stored, params_lib.size_of(flat, family))
   patch = flat["image/patch_embedding"].shape[0]
   grid = (image_size[0] // patch, image_size[1] // patch)
   problems = _config_problems(stored, flat, family)
@@ -131,6 +132,19 @@ def _check_layout(
     raise UserError(
       f"pretrained={name_or_path} holds a {kinds[is_siglip]} model, config.model.name one of"
       f" {kinds[family.is_siglip]}{_advice(stored, family)}"
+    )
+
+
+def _check_size(
+  name_or_path: str, stored: CheckpointConfig | None, size: dual_encoder.Size
+) -> None:
+  """Raises UserError if the checkpoint's model has the name of another size in `SIZES`."""
+  if stored is None or stored.size == size or stored.size.family != size.family:
+    return  # a model of another family has more that differs, see `_config_problems`
+  if names := dual_encoder.names_of(stored.size):
+    raise UserError(
+      f"pretrained={name_or_path} is a model of the size {names[0]}, config.model.name one of"
+      f" another; give config.model.name={names[0]}"
     )
 
 

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dgia_jax.models import dual_encoder
+from dgia_jax.models.families import Family
 from dgia_jax.models.pretrained.tensor_names import Rule
 from dgia_jax.models.transformer import BLOCKS, LAST_BLOCK
 
@@ -81,6 +83,24 @@ def write_tensors(params: Mapping[str, Any], table: Mapping[str, Rule]) -> dict[
     for (rule, _), value in zip(_rules(table, path, flat), layers, strict=True):
       tensors |= {name: np.ascontiguousarray(part) for name, part in rule.write(value).items()}
   return tensors
+
+
+def size_of(flat: Mapping[str, Any], family: Family) -> dual_encoder.Size:
+  """The size of the model that has these parameters, as `flatten` gives them."""
+
+  def tower(name: str) -> dual_encoder.TowerSize:
+    num_stacked, width, mlp_width = flat[f"{name}/blocks/mlp/up/kernel"].shape
+    heads = flat[f"{name}/blocks/attention/qkv/kernel"].shape[3]
+    mlp_width = 0 if mlp_width == 4 * width else mlp_width
+    return dual_encoder.TowerSize(width, num_stacked + 1, heads, mlp_width)
+
+  return dual_encoder.Size(
+    image=tower("image"),
+    text=tower("text"),
+    feature_width=flat["text/projection"].shape[1],
+    patch_size=flat["image/patch_embedding"].shape[0],
+    family=family,
+  )
 
 
 def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
