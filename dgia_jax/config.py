@@ -36,8 +36,8 @@ from dgia_jax.method import (
 RUNTIME_FIELDS = (
   "mesh", "gradient_accumulation", "log_every_steps", "dataset.data_dir", "dataset.source",
   "dataset.annotations", "dataset.images", "dataset.workers", "checkpoint", "model.attention",
-  "model.caption_groups", "model.remat", "eval.batch_size", "eval.contact_sheet", "profile",
-  "wandb",
+  "model.caption_groups", "model.remat", "eval.batch_size", "eval.before_training",
+  "eval.contact_sheet", "profile", "wandb",
 )  # fmt: skip
 CHOICES = {
   "dataset.resize": tuple(images.RESIZE_FILTERS),
@@ -191,6 +191,7 @@ def base() -> ConfigDict:
   config.eval = ConfigDict()
   config.eval.batch_size = 256  # images or captions embedded at a time, over all devices
   config.eval.select_on = "val"  # split whose R@1 chooses the best epoch: val or test
+  config.eval.before_training = False  # score the initial weights as well, as epoch 0
   config.eval.contact_sheet = True  # draw ten test captions with their best images at the end
 
   config.checkpoint = ConfigDict()

@@ -152,7 +152,8 @@ def test_differences_ignore_where_and_how_a_run_runs():
   runtime |= {"log_every_steps", "gradient_accumulation"}
   runtime |= {"dataset.data_dir", "dataset.source", "dataset.workers", "model.attention"}
   runtime |= {"dataset.annotations", "dataset.images", "model.remat", "model.caption_groups"}
-  runtime |= {"eval.batch_size", "eval.contact_sheet", "profile.steps", "profile.start_step"}
+  runtime |= {"eval.batch_size", "eval.before_training", "eval.contact_sheet"}
+  runtime |= {"profile.steps", "profile.start_step"}
   # An empty group holds nothing to differ in.
   assert ignored == runtime | {"dataset.options"}
 

@@ -104,15 +104,22 @@ class Console:
       self.print(f"{unmatched:,} queries without a correct item are left out.", style="yellow")
 
   def final(self, split: str, results: Mapping[str, Any]) -> None:
-    """Shows the scores of the last and the best epoch; an epoch that is both is shown once.
+    """Shows the scores before training, if they were measured, of the last and the best epoch.
+
+    An epoch that is both last and best is shown once.
 
     Args:
       split: the scores are of this split.
-      results: the content of results.json: {"last": {"epoch", "t2i", "i2t"}, "best": {..,
-        "selected_on"}, "best_by_split": {split: like "best"}, "chance_R1": {direction: percent},
-        "ema": {"last": .., "best": ..} of the average of the weights}; each may be absent.
+      results: the content of results.json: {"before_training": {"epoch", "t2i", "i2t"}, "last":
+        likewise, "best": {.., "selected_on"}, "best_by_split": {split: like "best"},
+        "chance_R1": {direction: percent}, "ema": {"last": .., "best": ..} of the average of the
+        weights}; each may be absent.
     """
-    models = [("last", results.get("last")), ("best", results.get("best"))]
+    models = [
+      ("before training", results.get("before_training")),
+      ("last", results.get("last")),
+      ("best", results.get("best")),
+    ]
     selected_on = results.get("best", {}).get("selected_on")
     models += [
       ("best", scores)

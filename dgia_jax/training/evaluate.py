@@ -228,6 +228,8 @@ def report(
       for split, chosen in record["best"].items()
     },
   }
+  if "before_training" in record:
+    results["before_training"] = {"epoch": 0, "step": 0, **record["before_training"]["test"]}
   if average:
     results["ema"] = {"last": average}
   del state  # its memory is needed for the next one

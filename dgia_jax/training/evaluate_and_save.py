@@ -65,19 +65,7 @@ class EvaluateAndSave:
   def _evaluate(self, step: int, state: TrainState) -> float:
     """Scores val and test, records the best epoch of each, returns the score of `select_on`."""
     setup, epoch = self._setup, self._setup.epoch_of(step)
-    scores, averages = {}, {}
-    for split in (name for name in ("val", "test") if name in setup.splits):
-      scores[split], _ = self._evaluator.score(state.params, split)
-      self._writer.write(step, epoch, split, scores[split])
-      if average := self._evaluator.score_average(state, split):
-        averages[split] = average
-        self._writer.write(step, epoch, f"{split}_ema", average)
-    selected_on = setup.config.eval.select_on
-    chance = evaluate.chance_levels(setup.splits[selected_on])
-    self._console.evaluation(f"{selected_on}, epoch {epoch}", scores[selected_on], chance)
-    if averages:
-      title = f"{selected_on}, epoch {epoch}, average of the weights"
-      self._console.evaluation(title, averages[selected_on], chance)
+    scores = score_splits(setup, self._evaluator, self._writer, self._console, step, state)
     best = dict(self._record["best"])
     for split in scores:
       value = scores[split]["t2i"]["R1"]
@@ -85,4 +73,39 @@ class EvaluateAndSave:
       if split not in best or value >= best[split]["R1"]:
         best[split] = {"epoch": epoch, "step": step, "R1": value, "scores": scores}
     self._record = self._record | {"best": best, "last": scores}
-    return scores[selected_on]["t2i"]["R1"]
+    return scores[setup.config.eval.select_on]["t2i"]["R1"]
+
+
+def score_splits(
+  setup: TrainingSetup,
+  evaluator: evaluate.Evaluator,
+  writer: MetricsWriter,
+  console: Console,
+  step: int,
+  state: TrainState,
+) -> dict[str, evaluate.Scores]:
+  """Scores val and test, writes the scores and shows those of `eval.select_on`.
+
+  Args:
+    setup, evaluator, writer, console: as in `EvaluateAndSave`.
+    step: optimiser steps done; 0 before training, which is epoch 0.
+    state: the training state after this step.
+
+  Returns:
+    Scores of the raw weights by split.
+  """
+  epoch = setup.epoch_of(step)
+  scores, averages = {}, {}
+  for split in (name for name in ("val", "test") if name in setup.splits):
+    scores[split], _ = evaluator.score(state.params, split)
+    writer.write(step, epoch, split, scores[split])
+    if average := evaluator.score_average(state, split):
+      averages[split] = average
+      writer.write(step, epoch, f"{split}_ema", average)
+  selected_on = setup.config.eval.select_on
+  chance = evaluate.chance_levels(setup.splits[selected_on])
+  title = f"{selected_on}, epoch {epoch}" + ("" if step else " (before training)")
+  console.evaluation(title, scores[selected_on], chance)
+  if averages:
+    console.evaluation(f"{title}, average of the weights", averages[selected_on], chance)
+  return scores

@@ -25,7 +25,7 @@ from dgia_jax.reporting.metrics_writer import METRICS, MetricsWriter
 from dgia_jax.training import caption_padding, checkpoint, compilation_cache, evaluate, size_check
 from dgia_jax.training import setup as setup_lib
 from dgia_jax.training import workdir as workdir_lib
-from dgia_jax.training.evaluate_and_save import EvaluateAndSave
+from dgia_jax.training.evaluate_and_save import EvaluateAndSave, score_splits
 from dgia_jax.training.setup import TrainingSetup
 from dgia_jax.training.step_log import StepLog
 from dgia_jax.training.step_profiler import StepProfiler
@@ -96,6 +96,10 @@ def train(
     mirror = _wandb_mirror(setup, console) if is_writing else None
     writer = run.enter_context(MetricsWriter(setup.workdir, first, is_writing, mirror))
     evaluator = evaluate.Evaluator(setup)
+
+    if first == 0 and config.eval.before_training:
+      scores = score_splits(setup, evaluator, writer, console, 0, state)
+      record = record | {"before_training": scores}
 
     if first < setup.total_steps:
       with contextlib.ExitStack() as loop:

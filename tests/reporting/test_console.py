@@ -111,6 +111,13 @@ def test_scores_of_both_directions_and_models():
   assert to_image in rows(text) and "without" not in text
 
 
+def test_scores_before_training_come_first():
+  before = {"epoch": 0, "step": 0, **BOTH}
+  results = {"last": {"epoch": 8, **BOTH}, "before_training": before}
+  text = shown(lambda console: console.final("test", results))
+  assert text.index("results on test, epoch 0 (before training)") < text.index("epoch 8 (last)")
+
+
 def test_an_epoch_that_is_last_and_best_is_shown_once():
   best = {"epoch": 8, "selected_on": "val", **BOTH}
   on_test = {"epoch": 8, "selected_on": "test", **BOTH}

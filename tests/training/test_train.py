@@ -193,6 +193,35 @@ def test_a_resumed_run_equals_an_uninterrupted_one(one_device, tmp_path, steps):
   assert resumed["digest"] == one_device[1]["digest"]
 
 
+@pytest.mark.integration
+def test_scores_before_training_are_epoch_0_and_change_nothing(one_device, tmp_path):
+  """They are those of an evaluation without training, and no checkpoint is chosen by them."""
+  source, without, _ = one_device
+  fields = {"pretrained": str(source), "eval__before_training": True, "num_epochs": 1}
+
+  def stop(batch, step):
+    if step >= 3:
+      raise Stopped
+    return batch
+
+  config, out = tiny_run.config(checkpoint__every_steps=2, **fields), io.StringIO()
+  with pytest.raises(Stopped):
+    train.train(config, tmp_path / "run", Console(file=out), tiny_run.splits(), stop)
+  assert out.getvalue().count("val, epoch 0 (before training)") == 1
+  results, lines = run(tmp_path / "run", out=out, checkpoint__every_steps=2, **fields)
+  assert out.getvalue().count("val, epoch 0 (before training)") == 1  # not again when resumed
+  zero = [(line["split"], line["step"]) for line in lines if line["epoch"] == 0]
+  assert zero == [("val", 0), ("test", 0)]
+  before = results["before_training"]
+  assert (before["epoch"], before["step"]) == (0, 0)
+  for direction in ("t2i", "i2t"):  # the run starts from the best checkpoint of the other
+    assert before[direction] == without["best"][direction]
+  assert results["best"]["epoch"] == 1
+  assert "results on test, epoch 0 (before training)" in out.getvalue()
+  plain, _ = run(tmp_path / "plain", **fields | {"eval__before_training": False})
+  assert plain["digest"] == results["digest"] and "before_training" not in plain
+
+
 STRICT = {
   "strict_mining__reciprocal": True, "strict_mining__require_text_match": True,
   "strict_mining__global_threshold_num_stds": 0.5, "strict_mining__local_threshold_num_stds": 0.5,
