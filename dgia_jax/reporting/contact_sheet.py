@@ -27,7 +27,7 @@ Picture = UInt8[np.ndarray, "_h _w 3"] | Image.Image
 def contact_sheet(
   queries: Sequence[str],
   images: Sequence[Sequence[Picture]],
-  correct: Sequence[Sequence[bool]] | None,
+  correct: Sequence[Sequence[bool] | None] | None,
   path: pathlib.Path | str,
   scores: Sequence[Sequence[float]] | None = None,
 ) -> None:
@@ -38,7 +38,7 @@ def contact_sheet(
   Args:
     queries: captions.
     images: per caption, images of any size, best first; captions may have different numbers.
-    correct: per image, whether it is correct; None if unknown.
+    correct: per image, whether it is correct; None if unknown, for one caption or for all.
     path: the PNG file; its folder must exist.
     scores: per image, the similarity to print below it.
 
@@ -53,7 +53,7 @@ def contact_sheet(
 def draw(
   queries: Sequence[str],
   images: Sequence[Sequence[Picture]],
-  correct: Sequence[Sequence[bool]] | None,
+  correct: Sequence[Sequence[bool] | None] | None,
   scores: Sequence[Sequence[float]] | None = None,
 ) -> Image.Image:
   """The sheet of `contact_sheet` as an RGB image."""
@@ -85,10 +85,11 @@ def draw(
       line, column = divmod(rank, COLUMNS)
       x = left + column * (cell_width + GAP) + (cell_width - cell.width) // 2
       y = first + line * _LINE_HEIGHT
-      is_right = correct is not None and bool(correct[number][rank])
+      known = correct[number] if correct is not None else None
+      is_right = known is not None and bool(known[rank])
       frame = FRAME if is_right else 1
       box = (x - frame, y - frame, x + cell.width + frame - 1, y + cell.height + frame - 1)
-      pen.rectangle(box, fill=_frame_color(correct is not None, is_right))
+      pen.rectangle(box, fill=_frame_color(known is not None, is_right))
       sheet.paste(cell, (x, y))
       words = [f"{rank + 1}."] if wraps else []
       words += [f"{float(scores[number][rank]):.3f}"] if scores is not None else []
@@ -107,7 +108,7 @@ def _frame_color(known: bool, is_right: bool) -> Color:
 def _check(
   queries: Sequence[str],
   images: Sequence[Sequence[Picture]],
-  correct: Sequence[Sequence[bool]] | None,
+  correct: Sequence[Sequence[bool] | None] | None,
   scores: Sequence[Sequence[float]] | None,
 ) -> None:
   if not queries or not any(images):
@@ -115,7 +116,8 @@ def _check(
   for name, rows in (("images", images), ("correct", correct), ("scores", scores)):
     if rows is None:
       continue
-    if len(rows) != len(queries) or [len(row) for row in rows] != [len(row) for row in images]:
+    fit = [row is None or len(row) == len(shown) for row, shown in zip(rows, images, strict=False)]
+    if len(rows) != len(queries) or not all(fit):
       raise ValueError(f"{name} of a contact sheet must have a row per caption, as long as images'")
 
 

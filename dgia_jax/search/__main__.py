@@ -1,6 +1,7 @@
 """Searches a folder of images by description, with a trained model:
 
 python -m dgia_jax.search index --run runs/demo --images FOLDER --out INDEX
+python -m dgia_jax.search index --run runs/demo --images FOLDER --out INDEX --annotations FILE.json
 python -m dgia_jax.search query --index INDEX "a woman in a red coat with a backpack"
 python -m dgia_jax.search query --index INDEX --image photo.jpg --top 5 --sheet results.png
 python -m dgia_jax.search query --index INDEX --image photo.jpg "with an umbrella" --together
@@ -25,8 +26,8 @@ from dgia_jax.data import images as images_lib
 from dgia_jax.errors import UserError, printable
 from dgia_jax.reporting import contact_sheet
 from dgia_jax.search import export as export_lib
+from dgia_jax.search import identities, index_files, web_page
 from dgia_jax.search import index as index_lib
-from dgia_jax.search import index_files, web_page
 from dgia_jax.search.index import Match, SearchIndex
 from dgia_jax.search.query import UNKNOWN_WORDS, combine
 from dgia_jax.search.retriever import Retriever
@@ -38,6 +39,9 @@ def index(options: argparse.Namespace) -> None:
     raise UserError(f"--batch_size={options.batch_size}: give 1 or more")
   images = user_files.local_path(options.images, "--images")
   bucket.check(options.out, "--out")
+  annotated = None
+  if options.annotations:  # read first: a mistake should not cost hours
+    annotated = identities.read_annotations(options.annotations, images)
   retriever = Retriever.from_pretrained(
     options.run,
     options.checkpoint,
@@ -54,6 +58,8 @@ def index(options: argparse.Namespace) -> None:
       report = index_lib.build(
         retriever, options.run, images, folder, bar.update, expect, verify=options.verify
       )
+      if annotated:
+        index_files.write_annotated(folder, annotated)
   out = shlex.quote(options.out)
   print(
     f"{out}: {report.added:,} images added, {report.kept:,} kept,"
@@ -63,6 +69,9 @@ def index(options: argparse.Namespace) -> None:
     counts = ", ".join(f"{suffix} {count:,}" for suffix, count in report.unsupported.items())
     total = sum(report.unsupported.values())
     print(f"  {total:,} files of types that cannot be read here: {counts}")
+  if annotated:
+    known = sum(image.person is not None for image in annotated)
+    print(f"  {len(annotated):,} images have captions, {known:,} of them an identity")
   for path, reason in report.unreadable:
     print(f"  skipped {shlex.quote(path)}: {reason}")
   print("next, try:")
@@ -83,45 +92,50 @@ def query(options: argparse.Namespace) -> None:
   more_NxD = np.concatenate([retriever.embed_texts(texts), retriever.embed_images(options.image)])
   less_NxD = retriever.embed_images(options.less_like)
   if options.together:
-    names, queries, files = [" + ".join(names)], [more_NxD], [options.image]
+    names, queries, parts = [" + ".join(names)], [more_NxD], [(texts, options.image)]
   else:
     queries = list(more_NxD[:, None])
-    files = [[] for _ in texts] + [[path] for path in options.image]
+    parts = [([text], []) for text in texts] + [([], [path]) for path in options.image]
   names = [name + "".join(f" - {path}" for path in options.less_like) for name in names]
   results = [
     index.matches(
       combine(query_NxD, less_NxD),
       options.top,
-      without=[*paths, *options.less_like],
+      without=[*files, *options.less_like],
       only=options.only,
       fold=options.fold,
     )
-    for query_NxD, paths in zip(queries, files, strict=True)
+    for query_NxD, (_, files) in zip(queries, parts, strict=True)
+  ]
+  correct = [
+    index.identities.correct(*part, [match.files for match in matches])
+    for part, matches in zip(parts, results, strict=True)
   ]
   for text in texts:
     if not retriever.knows_a_word_of(text):
       cli.print_to_stderr(f"{printable(text)}: {UNKNOWN_WORDS}")
   if options.json:
     encoding = (sys.stdout.encoding or "").lower().replace("-", "")
-    for name, matches in zip(names, results, strict=True):
+    for name, matches, marks in zip(names, results, correct, strict=True):
       rows = [
         {"path": str(match.path), "score": round(match.score, 6)}
         | ({"copies": [str(path) for path in match.copies]} if match.copies else {})
-        for match in matches
+        | ({"correct": marks[number]} if marks else {})
+        for number, match in enumerate(matches)
       ]
       line = {"query": name, "results": rows}
       print(json.dumps(line, ensure_ascii=encoding != "utf8", allow_nan=False))
   else:
-    _print_results(names, results)
+    _print_results(names, results, correct)
   if options.sheet:
-    draw_sheet(names, results, options.sheet)
+    draw_sheet(names, results, correct, options.sheet)
 
 
 def serve(options: argparse.Namespace) -> None:
   """Serves the web page until interrupted."""
   retriever, index = open_index(options.index, options.run)
   searcher = web_page.Searcher(retriever, index)
-  web_page.serve(searcher, len(index), options.host, options.port, options.top)
+  web_page.serve(searcher, options.host, options.port, options.top)
 
 
 def export(options: argparse.Namespace) -> None:
@@ -165,9 +179,12 @@ def open_index(
 
 
 def draw_sheet(
-  names: Sequence[str], results: Sequence[Sequence[Match]], path: pathlib.Path | str
+  names: Sequence[str],
+  results: Sequence[Sequence[Match]],
+  correct: Sequence[Sequence[bool] | None],
+  path: pathlib.Path | str,
 ) -> None:
-  """Draws the results, one block per query.
+  """Draws the results, one block per query, and frames correct ones where they are known.
 
   Raises:
     UserError: the picture cannot be written, or an image is gone.
@@ -182,7 +199,7 @@ def draw_sheet(
     thumbnails = dict(zip(paths, images_lib.ordered_map(read, paths, 0), strict=True))
     images = [[thumbnails[match.path] for match in matches] for matches in results]
     scores = [[match.score for match in matches] for matches in results]
-    contact_sheet.contact_sheet(names, images, None, path, scores=scores)
+    contact_sheet.contact_sheet(names, images, correct, path, scores=scores)
   except (OSError, images_lib.UnreadableImageError) as error:
     raise UserError(f"--sheet={path}: cannot be drawn ({error})") from error
 
@@ -195,13 +212,19 @@ def _lines(path: str | None) -> list[str]:
   return [line.strip() for line in lines if line.strip()]
 
 
-def _print_results(names: Sequence[str], results: Sequence[Sequence[Match]]) -> None:
+def _print_results(
+  names: Sequence[str],
+  results: Sequence[Sequence[Match]],
+  correct: Sequence[Sequence[bool] | None],
+) -> None:
   """Prints plain lines; a table would cut long paths."""
-  for name, matches in zip(names, results, strict=True):
+  for name, matches, marks in zip(names, results, correct, strict=True):
     print(name)
-    for rank, match in enumerate(matches, start=1):
+    for number, match in enumerate(matches):
       copies = f"  (and {len(match.copies)} more of it)" if match.copies else ""
-      print(f"{rank:>4}  {match.score:.3f}  {shlex.quote(str(match.path))}{copies}")
+      mark = "  correct" if marks and marks[number] else ""
+      path = shlex.quote(str(match.path))
+      print(f"{number + 1:>4}  {match.score:.3f}  {path}{copies}{mark}")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -220,6 +243,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   )
   making.add_argument("--images", required=True, help="folder of images, with its subfolders")
   making.add_argument("--out", required=True, help="folder of the index")
+  making.add_argument(
+    "--annotations", help="JSON with ids and captions of images, to mark correct results of them"
+  )
   making.add_argument(
     "--checkpoint", choices=("best", "last"), default="best", help="of a run (default: best)"
   )
@@ -263,7 +289,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     "--host", default="127.0.0.1", help="address to listen on (default: this machine only)"
   )
   serving.add_argument("--port", type=int, default=7860, help="port (default: 7860)")
-  serving.add_argument("--top", type=int, default=20, help="images shown first (default: 20)")
+  serving.add_argument("--top", type=int, default=20, help="images per page (default: 20)")
   serving.set_defaults(run_command=serve)
 
   exporting = commands.add_parser("export", help="write features and paths for other programs")

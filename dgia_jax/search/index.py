@@ -5,6 +5,7 @@
   INDEX/parts/00000.json  which rows the part holds, their CRC-32, and the older rows they replace
   INDEX/files/00000.json  per row: path below the folder, size, two times, SHA-256 of the content
   INDEX/gone.json         rows of files that were deleted or became unreadable; number of parts
+  INDEX/annotated.json    optional, per image: path, person, captions; see `identities`
 
 A part counts from the moment its file in parts/ exists, which is written last. So an interrupted
 indexing continues where it stopped, and rows after the last part are leftovers. Indexing again
@@ -12,7 +13,6 @@ embeds new and changed files only. A file is taken to be unchanged if its size a
 they differ, its content is hashed and decides.
 """
 
-import contextlib
 import dataclasses
 import fnmatch
 import functools
@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from absl import logging
 from jaxtyping import Bool, Float
 
 from dgia_jax import files as files_lib
@@ -32,6 +31,7 @@ from dgia_jax.errors import UserError
 from dgia_jax.models import pretrained
 from dgia_jax.search import image_files, index_files
 from dgia_jax.search.gallery import Gallery
+from dgia_jax.search.identities import Identities
 from dgia_jax.search.image_files import ImageFile
 from dgia_jax.search.index_files import ABOUT, Part, read_about
 from dgia_jax.search.retriever import Retriever
@@ -99,7 +99,7 @@ def build(
   try:
     for folder in (index_files.PARTS, index_files.FILES):
       (out / folder).mkdir(parents=True, exist_ok=True)
-    with _locked(out):
+    with index_files.locked(out):
       _claim(out, about)
       return _update(retriever, images, out, listing, on_image, on_start, verify)
   except OSError as error:
@@ -243,21 +243,6 @@ def _write_part(
   return part, unreadable
 
 
-@contextlib.contextmanager
-def _locked(out: pathlib.Path) -> Iterator[None]:
-  """Keeps a second process from writing the same index."""
-  with (out / ".lock").open("w") as file:
-    try:
-      files_lib.lock(file)
-    except BlockingIOError as error:
-      raise UserError(f"--out={out}: another process is writing this index; wait for it") from error
-    except files_lib.NoLocksError:
-      logging.warning(
-        "the file system of %s has no locks: do not write this index twice at the same time", out
-      )
-    yield
-
-
 def _claim(out: pathlib.Path, about: dict[str, Any]) -> None:
   """Writes index.json, or checks that the existing one is of the same model and folder."""
   if not (out / ABOUT).exists():
@@ -299,14 +284,21 @@ class Match:
   row: int
   copies: tuple[pathlib.Path, ...] = ()
 
+  @property
+  def files(self) -> tuple[pathlib.Path, ...]:
+    """All files with the picture."""
+    return (self.path, *self.copies)
+
 
 class SearchIndex:
   """An index opened for searching.
 
   Attributes:
     about: the content of index.json.
+    name: of the index, which is that of its folder.
     images: the folder of images.
     paths: path of every row, relative to the folder; read from disk when asked for.
+    identities: who is on the images, as far as it is known.
   """
 
   def __init__(self, folder: pathlib.Path | str, mesh: Any):
@@ -316,6 +308,7 @@ class SearchIndex:
       UserError: the folder holds no index, or an empty or damaged one.
     """
     self.about = read_about(folder)
+    self.name = pathlib.Path(folder).absolute().name
     self.images = pathlib.Path(self.about["images"])
     parts = index_files.read_parts(folder)
     self._features = index_files.open_features(folder, parts, self.about["feature_width"])
@@ -324,6 +317,7 @@ class SearchIndex:
     if not len(self.rows):
       raise UserError(f"--index={folder}: holds no image; was {self.images} empty?")
     self.paths = index_files.Paths(folder, parts)
+    self.identities = Identities(index_files.read_annotated(folder), self.images)
     # Scanning all paths takes a second for a million; several queries often share one pattern.
     self._matching = functools.lru_cache(4)(self._matching)
     self._gallery = Gallery(self._features, mesh, usable)
@@ -354,7 +348,8 @@ class SearchIndex:
     """
     among_M = self._matching(only) if only.strip() else None
     without = {os.path.realpath(path) for path in without}
-    wanted = top + len(without)
+    # A power of two: each number compiles its own search, and every page asks for another.
+    wanted = 1 << (max(top + len(without), 1) - 1).bit_length()
     while True:
       (scores,), (rows,) = self._gallery.search(query_D[None], wanted, among_M)
       matches = [
@@ -378,18 +373,17 @@ class SearchIndex:
   def _folded(self, matches: Sequence[Match]) -> list[Match]:
     """The first match of every picture, which holds the paths of its copies."""
     features_NxD = self.features([match.row for match in matches])
-    folded: list[tuple[int, Match]] = []
-    for number, match in enumerate(matches):
-      first = [index for index, _ in folded]
-      is_copy = features_NxD[first] @ features_NxD[number] >= SAME_PICTURE
+    kept_NxD, folded = np.empty_like(features_NxD), []
+    for features_D, match in zip(features_NxD, matches, strict=True):
+      is_copy = kept_NxD[: len(folded)] @ features_D >= SAME_PICTURE
       if is_copy.any():
         place = int(np.argmax(is_copy))
-        index, original = folded[place]
-        copies = (*original.copies, match.path)
-        folded[place] = (index, dataclasses.replace(original, copies=copies))
+        copies = (*folded[place].copies, match.path)
+        folded[place] = dataclasses.replace(folded[place], copies=copies)
       else:
-        folded.append((number, match))
-    return [match for _, match in folded]
+        kept_NxD[len(folded)] = features_D
+        folded.append(match)
+    return folded
 
   def histogram(self, query_D: Float[np.ndarray, " D"]) -> Float[np.ndarray, " _"]:
     """Numbers of images by their cosine similarity to a query; see `Gallery.histogram`."""

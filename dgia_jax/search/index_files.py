@@ -4,16 +4,18 @@ Every JSON file holds a digest of itself and features.npy has a checksum for eac
 is noticed rather than searched.
 """
 
+import contextlib
 import dataclasses
 import io
 import json
 import os
 import pathlib
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 from jaxtyping import Bool, Float
 
 from dgia_jax import files as files_lib
@@ -23,6 +25,7 @@ from dgia_jax.errors import UserError
 from dgia_jax.search.image_files import ImageFile
 
 ABOUT, GONE, FEATURES, PARTS, FILES = "index.json", "gone.json", "features.npy", "parts", "files"
+ANNOTATED = "annotated.json"
 FORMAT = 3
 _HEADER_BYTES = 128  # of features.npy; NumPy leaves room for the number of rows to grow
 _MEND = "delete the index's folder and index again"
@@ -43,6 +46,15 @@ class Part:
   def stop_row(self) -> int:
     """One after the last row."""
     return self.first_row + self.num_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class AnnotatedImage:
+  """What annotations say about an image."""
+
+  path: str  # relative to the folder of images, with forward slashes
+  person: int | None  # None if unknown
+  captions: list[str]  # at least one
 
 
 def read_about(folder: pathlib.Path | str, setting: str = "--index") -> dict[str, Any]:
@@ -69,6 +81,21 @@ def write_about(folder: pathlib.Path, about: dict[str, Any]) -> None:
   """Makes a folder an index, still without images; `read_about` reads what is given here."""
   write_gone(folder, set(), num_parts=0)
   files_lib.write_json(folder / ABOUT, files_lib.sealed(about))
+
+
+@contextlib.contextmanager
+def locked(out: pathlib.Path) -> Iterator[None]:
+  """Keeps a second process from writing the same index."""
+  with (out / ".lock").open("w") as file:
+    try:
+      files_lib.lock(file)
+    except BlockingIOError as error:
+      raise UserError(f"--out={out}: another process is writing this index; wait for it") from error
+    except files_lib.NoLocksError:
+      logging.warning(
+        "the file system of %s has no locks: do not write this index twice at the same time", out
+      )
+    yield
 
 
 def read_parts(folder: pathlib.Path | str) -> list[Part]:
@@ -125,6 +152,38 @@ def read_gone(folder: pathlib.Path | str, parts: Sequence[Part]) -> set[int]:
 def write_gone(out: pathlib.Path, rows: set[int], num_parts: int) -> None:
   """Writes the rows whose file is gone, and how many parts the index has from now on."""
   files_lib.write_json(out / GONE, files_lib.sealed({"rows": sorted(rows), "parts": num_parts}))
+
+
+def read_annotated(folder: pathlib.Path | str) -> list[AnnotatedImage]:
+  """The annotated images of an index, none if it was made without annotations.
+
+  Raises:
+    UserError: the file that lists them is damaged.
+  """
+  path = pathlib.Path(folder) / ANNOTATED
+  if not path.exists():
+    return []
+  try:
+    images = [AnnotatedImage(*row) for row in _read_sealed(path)["rows"]]
+  except (KeyError, TypeError):
+    images = []
+  valid = all(
+    _is_inside(image.path)
+    and (image.person is None or type(image.person) is int)
+    and isinstance(image.captions, list)
+    and image.captions
+    and all(isinstance(caption, str) for caption in image.captions)
+    for image in images
+  )
+  if not images or not valid:
+    raise _damaged(path)
+  return images
+
+
+def write_annotated(out: pathlib.Path, images: Iterable[AnnotatedImage]) -> None:
+  """Writes the list that `read_annotated` reads."""
+  rows = [list(dataclasses.astuple(image)) for image in images]
+  files_lib.write_text(out / ANNOTATED, json.dumps(files_lib.sealed({"rows": rows})))
 
 
 def usable_rows(parts: Sequence[Part], gone: set[int]) -> Bool[np.ndarray, " N"]:

@@ -42,7 +42,8 @@ class Query:
     like: index row of an image whose likes are searched; -1 for none.
     less: index row of an image that results should not resemble; -1 for none.
     only: glob that the paths of results match, such as `*/entrance/*`; "" for all.
-    top: number of images to show.
+    top: number of images per page.
+    page: the page of results, from 1.
   """
 
   text: str = ""
@@ -50,6 +51,7 @@ class Query:
   less: int = -1
   only: str = ""
   top: int = 20
+  page: int = 1
 
   @classmethod
   def from_address(cls, params: Mapping[str, str], default_top: int) -> "Query":
@@ -65,6 +67,7 @@ class Query:
       number("less", -1),
       params.get("only", ""),
       number("top", default_top),
+      number("p", 1),
     )
 
   def to_address(self) -> str:
@@ -73,4 +76,6 @@ class Query:
     params |= {"like": self.like} if self.like >= 0 else {}
     params |= {"less": self.less} if self.less >= 0 else {}
     params |= {"only": self.only} if self.only.strip() else {}
+    # Not "page", by which Gradio chooses among its own pages.
+    params |= {"p": self.page} if self.page > 1 else {}
     return "?" + urllib.parse.urlencode(params | {"top": self.top}, errors="replace")

@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import html
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,31 @@ from jaxtyping import Float
 from dgia_jax.search import gallery
 
 _WIDTH, _HEIGHT = 480, 60  # pixels of the histogram
+# Tiles are portrait, as people are; `contain` shows the whole picture, whatever its shape.
+STYLE = """<style>
+#results .tiles { display: grid; gap: 12px;
+  grid-template-columns: repeat(auto-fill, minmax(min(150px, 30%), 1fr)); }
+#results figure { margin: 0; min-width: 0; }
+#results figure > a { display: block; border-radius: 8px; overflow: hidden;
+  background: var(--background-fill-secondary); }
+#results img { display: block; width: 100%; aspect-ratio: 1 / 2; object-fit: contain; margin: 0; }
+#results figcaption { font-size: 12px; line-height: 1.35; margin-top: 4px;
+  overflow-wrap: anywhere; }
+#results figure.correct > a { outline: 5px solid #16a34a; }
+#results .mark { color: #16a34a; font-weight: 600; margin-left: 6px; white-space: nowrap; }
+#results .pages { display: flex; gap: 24px; margin: 16px 0; }
+#results .rank { font-weight: 600; margin-right: 6px; }
+#results .bar { display: flex; flex-wrap: wrap; gap: 4px 16px; margin: 4px 0 12px; }
+#results a { color: var(--link-text-color); margin: 0; padding: 0; }
+#results .zoom { position: absolute; opacity: 0; }
+#results .zoom:focus-visible ~ figcaption label { outline: 2px solid; }
+#results label { color: var(--link-text-color); cursor: pointer; }
+#results .zoom:checked ~ a img { position: fixed; inset: 0; z-index: 1000; width: 100vw;
+  height: 100vh; aspect-ratio: auto; background: rgba(0, 0, 0, 0.85); }
+#results .zoom:checked ~ figcaption label { position: fixed; inset: 0; z-index: 1001; opacity: 0; }
+#results svg { display: block; margin: 16px 0 0; max-width: 100%; }
+footer { display: none !important; }
+</style>"""
 
 
 def downloads(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -32,12 +58,28 @@ def downloads(rows: Sequence[Mapping[str, Any]]) -> str:
   return f'<div class="bar"><span>Download the list:</span>{"".join(links)}</div>'
 
 
-def histogram(counts: Float[np.ndarray, " _"], lowest_shown: float) -> str:
+def pages(page: int, previous: str, following: str) -> str:
+  """The number of a page, with links to its neighbours; "" if it is the only one.
+
+  Args:
+    page: from 1.
+    previous, following: the addresses of its neighbours; "" if there is none.
+  """
+  if not previous and not following:
+    return ""
+  link = lambda address, text: (
+    f'<a href="{html.escape(address)}" target="_self">{text}</a>' if address else ""
+  )
+  parts = (link(previous, "Previous page"), f"<span>Page {page}</span>")
+  return f'<div class="pages">{"".join(parts)}{link(following, "Next page")}</div>'
+
+
+def histogram(counts: Float[np.ndarray, " _"], lowest: float, highest: float) -> str:
   """A drawing of how similar all images are to the query; those shown have another colour.
 
   Args:
     counts: from `Gallery.histogram`.
-    lowest_shown: the smallest cosine among the results.
+    lowest, highest: the cosines of the results that are shown.
   """
   edges = np.linspace(-1, 1, gallery.BINS + 1)
   filled = np.flatnonzero(counts)
@@ -47,7 +89,8 @@ def histogram(counts: Float[np.ndarray, " _"], lowest_shown: float) -> str:
   for number in range(first, last):
     # A root scale: the few images shown would be invisible beside the many others.
     height = _HEIGHT * float(np.sqrt(counts[number] / counts.max()))
-    color = "var(--link-text-color)" if edges[number + 1] > lowest_shown else "gray"
+    is_shown = edges[number + 1] > lowest and edges[number] <= highest
+    color = "var(--link-text-color)" if is_shown else "gray"
     x = (number - first) * width
     bars.append(
       f'<rect x="{x:.1f}" y="{_HEIGHT - height:.1f}" width="{width:.1f}" height="{height:.1f}"'

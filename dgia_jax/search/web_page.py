@@ -14,6 +14,7 @@ import io
 import os
 import signal
 import tempfile
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,39 +30,17 @@ from dgia_jax.search.index import Match, SearchIndex
 from dgia_jax.search.query import UNKNOWN_WORDS, Query, combine
 from dgia_jax.search.retriever import Retriever
 
-TITLE = "Find a person by description"
 EXAMPLES = ("a woman in a red coat with a backpack", "a man wearing a black jacket and blue jeans")
 NOTICE = (
   "Results show how well a picture matches your description. They do not identify anyone. "
   "Search only pictures of people who may be searched for."
 )
-MAX_TOP = 100  # images shown for one search
-PAGE = 20  # images that "Show more" adds
+MAX_TOP = 100  # images per page
+MAX_RESULTS = 1000  # of one search, on all its pages
 HEIGHT = 384  # pixels of an image on the page, at most
 KEPT_SECONDS = 3600  # for which an uploaded image is kept
-# Tiles are portrait, as people are; `contain` shows the whole picture, whatever its shape.
-STYLE = """<style>
-#results .tiles { display: grid; gap: 12px;
-  grid-template-columns: repeat(auto-fill, minmax(min(150px, 30%), 1fr)); }
-#results figure { margin: 0; min-width: 0; }
-#results figure > a { display: block; border-radius: 8px; overflow: hidden;
-  background: var(--background-fill-secondary); }
-#results img { display: block; width: 100%; aspect-ratio: 1 / 2; object-fit: contain; margin: 0; }
-#results figcaption { font-size: 12px; line-height: 1.35; margin-top: 4px;
-  overflow-wrap: anywhere; }
-#results .rank { font-weight: 600; margin-right: 6px; }
-#results .bar { display: flex; flex-wrap: wrap; gap: 4px 16px; margin: 4px 0 12px; }
-#results a { color: var(--link-text-color); }
-#results .zoom { position: absolute; opacity: 0; }
-#results .zoom:focus-visible ~ figcaption label { outline: 2px solid; }
-#results label { color: var(--link-text-color); cursor: pointer; }
-#results .zoom:checked ~ a img { position: fixed; inset: 0; z-index: 1000; width: 100vw;
-  height: 100vh; aspect-ratio: auto; background: rgba(0, 0, 0, 0.85); }
-#results .zoom:checked ~ figcaption label { position: fixed; inset: 0; z-index: 1001; opacity: 0; }
-#results svg { display: block; margin: 16px 0 0; max-width: 100%; }
-footer { display: none !important; }
-</style>"""
-# Runs in the browser after a search: what was asked for -> the address.
+# Run in the browser, after a search and at the start: the address shows what was asked for, and
+# the browser's way back to an earlier address shows its results.
 _SET_ADDRESS = """(q, like, less, only, top) => {
   const query = new URLSearchParams();
   if (q.trim()) query.set("q", q);
@@ -71,6 +50,7 @@ _SET_ADDRESS = """(q, like, less, only, top) => {
   query.set("top", top);
   history.pushState(null, "", "?" + query);
 }"""
+_FOLLOW_HISTORY = "() => window.addEventListener('popstate', () => location.reload())"
 
 
 class Searcher:
@@ -79,21 +59,50 @@ class Searcher:
   def __init__(self, retriever: Retriever, index: SearchIndex):
     self._retriever, self._index = retriever, index
 
+  @property
+  def title(self) -> str:
+    """The heading of the page."""
+    return f"Find a person in {_text_of(self._index.name)}"
+
+  @property
+  def num_images(self) -> int:
+    """The number of images that are searched."""
+    return len(self._index)
+
+  @property
+  def examples(self) -> tuple[str, ...]:
+    """Captions of indexed images, or general descriptions if the index knows none."""
+    return self._index.identities.examples or EXAMPLES
+
   def search(self, query: Query, image: PIL.Image.Image | None = None) -> list[Match]:
     """The images that fit a description, an uploaded image, an image of the index, or a mix.
 
     An image of the index is not among its own likes, and a picture is shown once.
     """
-    return self._matches(self._feature(query, image), query)
+    return self._matches(self._feature(query, image), query)[0]
 
-  def _matches(self, query_D: Float[np.ndarray, " D"] | None, query: Query) -> list[Match]:
-    """The images that fit a feature, as far as the query allows them."""
+  def _matches(
+    self, query_D: Float[np.ndarray, " D"] | None, query: Query
+  ) -> tuple[list[Match], bool]:
+    """The page of images that fit a feature, and whether another page follows."""
     if query_D is None:
-      return []
+      return [], False
     rows = [row for row in (query.like, query.less) if row in self._index.rows]
     without = [self._index.images / self._index.paths[row] for row in rows]
-    top = min(max(query.top, 1), MAX_TOP)
-    return self._index.matches(query_D, top, without, query.only, fold=True)
+    start, stop = _range(query)
+    # One more than is shown, which tells whether a page follows.
+    matches = self._index.matches(query_D, stop + 1, without, query.only, fold=True)
+    return matches[start:stop], len(matches) > stop and stop < MAX_RESULTS
+
+  def _correct(
+    self, matches: Sequence[Match], query: Query, image: PIL.Image.Image | None
+  ) -> list[bool] | None:
+    """Which results show the person that was asked for; None if that is not known."""
+    texts = [query.text] if query.text.strip() else []
+    images = [] if image is None else [None]
+    if query.like in self._index.rows:
+      images.append(self._index.images / self._index.paths[query.like])
+    return self._index.identities.correct(texts, images, [match.files for match in matches])
 
   def _feature(self, query: Query, image: PIL.Image.Image | None) -> Float[np.ndarray, " D"] | None:
     """The feature that is searched for, None if nothing is."""
@@ -111,25 +120,33 @@ class Searcher:
   def show(self, query: Query, image: PIL.Image.Image | None = None) -> str:
     """The results of a search as HTML."""
     query_D = self._feature(query, image)
-    matches = self._matches(query_D, query)
+    matches, has_next = self._matches(query_D, query)
+    marks = self._correct(matches, query, image)
     notes = self._notes(query)
     if not matches:
       empty = not (query.text.strip() or image or notes)
-      return STYLE + notes + ("" if empty else "<p>No image was found.</p>")
-    tiles = [self._tile(rank, match, query) for rank, match in enumerate(matches, start=1)]
+      text = "" if empty else "<p>No image was found.</p>"
+      return results_html.STYLE + notes + text + self._pages(query, False, image)
+    first = _range(query)[0] + 1
+    tiles = [
+      self._tile(first + number, match, query, bool(marks and marks[number]))
+      for number, match in enumerate(matches)
+    ]
+    rows = self._rows(first, matches, marks)
     histogram = self._index.histogram(query_D)
     return (
-      f"{STYLE}{notes}{results_html.downloads(self._rows(matches))}"
-      f'<div class="tiles">{"".join(tiles)}</div>{self._more(query, len(matches), image)}'
-      f"{results_html.histogram(histogram, matches[-1].score)}"
+      f"{results_html.STYLE}{notes}{results_html.downloads(rows)}"
+      f'<div class="tiles">{"".join(tiles)}</div>{self._pages(query, has_next, image)}'
+      f"{results_html.histogram(histogram, matches[-1].score, matches[0].score)}"
     )
 
-  def _more(self, query: Query, num_shown: int, image: PIL.Image.Image | None) -> str:
-    """A link that shows more results; an address cannot hold an uploaded image."""
-    if num_shown < query.top or query.top >= MAX_TOP or image is not None:
-      return ""
-    address = dataclasses.replace(query, top=min(query.top + PAGE, MAX_TOP)).to_address()
-    return f'<p><a href="{html.escape(address)}" target="_self">Show more</a></p>'
+  def _pages(self, query: Query, has_next: bool, image: PIL.Image.Image | None) -> str:
+    """Links to the neighbouring pages."""
+    if image is not None:
+      return "<p>An uploaded image has one page: show more images on it.</p>" if has_next else ""
+    address = lambda page: dataclasses.replace(query, page=page).to_address()
+    previous = address(query.page - 1) if query.page > 1 else ""
+    return results_html.pages(query.page, previous, address(query.page + 1) if has_next else "")
 
   def _notes(self, query: Query) -> str:
     """What else the search depends on, each with a link that removes it."""
@@ -137,20 +154,24 @@ class Searcher:
     for field, text in (("like", "similar to"), ("less", "not like")):
       if getattr(query, field) in self._index.rows:
         name = html.escape(self._name(getattr(query, field)))
-        without = html.escape(dataclasses.replace(query, **{field: -1}).to_address())
+        rest = dataclasses.replace(query, page=1, **{field: -1})
+        without = html.escape(rest.to_address())
         notes.append(f'<p>Images {text} {name} (<a href="{without}" target="_self">remove</a>)</p>')
     if query.text.strip() and not self._retriever.knows_a_word_of(query.text):
       notes.append(f"<p>{UNKNOWN_WORDS}</p>")
     return "".join(notes)
 
-  def _tile(self, rank: int, match: Match, query: Query) -> str:
+  def _tile(self, rank: int, match: Match, query: Query, is_correct: bool) -> str:
     name = html.escape(self._name(match.row))
     address = html.escape(Query(like=match.row, only=query.only, top=query.top).to_address())
+    # A word beside the green frame, for those who cannot tell its colour.
+    mark = '<span class="mark">✓ correct</span>' if is_correct else ""
     caption = (
-      f'<span class="rank">{rank}</span>{match.score:.3f} <label for="zoom-{rank}">enlarge</label>'
+      f'<span class="rank">{rank}</span>{match.score:.3f}{mark}'
+      f' <label for="zoom-{rank}">enlarge</label>'
     )
     if query.text.strip() or query.like >= 0:
-      less = html.escape(dataclasses.replace(query, less=match.row).to_address())
+      less = html.escape(dataclasses.replace(query, less=match.row, page=1).to_address())
       caption += f' · <a href="{less}" target="_self">less like this</a>'
     caption += f"<br>{name}"
     if match.copies:
@@ -166,14 +187,20 @@ class Searcher:
     # Checked, it shows the picture over the whole window; the label then covers the window, too.
     zoom = f'<input type="checkbox" class="zoom" id="zoom-{rank}" aria-label="enlarge {rank}">'
     link = f'<a href="{address}" target="_self">{picture}</a>'
-    return f"<figure>{zoom}{link}<figcaption>{caption}</figcaption></figure>"
+    kind = ' class="correct"' if is_correct else ""
+    return f"<figure{kind}>{zoom}{link}<figcaption>{caption}</figcaption></figure>"
 
-  def _rows(self, matches: Sequence[Match]) -> list[dict[str, Any]]:
-    """The results as the lists to download contain them."""
-    return [
+  def _rows(
+    self, first: int, matches: Sequence[Match], marks: Sequence[bool] | None
+  ) -> list[dict[str, Any]]:
+    """The results as the lists to download contain them; `marks` is None if nothing is known."""
+    rows = [
       {"rank": rank, "score": round(match.score, 6), "path": self._name(match.row)}
-      for rank, match in enumerate(matches, start=1)
+      for rank, match in enumerate(matches, start=first)
     ]
+    if marks is None:
+      return rows
+    return [row | {"correct": mark} for row, mark in zip(rows, marks, strict=True)]
 
   def _name(self, row: int) -> str:
     """The path of an image as text that every browser takes, also of undecodable names."""
@@ -191,13 +218,19 @@ def _data_address(image: PIL.Image.Image) -> str:
   return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def make_page(searcher: Searcher, num_images: int, default_top: int = 20) -> Any:
+def _range(query: Query) -> tuple[int, int]:
+  """The ranks of a page, from 0, and one after the last of them."""
+  top = min(max(query.top, 1), MAX_TOP)
+  start = min((max(query.page, 1) - 1) * top, MAX_RESULTS)
+  return start, min(start + top, MAX_RESULTS)
+
+
+def make_page(searcher: Searcher, default_top: int = 20) -> Any:
   """Builds the page, a `gradio.Blocks`.
 
   Args:
     searcher: finds and shows the images.
-    num_images: images in the index, for the heading.
-    default_top: images shown for a search, unless the address says otherwise.
+    default_top: images per page, unless the address says otherwise.
 
   Raises:
     UserError: Gradio is not installed.
@@ -224,11 +257,12 @@ def make_page(searcher: Searcher, num_images: int, default_top: int = 20) -> Any
     return searcher.show(query, image), like, less
 
   with gradio.Blocks(
-    title=TITLE, analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)
+    title=searcher.title, analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)
   ) as page:
-    gradio.Markdown(f"# {TITLE}\n{num_images:,} images. {NOTICE}")
+    title = html.escape(searcher.title)
+    gradio.HTML(f"<h1>{title}</h1><p>{searcher.num_images:,} images. {NOTICE}</p>")
     text = gradio.Textbox(
-      label="description", placeholder=EXAMPLES[0], max_lines=3, elem_id="description"
+      label="description", placeholder=searcher.examples[0], max_lines=3, elem_id="description"
     )
     with gradio.Accordion("Image, folders and number of results", open=False, elem_id="more"):
       image = gradio.Image(
@@ -238,19 +272,20 @@ def make_page(searcher: Searcher, num_images: int, default_top: int = 20) -> Any
       only = gradio.Textbox(
         label="only images whose path matches, such as */entrance/*", max_lines=1, elem_id="only"
       )
-      top = gradio.Slider(1, MAX_TOP, value=default_top, step=1, label="images to show")
+      top = gradio.Slider(1, MAX_TOP, value=default_top, step=1, label="images per page")
     button = gradio.Button("Search", variant="primary", elem_id="search")
     examples = " · ".join(
       f'<a href="{html.escape(Query(example, top=default_top).to_address())}" target="_self">'
-      f"{html.escape(example)}</a>"
-      for example in EXAMPLES
+      f"{html.escape(textwrap.shorten(example, 80, placeholder=' ...'))}</a>"
+      for example in searcher.examples
     )
-    gradio.HTML(f"<p>Examples: {examples}. Click an image to find similar ones.</p>")
+    gradio.HTML(f"<p>Examples: {examples} · Click an image to find similar ones.</p>")
     like, less = gradio.Number(-1, visible=False), gradio.Number(-1, visible=False)
-    results = gradio.HTML(STYLE, elem_id="results")
+    results = gradio.HTML(results_html.STYLE, elem_id="results")
 
     state = [text, like, less, only, top]
     page.load(open_address, None, [*state, results], api_visibility="private")
+    page.load(None, None, None, js=_FOLLOW_HISTORY)
     for event in (text.submit, button.click):
       event(
         search, [text, image, like, less, only, top], [results, like, less],
@@ -259,7 +294,7 @@ def make_page(searcher: Searcher, num_images: int, default_top: int = 20) -> Any
   return page
 
 
-def serve(searcher: Searcher, num_images: int, host: str, port: int, default_top: int) -> None:
+def serve(searcher: Searcher, host: str, port: int, default_top: int) -> None:
   """Serves the page until interrupted.
 
   Raises:
@@ -269,7 +304,7 @@ def serve(searcher: Searcher, num_images: int, host: str, port: int, default_top
     os.environ["GRADIO_TEMP_DIR"] = folder  # read when Gradio is imported
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     bypass_proxy(host)
-    page = make_page(searcher, num_images, default_top)
+    page = make_page(searcher, default_top)
     import gradio
     from starlette.middleware import Middleware
 

@@ -1,6 +1,7 @@
 """Creates the working directory of a run with known weights, without training, and images."""
 
 import contextlib
+import json
 
 import jax.numpy as jnp
 import numpy as np
@@ -55,6 +56,21 @@ def draw_image(path, rng):
   """Writes a small image of noise, and creates its folder if needed."""
   path.parent.mkdir(parents=True, exist_ok=True)
   Image.fromarray(rng.integers(0, 255, (20, 10, 3), np.uint8)).save(path)
+
+
+def write_annotations(path, folder):
+  """Writes annotations of the images of `write_images`: image N shows person N % 3."""
+  entries = [
+    {
+      "img_path": image.relative_to(folder).as_posix(),
+      "id": int(image.stem) % 3,
+      "captions": [f"Person {image.stem} wears  red.", "someone"],
+      "split": "test",
+    }
+    for image in sorted(folder.rglob("?.png"))
+  ]
+  path.write_text(json.dumps(entries))
+  return path
 
 
 def write_images(folder, rng):

@@ -66,6 +66,14 @@ def test_rows_may_be_short_and_have_scores():
   assert (plain != scored).any()
 
 
+def test_unknown_rows_are_framed_in_gray():
+  sheet = sheets.draw(CAPTIONS, gray_images(64, 32), [CORRECT[0], None, None])
+  known, *unknown = frame_pixels(sheet, sheets.RIGHT)
+  assert [bool(count) for count in known] == CORRECT[0]
+  wrong = frame_pixels(sheet, sheets.WRONG)
+  assert not np.any(unknown) and np.any(wrong[0]) and not np.any(wrong[1:])
+
+
 def test_lists_of_other_lengths_are_refused():
   images = gray_images(64, 32)
   with pytest.raises(ValueError, match="correct of a contact sheet"):

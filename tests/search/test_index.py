@@ -12,7 +12,7 @@ import pytest
 
 from dgia_jax import files, sharding
 from dgia_jax.errors import UserError
-from dgia_jax.search import export, image_files
+from dgia_jax.search import export, image_files, index_files
 from dgia_jax.search import index as index_lib
 from dgia_jax.search.retriever import Retriever
 from tests.helpers.known_run import draw_image
@@ -180,7 +180,7 @@ def test_an_index_leads_to_no_other_images(retriever, image_folder, tmp_path, pa
 
 def test_two_processes_do_not_write_one_index(retriever, image_folder, tmp_path):
   (tmp_path / "i").mkdir()
-  with index_lib._locked(tmp_path / "i"), pytest.raises(UserError, match="another process"):
+  with index_files.locked(tmp_path / "i"), pytest.raises(UserError, match="another process"):
     index_lib.build(retriever, "run", image_folder, tmp_path / "i")
 
 
@@ -189,7 +189,7 @@ def test_a_file_system_without_locks_gets_a_warning(tmp_path, monkeypatch, caplo
     raise OSError(errno.ENOLCK, "No locks available")
 
   monkeypatch.setattr(fcntl, "flock", refuse)
-  with index_lib._locked(tmp_path):
+  with index_files.locked(tmp_path):
     assert "has no locks" in caplog.text
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from dgia_jax import files
 from dgia_jax.search import __main__ as search_cli
 from dgia_jax.search.retriever import Retriever
+from tests.helpers import known_run as known_run_lib
 
 
 def test_index_then_query(known_run, image_folder, tmp_path, capsys):
@@ -80,6 +81,30 @@ def _paths(results):
   return [one["path"] for one in results]
 
 
+def test_correct_results_are_marked(known_run, image_folder, tmp_path, capsys):
+  file = known_run_lib.write_annotations(tmp_path / "annotations.json", image_folder)
+  out = str(tmp_path / "i")
+  flags = ["--run", str(known_run), "--images", str(image_folder), "--out", out]
+  assert search_cli.main(["index", *flags, "--annotations", str(file)]) == 0
+  assert "10 images have captions, 10 of them an identity" in capsys.readouterr().out
+  photo = str(image_folder / "a" / "3.png")
+  ask = ["query", "--index", out, "Person 3 wears red.", "a hat", "--image", photo]
+  assert search_cli.main([*ask, "--json", "--sheet", str(tmp_path / "s.png")]) == 0
+  caption, words, image = map(json.loads, capsys.readouterr().out.splitlines())
+  for answer, correct in ((caption, 4), (image, 3)):  # the query image is no result
+    marked = [one["path"] for one in answer["results"] if one["correct"]]
+    assert len(marked) == correct and all(int(path[-5]) % 3 == 0 for path in marked)
+  assert not any("correct" in one for one in words["results"])
+  with Image.open(tmp_path / "s.png") as sheet:
+    assert (22, 163, 74) in {color for _, color in sheet.convert("RGB").getcolors(2**24)}
+  assert search_cli.main(ask[:4]) == 0
+  lines = capsys.readouterr().out.splitlines()[1:]
+  assert sum(line.endswith("  correct") for line in lines) == 4
+  assert search_cli.main(["index", *flags]) == 0  # again, without annotations: they stay
+  assert search_cli.main([*ask[:4], "--together"]) == 0
+  assert capsys.readouterr().out.count("  correct") == 4
+
+
 def test_mistakes_end_in_one_line(known_run, image_folder, tmp_path, capsys):
   def fails(*argv):
     assert search_cli.main([str(part) for part in argv]) == 2
@@ -92,6 +117,7 @@ def test_mistakes_end_in_one_line(known_run, image_folder, tmp_path, capsys):
   assert "--run=" in fails("index", "--run", tmp_path, *arguments)
   assert "--batch_size=0" in fails("index", "--run", known_run, *arguments, "--batch_size", 0)
   assert "--images" in fails("index", "--run", known_run, "--out", tmp_path / "x")
+  assert "gone.json" in fails("index", "--run", known_run, *arguments, "--annotations", "gone.json")
   assert "make an index first" in fails("query", "--index", tmp_path, "red")
   out = tmp_path / "i"
   search_cli.main(

@@ -21,10 +21,11 @@ from PIL import Image
 
 from dgia_jax.errors import UserError
 from dgia_jax.search import __main__ as search_cli
-from dgia_jax.search import gallery, web_page
+from dgia_jax.search import gallery, identities, index_files, web_page
 from dgia_jax.search import index as index_lib
 from dgia_jax.search.query import Query, combine
 from dgia_jax.search.retriever import Retriever
+from tests.helpers import known_run as known_run_lib
 from tests.helpers.known_run import draw_image
 
 pytestmark = pytest.mark.integration
@@ -121,11 +122,68 @@ def test_the_shown_results(index, image_folder):
     (str(row["rank"]), f"{match.score:.3f}", row["path"])
     for row, match in zip(listed, matches, strict=True)
   ]
-  assert "?q=a+red+coat&amp;top=24" in page and "Show more" in page
-  assert "Show more" not in searcher.show(Query("a red coat", top=web_page.MAX_TOP))
+  assert "correct" not in page.partition("</style>")[2]
   matches[0].path.unlink()
   page = searcher.show(Query("a red coat", top=4))
   assert page.count("<img ") == 3 and "removed since it was indexed" in page
+
+
+def test_pages_continue_the_ranking(index, monkeypatch):
+  searcher, _, opened = open_searcher(index)
+  whole = searcher.search(Query("a red coat", top=50))
+  assert len(whole) == len(opened) == 10
+  pages = [searcher.search(Query("a red coat", top=4, page=page)) for page in (1, 2, 3, 4)]
+  assert pages == [whole[:4], whole[4:8], whole[8:], []]
+  shown = [searcher.show(Query("a red coat", top=4, page=page)) for page in (1, 2, 3, 4)]
+  following = ["Next page" in page for page in shown]
+  assert following == [True, True, False, False]
+  assert ["Previous page" in page for page in shown] == [False, True, True, True]
+  assert "?q=a+red+coat&amp;p=3&amp;top=4" in shown[1] and "?q=a+red+coat&amp;top=4" in shown[1]
+  assert re.findall(r'<span class="rank">(\d+)<', shown[2]) == ["9", "10"]
+  assert "No image was found." in shown[3]
+  whole_page = searcher.show(Query("a red coat", top=10))
+  assert "Next page" not in whole_page and "Page 1" not in whole_page
+  upload = Image.new("RGB", (10, 20))
+  assert "one page" in searcher.show(Query(top=4), upload)
+  monkeypatch.setattr(web_page, "MAX_RESULTS", 6)
+  assert searcher.search(Query("a red coat", top=4, page=2)) == whole[4:6]
+  assert "Next page" not in searcher.show(Query("a red coat", top=4, page=2))
+  assert searcher.search(Query("a red coat", top=4, page=10**9)) == []
+
+
+def test_correct_results_are_marked_if_the_query_is_known(index, image_folder, tmp_path):
+  file = known_run_lib.write_annotations(tmp_path / "annotations.json", image_folder)
+  annotated = identities.read_annotations(str(file), image_folder)
+  index_files.write_annotated(index, annotated)
+  searcher, _, opened = open_searcher(index)
+  person_of_path = {image.path: image.person for image in annotated}
+  query = Query("person 3 wears red.", top=10)
+  page = searcher.show(query)
+  paths = [opened.paths[match.row] for match in searcher.search(query)]
+  expected = [person_of_path[path] == 0 for path in paths]
+  figures = re.findall(r"<figure.*?</figure>", page)
+  assert ['<figure class="correct">' in figure for figure in figures] == expected
+  assert ["✓ correct" in figure for figure in figures] == expected
+  (json_file,) = re.findall(r'href="data:application/json;base64,([^"]*)"', page)
+  assert [row["correct"] for row in json.loads(base64.b64decode(json_file))] == expected
+  row = list(opened.paths).index("a/3.png")
+  assert searcher.show(Query(like=row, top=10)).count("✓ correct") == 3  # it is left out itself
+  for unknown in (Query("a red coat", top=10), Query("a red coat", like=row, top=10)):
+    assert "✓ correct" not in searcher.show(unknown)
+  assert "✓ correct" not in searcher.show(query, Image.open(image_folder / "a" / "3.png"))
+  assert set(searcher.examples) < {image.captions[0] for image in annotated}
+
+
+def test_the_page_is_named_after_the_index(index, tmp_path):
+  pytest.importorskip("gradio")
+  named = index.rename(tmp_path / "<b>street")
+  searcher, _, _ = open_searcher(named)
+  assert searcher.title == "Find a person in <b>street"
+  assert searcher.examples == web_page.EXAMPLES
+  page = web_page.make_page(searcher)
+  assert page.title == searcher.title
+  shown = [block.value for block in page.blocks.values() if hasattr(block, "value")]
+  assert any("<h1>Find a person in &lt;b&gt;street</h1><p>10 images." in str(v) for v in shown)
 
 
 def test_large_images_are_reduced(known_run, tmp_path):
@@ -154,7 +212,7 @@ def test_addresses_carry_the_query():
     Query(),
     Query("a red coat & hat", 3, 7, "*/x?[a]", 9),
     Query(like=0),
-    Query("ü", top=1),
+    Query("ü", top=1, page=12),
   ):
     params = dict(urllib.parse.parse_qsl(query.to_address().removeprefix("?")))
     assert Query.from_address(params, 20) == query
@@ -177,20 +235,22 @@ def test_without_gradio_one_line(index, monkeypatch, capsys):
   for name in ("no_proxy", "NO_PROXY", "GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):
     monkeypatch.setenv(name, "")
   with pytest.raises(UserError, match=r"dgia_jax\[serve\]"):
-    web_page.make_page(open_searcher(index)[0], 1)
+    web_page.make_page(open_searcher(index)[0])
   assert search_cli.main(["serve", "--index", str(index)]) == 2
   assert capsys.readouterr().err.startswith("error: ")
 
 
 def test_the_page_reports_nothing(index):
   pytest.importorskip("gradio")
-  page = web_page.make_page(open_searcher(index)[0], 1)
+  page = web_page.make_page(open_searcher(index)[0])
   assert not page.analytics_enabled and page.delete_cache == (3600, 3600)
 
 
 @pytest.mark.parametrize("width, height", [(1280, 800), (390, 844)])
-def test_the_page_in_a_browser(index, tmp_path, width, height):
+def test_the_page_in_a_browser(index, image_folder, tmp_path, width, height):
   """Behind a proxy: search, click a result, see similar images, on a desktop and on a phone."""
+  file = known_run_lib.write_annotations(tmp_path / "annotations.json", image_folder)
+  index_files.write_annotated(index, identities.read_annotations(str(file), image_folder))
   pytest.importorskip("gradio")
   playwright = pytest.importorskip("playwright.sync_api")
   chromium = shutil.which("chromium") or shutil.which("google-chrome")
@@ -244,6 +304,25 @@ def test_the_page_in_a_browser(index, tmp_path, width, height):
       assert "like=" in page.url
       page.reload()
       page.get_by_text(f"Images similar to {name}").wait_for(timeout=60_000)
+      page.goto(f"{address}/?q=a+red+coat&top=4")
+      page.get_by_text("Page 1", exact=True).wait_for(timeout=60_000)
+      page.locator("#description textarea, #description input").first.fill("Person 3 wears red.")
+      page.locator("#search").click()
+      page.get_by_text("✓ correct").first.wait_for(timeout=60_000)
+      page.wait_for_url("**/?q=Person+3*", timeout=60_000)
+      page.go_back()  # shows the results of the words again
+      page.get_by_text("✓ correct").first.wait_for(state="detached", timeout=60_000)
+      page.get_by_text("Page 1", exact=True).wait_for(timeout=60_000)
+      assert page.url.endswith("/?q=a+red+coat&top=4")
+      assert page.locator("#results .mark").count() == 0
+      page.get_by_text("Next page").click()
+      page.get_by_text("Page 2", exact=True).wait_for(timeout=60_000)
+      assert tiles.first.inner_text().startswith("5")
+      page.locator("a", has_text="Person ").first.click()  # an example, which is a caption
+      page.get_by_text("✓ correct").first.wait_for(timeout=60_000)
+      frame = page.locator("#results figure.correct > a").first
+      assert frame.evaluate("e => getComputedStyle(e).outlineColor") == "rgb(22, 163, 74)"
+      page.screenshot(path=tmp_path / f"{width}_marked.png", full_page=True)
       hosts = {urllib.parse.urlsplit(url).hostname for url in requests}
       assert hosts <= {"127.0.0.1", None}
       browser.close()

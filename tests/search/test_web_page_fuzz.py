@@ -80,7 +80,7 @@ def request(port, method, path, body=None, headers=None):
 def odd_request(draw, secret):
   """Method, path, body and headers of a request."""
   path = draw.choice(PATHS) + draw.choice(("", "", "", str(secret), "../../../" + str(secret)))
-  names = draw.choices(("q", "like", "top", "session_hash", "__theme", "upload_id"), k=2)
+  names = draw.choices(("q", "like", "top", "p", "session_hash", "__theme", "upload_id"), k=2)
   query = urllib.parse.urlencode({n: draw.choice(VALUES) for n in names}, errors="surrogateescape")
   headers = {"Content-Type": draw.choice(("application/json", "text/plain", "", "image/png"))}
   kind = draw.randrange(4)
