@@ -32,7 +32,7 @@ setup(
   ],
   packages=[*find_packages(include=["dgia_jax", "dgia_jax.*"]), "dgia_jax.configs"],
   package_dir={"dgia_jax.configs": "configs"},
-  package_data={"dgia_jax": ["*.md", "*/*.md", "py.typed", "models/shipped/*/*"]},
+  package_data={"dgia_jax": ["*.md", "*/*.md", "py.typed", "models/shipped/*/*", "*/*.json"]},
   entry_points={"console_scripts": ["dgia = dgia_jax.__main__:main"]},
   python_requires=">=3.11",
   install_requires=[

@@ -356,6 +356,15 @@ def check(config: ConfigDict) -> None:
   _check_trainable(config)
 
 
+def recipe(config: ConfigDict) -> dict[str, Any]:
+  """The fields, by dotted name, that differ from the defaults and decide what a run computes.
+
+  Neither the seed nor `RUNTIME_FIELDS` are among them. Values are as JSON holds them.
+  """
+  fields = {name: get(config, name) for name in differences(config, {}) if name != "seed"}
+  return {n: list(value) if isinstance(value, tuple) else value for n, value in fields.items()}
+
+
 def differences(config: Mapping | ConfigDict, other: Mapping | ConfigDict) -> list[str]:
   """Dotted names of the fields in which two configs differ, without `RUNTIME_FIELDS`, sorted.
 

@@ -19,6 +19,7 @@ from clu import parameter_overview
 
 from dgia_jax.errors import printable
 from dgia_jax.reporting.score_labels import DIRECTIONS, SCORES, percents
+from dgia_jax.reporting.stored_scores import METRICS, StoredScores
 
 LOSS_PARTS = ("itc", "local", "global", "consistency")
 
@@ -138,6 +139,28 @@ class Console:
       self._show_scores(title, scores_of_epoch[epoch], results.get("chance_R1"))
     if "ema" in results:
       self.final(f"{split}, average of the weights", results["ema"])
+
+  def comparison(
+    self, title: str, own: Mapping[str, float], stored: Sequence[StoredScores]
+  ) -> None:
+    """Shows text-to-image scores beside those of stored runs, and how these were made.
+
+    Args:
+      title: what was evaluated, such as "test, last epoch".
+      own: metric -> percent of this run.
+      stored: of the settings to compare with; nothing is shown if there are none.
+    """
+    if not stored:
+      return
+    sign = "±" if _can_encode(self._rich, "±") else "+-"
+    table = self._table("", *(SCORES[metric] for metric in METRICS))
+    for one in stored:
+      spread = (f"{one.mean(m):.2f} {sign} {one.deviation(m):.2f}" for m in METRICS)
+      table.add_row(f"{one.title}, stored: {len(one.seeds)} seeds", *spread)
+    table.add_row("this run", *(f"{own[metric]:.2f}" for metric in METRICS))
+    self._show(f"text to image on {title}; mean {sign} standard deviation over seeds", table)
+    for one in stored:
+      self.print(f"{one.title}, seeds {', '.join(map(str, one.seeds))}: {one.command}")
 
   def compile_report(self, report: Mapping[str, Any]) -> None:
     """Shows what `compile_report.measure` returns: memory, arithmetic and traffic per device."""

@@ -13,13 +13,14 @@ import numpy as np
 from clu import platform
 from ml_collections import ConfigDict
 
+from dgia_jax import config as config_lib
 from dgia_jax import distributed, full_disk, remote, sharding, worker_processes
 from dgia_jax.data import batches as batches_lib
 from dgia_jax.data.pairs import PairTable
 from dgia_jax.data.prefetch import Prefetcher
 from dgia_jax.method import compilation, train_state
 from dgia_jax.models.caption_groups import CaptionGroup
-from dgia_jax.reporting import wandb_mirror
+from dgia_jax.reporting import stored_scores, wandb_mirror
 from dgia_jax.reporting.console import Console
 from dgia_jax.reporting.metrics_writer import METRICS, MetricsWriter
 from dgia_jax.training import caption_padding, checkpoint, compilation_cache, evaluate, size_check
@@ -88,6 +89,7 @@ def train(
       console.print(f"finished already: all {setup.total_steps:,} steps are done")
       if (results := _stored_results(setup)) is not None:
         console.final("test", results)
+        _compare(config, console, results)
         return results
 
     state, record = _restore_or_initialize(setup, checkpoints, console)
@@ -145,6 +147,7 @@ def train(
     if config.eval.contact_sheet and is_writing:
       sheet = setup.workdir / workdir_lib.CONTACT_SHEET
       writer.write_image(setup.total_steps, "test/contact_sheet", sheet)
+    _compare(config, console, results)
   _print_files_and_next_command(setup, console)
   return results
 
@@ -167,6 +170,12 @@ def _stored_results(setup: TrainingSetup) -> dict | None:
   except (OSError, ValueError):
     return None
   return results if isinstance(results, dict) and "last" in results else None
+
+
+def _compare(config: ConfigDict, console: Console, results: Mapping[str, Any]) -> None:
+  """Shows the scores beside stored ones, if the package has some for this config."""
+  stored = stored_scores.of_recipe(config_lib.recipe(config))
+  console.comparison("test, last epoch", results["last"]["t2i"], stored)
 
 
 def _restore_or_initialize(

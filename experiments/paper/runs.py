@@ -10,7 +10,6 @@ import functools
 import hashlib
 import importlib
 import json
-import operator
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -159,8 +158,7 @@ def digest(config: ConfigDict, start: ExperimentRun | None = None) -> str:
   default that changes nothing, therefore does not rename the folders of finished runs. The path of
   the run that provides the initial weights, `start`, does not matter.
   """
-  names = [name for name in config_lib.differences(config, {}) if name != "seed"]
-  values = {name: functools.reduce(operator.getitem, name.split("."), config) for name in names}
+  values = config_lib.recipe(config)
   if start is not None:
     values["pretrained"] = digest(start.config)
   return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]

@@ -8,6 +8,7 @@ import pytest
 
 from dgia_jax import sharding
 from dgia_jax.reporting import console as consoles
+from dgia_jax.reporting import stored_scores
 
 SCORES = {"R1": 41.25, "R5": 70.0, "R10": 80.5, "mAP": 35.0, "mINP": 100.0}
 BOTH = {"t2i": SCORES, "i2t": {**SCORES, "R1": 50.0}}
@@ -116,6 +117,19 @@ def test_scores_before_training_come_first():
   results = {"last": {"epoch": 8, **BOTH}, "before_training": before}
   text = shown(lambda console: console.final("test", results))
   assert text.index("results on test, epoch 0 (before training)") < text.index("epoch 8 (last)")
+
+
+def test_scores_beside_stored_ones():
+  scores = {"R1": [19.0, 20.0, 21.0], "mAP": [21.0, 21.0, 24.0]}
+  stored = [stored_scores.StoredScores("baseline", "python -m train", [0, 1, 4], scores)]
+  own = {"R1": 20.5, "mAP": 22.25, "R5": 50.0}
+  text = shown(lambda console: console.comparison("test, last epoch", own, stored))
+  assert text.startswith("text to image on test, last epoch; mean ")
+  (row,) = (line.split() for line in text.splitlines() if "3 seeds" in line)
+  assert " ".join(row) == "baseline, stored: 3 seeds 20.00 ± 1.00 22.00 ± 1.73"
+  assert ["this", "run", "20.50", "22.25"] in rows(text)
+  assert "baseline, seeds 0, 1, 4: python -m train\n" in text
+  assert shown(lambda console: console.comparison("test", own, [])) == ""
 
 
 def test_an_epoch_that_is_last_and_best_is_shown_once():
