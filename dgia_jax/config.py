@@ -111,6 +111,8 @@ def base() -> ConfigDict:
   config.loss.epsilon = 1e-6  # inside log(q + epsilon)
   # How image-to-text and text-to-image losses are combined: mean (released code), sum (Eq. 1-2).
   config.loss.itc_reduction = "mean"
+  # Not in the paper: share of the contrastive loss's targets that is spread evenly over the batch.
+  config.loss.label_smoothing = 0.0
   config.loss.weights = ConfigDict(
     {
       "itc": 1.0,  # contrastive loss; a weight of 0 switches a loss off, at no cost
@@ -157,6 +159,10 @@ def base() -> ConfigDict:
   config.augment.erase_aspect = (0.3, 3.3)  # smallest and largest height / width
   config.augment.mask_ratio = 0.5  # probability of masking a word, independently
   config.augment.mask_first = True  # always mask the first word (released code, by a slip)
+  # Not in the paper: the same for the undistorted view, lightly.
+  config.augment.clean_flip_prob = 0.0  # probability of mirroring the undistorted view
+  config.augment.clean_padding = 0  # pixels around its image before a random crop
+  config.augment.clean_mask_ratio = 0.0  # probability of masking a word of its caption
 
   config.optimizer = ConfigDict()
   config.optimizer.learning_rate = 1e-5  # after the warm-up
@@ -332,10 +338,12 @@ def check(config: ConfigDict) -> None:
       "the bank is filled during epoch 1, so the global loss can start in epoch 2 at the earliest"
     )
   for field in ("bank.update_rate", "augment.flip_prob", "augment.erase_prob",
-                "augment.mask_ratio", "augment.erase_area", "optimizer.betas",
+                "augment.mask_ratio", "augment.clean_flip_prob", "augment.clean_mask_ratio",
+                "augment.erase_area", "loss.label_smoothing", "optimizer.betas",
                 "optimizer.layer_decay"):  # fmt: skip
     check_range(config, field, 0, 1)
-  check_range(config, "augment.padding", 0, max(size))
+  for field in ("augment.padding", "augment.clean_padding"):
+    check_range(config, field, 0, max(size))
   for field in ("dataset.workers", "augment.erase_aspect",
                 "checkpoint.every_steps", "profile.steps", "profile.start_step",
                 "bank.block_rows", "optimizer.warmup_epochs",

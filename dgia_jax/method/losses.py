@@ -70,6 +70,7 @@ def itc(
   temperature: float | Float[Array, ""] = 0.02,
   reduction: str = "mean",
   row_mask: Bool[Array | np.ndarray, " B"] | None = None,
+  label_smoothing: float = 0.0,
 ) -> Float[Array, ""]:
   """Image-text contrastive loss (Eq. 1-2): cross-entropy on the diagonal, both directions.
 
@@ -79,6 +80,7 @@ def itc(
     reduction: how the image-to-text and text-to-image losses are combined: "mean" (released code)
       or "sum" (paper).
     row_mask: False for padded rows, which change neither the loss nor its gradients.
+    label_smoothing: share of every target that is spread evenly over the real rows.
 
   Raises:
     ValueError: for an unknown reduction.
@@ -86,7 +88,15 @@ def itc(
   if reduction not in ITC_REDUCTIONS:
     raise ValueError(f"reduction must be one of {ITC_REDUCTIONS}, not {reduction!r}")
   i2t_BxB = cosine(image_features, text_features) / temperature
-  nll = lambda logits: -jnp.diagonal(_log_softmax(logits, row_mask))
+
+  def nll(logits_BxB):
+    log_p_BxB = _log_softmax(logits_BxB, row_mask)
+    own_B = -jnp.diagonal(log_p_BxB)
+    if not label_smoothing:
+      return own_B
+    spread_B = -jax.vmap(masked_mean, (0, None))(log_p_BxB, row_mask)
+    return (1 - label_smoothing) * own_B + label_smoothing * spread_B
+
   loss = masked_mean(nll(i2t_BxB), row_mask) + masked_mean(nll(i2t_BxB.T), row_mask)
   return loss / 2 if reduction == "mean" else loss
 

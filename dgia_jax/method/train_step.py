@@ -89,7 +89,7 @@ def train_step(
       neighbours = mine_global(state.bank, clean, batch)
     anchors = memory_bank.gather((state.bank.image, state.bank.text), neighbours.rows, mesh=mesh)
 
-    l_itc = itc(*clean, tau, config.loss.itc_reduction, mask)
+    l_itc = itc(*clean, tau, config.loss.itc_reduction, mask, config.loss.label_smoothing)
     l_local = matching(*clean, targets_of(relations))
     l_global = global_association_loss(
       *clean, neighbours, *anchors, loss_over=config.global_association.loss_over, **scaled

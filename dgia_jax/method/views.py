@@ -1,5 +1,6 @@
 """The clean and the distorted view of every pair, and their features (section 3.4)."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,8 @@ from dgia_jax.method.mining import FeaturePair
 from dgia_jax.models.pixels import PixelStatistics, normalize_pixels
 
 Encode = Callable[[dict, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+
+_CLEAN = 2  # of a step's random key: the draws for the clean view
 
 
 def two_views(
@@ -26,6 +29,8 @@ def two_views(
 ) -> tuple[Float[Array, "B V H W 3"], Int[Array, "B V L"]]:
   """The views of a batch: V = 2, or V = 1 without the distorted one.
 
+  The clean view is the stored pair, unless the settings change it lightly, too.
+
   Args:
     key: random key of the step.
     images, tokens: of the batch.
@@ -34,30 +39,32 @@ def two_views(
     pixel_statistics: normalise the images.
     distorted: whether to make the distorted view as well.
   """
-  pixels, texts = [normalize_pixels(images, pixel_statistics)], [tokens]
+  distort = functools.partial(
+    augment.distort_images,
+    erase_area=settings.erase_area,
+    erase_aspect=settings.erase_aspect,
+    pixel_statistics=pixel_statistics,
+  )
+  mask = functools.partial(augment.mask_tokens, masking=masking)
+  # Not split from the key, so that the distorted view does not depend on these settings.
+  clean_image_key, clean_text_key = jax.random.split(jax.random.fold_in(key, _CLEAN))
+  if settings.clean_flip_prob or settings.clean_padding:
+    flip_prob, padding = settings.clean_flip_prob, settings.clean_padding
+    clean = distort(clean_image_key, images, flip_prob=flip_prob, padding=padding, erase_prob=0.0)
+  else:
+    clean = normalize_pixels(images, pixel_statistics)
+  pixels, texts = [clean], [tokens]
+  if settings.clean_mask_ratio:
+    ratio = settings.clean_mask_ratio
+    texts = [mask(clean_text_key, tokens, ratio=ratio, mask_first=False)]
   if distorted:
     image_key, text_key = jax.random.split(key)
+    flip_prob, padding, erase_prob = settings.flip_prob, settings.padding, settings.erase_prob
     pixels.append(
-      augment.distort_images(
-        image_key,
-        images,
-        flip_prob=settings.flip_prob,
-        padding=settings.padding,
-        erase_prob=settings.erase_prob,
-        erase_area=settings.erase_area,
-        erase_aspect=settings.erase_aspect,
-        pixel_statistics=pixel_statistics,
-      )
+      distort(image_key, images, flip_prob=flip_prob, padding=padding, erase_prob=erase_prob)
     )
-    texts.append(
-      augment.mask_tokens(
-        text_key,
-        tokens,
-        masking=masking,
-        ratio=settings.mask_ratio,
-        mask_first=settings.mask_first,
-      )
-    )
+    ratio, mask_first = settings.mask_ratio, settings.mask_first
+    texts.append(mask(text_key, tokens, ratio=ratio, mask_first=mask_first))
   # Both views of a pair are neighbours in memory, so that each device keeps its own pairs.
   return jnp.stack(pixels, axis=1), jnp.stack(texts, axis=1)
 

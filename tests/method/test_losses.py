@@ -27,6 +27,15 @@ def test_itc_of_the_paper_is_the_sum_of_directions(rng):
     losses.itc(image, text, reduction="median")
 
 
+def test_label_smoothing_spreads_a_share_of_the_targets_evenly(rng):
+  image, text = rng.normal(size=(2, 6, 8)).astype(np.float32)
+  logits = np.asarray(losses.cosine(image, text)) / 0.02
+  targets = 0.7 * np.eye(6) + 0.3 / 6
+  cross_entropy = lambda rows: -np.mean(np.sum(targets * jax.nn.log_softmax(rows), axis=1))
+  expected = (cross_entropy(logits) + cross_entropy(logits.T)) / 2
+  assert_loss(losses.itc(image, text, label_smoothing=0.3), expected)
+
+
 @pytest.mark.parametrize("number, case", cases("p02_local"))
 def test_matching_equals_reference(number, case):
   del number
@@ -51,6 +60,10 @@ def test_padded_rows_change_no_loss_and_no_gradient(rng):
   targets_p = local_association.relation_targets(relations_p, 0.1)
   for plain, padded in (
     (losses.itc, lambda v, t: losses.itc(v, t, row_mask=mask)),
+    (
+      lambda v, t: losses.itc(v, t, label_smoothing=0.3),
+      lambda v, t: losses.itc(v, t, row_mask=mask, label_smoothing=0.3),
+    ),
     (
       lambda v, t: losses.similarity_distribution_matching(v, t, targets),
       lambda v, t: losses.similarity_distribution_matching(v, t, targets_p, row_mask=mask),

@@ -1,0 +1,67 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dgia_jax import config as config_lib
+from dgia_jax.method import views
+from dgia_jax.method.augment import Masking
+from dgia_jax.models import pixels
+
+MASK = 100
+
+
+def two_views(images, tokens, distorted=True, **changes):
+  settings = config_lib.base().augment
+  settings.update(padding=2, **changes)
+  return views.two_views(
+    jax.random.key(3),
+    jnp.asarray(images),
+    jnp.asarray(tokens),
+    settings=settings,
+    masking=Masking.below(MASK),
+    pixel_statistics=pixels.CLIP,
+    distorted=distorted,
+  )
+
+
+@pytest.fixture
+def batch(rng):
+  images = rng.integers(0, 256, (64, 12, 6, 3)).astype(np.uint8)
+  return images, rng.integers(1, MASK, (64, 9)).astype(np.int32)
+
+
+def test_the_clean_view_is_the_stored_pair(batch):
+  images, tokens = batch
+  pixels_BxV, tokens_BxV = two_views(images, tokens)
+  clean = pixels.normalize_pixels(images, pixels.CLIP)
+  np.testing.assert_allclose(pixels_BxV[:, 0], clean, atol=1e-6)
+  assert np.array_equal(tokens_BxV[:, 0], tokens)
+
+
+def test_words_of_the_clean_view_are_masked_with_their_own_ratio(batch):
+  images, tokens = batch
+  _, tokens_BxV = two_views(images, tokens, clean_mask_ratio=0.15)
+  masked = np.asarray(tokens_BxV[:, 0] == MASK)
+  assert 0.1 < masked.mean() < 0.2
+  assert masked[:, 1].mean() < 0.5  # `mask_first` belongs to the distorted view
+  assert np.array_equal(np.where(masked, tokens, tokens_BxV[:, 0]), tokens)
+
+
+def test_images_of_the_clean_view_are_mirrored_and_shifted_and_never_erased(batch):
+  images, tokens = batch
+  clean = two_views(images, tokens)[0][:, 0]
+  mirrored, _ = two_views(images, tokens, clean_flip_prob=1.0)
+  assert np.array_equal(mirrored[:, 0], clean[:, :, ::-1])
+  shifted, _ = two_views(images, tokens, clean_padding=1)
+  same = [np.array_equal(a, b) for a, b in zip(shifted[:, 0], clean, strict=True)]
+  assert 0 < np.mean(same) < 0.4  # one of nine shifts is none
+
+
+def test_the_distorted_view_does_not_depend_on_the_clean_one(batch):
+  plain = two_views(*batch)
+  light = two_views(*batch, clean_flip_prob=0.5, clean_padding=1, clean_mask_ratio=0.15)
+  for a, b in zip(plain, light, strict=True):
+    assert np.array_equal(a[:, 1], b[:, 1]) and not np.array_equal(a[:, 0], b[:, 0])
+  alone = two_views(*batch, distorted=False, clean_mask_ratio=0.15)
+  assert np.array_equal(alone[1][:, 0], light[1][:, 0])
