@@ -36,7 +36,7 @@ from dgia_jax.method import (
 RUNTIME_FIELDS = (
   "mesh", "gradient_accumulation", "log_every_steps", "dataset.data_dir", "dataset.source",
   "dataset.annotations", "dataset.images", "dataset.workers", "checkpoint", "model.attention",
-  "model.caption_groups", "model.remat", "eval.batch_size", "eval.before_training",
+  "model.caption_groups", "model.remat", "model.full_last_block", "eval.batch_size", "eval.before_training",
   "eval.contact_sheet", "profile", "wandb",
 )  # fmt: skip
 CHOICES = {
@@ -103,6 +103,8 @@ def base() -> ConfigDict:
   # caption; 1 = all together, padded to context_length. Changes speed, not results.
   config.model.caption_groups = 4
   config.model.remat = False  # recompute activations in the backward pass to save memory
+  # Compute the last block of a tower for all tokens, of which one is read; for comparison only.
+  config.model.full_last_block = False
 
   config.loss = ConfigDict()
   config.loss.temperature = 0.02  # tau, divides cosines; > 0

@@ -152,6 +152,7 @@ def test_differences_ignore_where_and_how_a_run_runs():
   runtime |= {"log_every_steps", "gradient_accumulation"}
   runtime |= {"dataset.data_dir", "dataset.source", "dataset.workers", "model.attention"}
   runtime |= {"dataset.annotations", "dataset.images", "model.remat", "model.caption_groups"}
+  runtime |= {"model.full_last_block"}
   runtime |= {"eval.batch_size", "eval.before_training", "eval.contact_sheet"}
   runtime |= {"profile.steps", "profile.start_step"}
   # An empty group holds nothing to differ in.

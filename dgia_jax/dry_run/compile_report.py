@@ -206,7 +206,11 @@ def _counted_flops(config: ConfigDict, num_pairs: int, devices: int) -> float:
   """FLOPs per device and step, counted analytically, as if every parameter were trained."""
   size, views = dual_encoder.SIZES[config.model.name], 2 if config.loss.weights.consistency else 1
   pair = flops.train_pair_flops(
-    size, config.dataset.image_size, config.tokenizer.context_length, views
+    size,
+    config.dataset.image_size,
+    config.tokenizer.context_length,  # captions are compiled at full length
+    views,
+    config.model.full_last_block,
   )
   batch, dim, settings = config.batch_size, size.feature_width, config.global_association
   total = batch * pair

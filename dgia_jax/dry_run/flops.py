@@ -38,8 +38,8 @@ def peak_flops(device_kind: str) -> float | None:
   return next((peak for name, peak in PEAKS if name in device_kind), None)
 
 
-def transformer_flops(size: TowerSize, tokens: int, full_last_block: bool = False) -> int:
-  """Forward FLOPs of one sequence of `tokens` through the blocks of a tower.
+def transformer_flops(size: TowerSize, tokens: float, full_last_block: bool = False) -> float:
+  """Forward FLOPs of one sequence of `tokens`, a mean maybe, through the blocks of a tower.
 
   The last block computes keys and values of all tokens, and the rest for one token, or for all with
   `full_last_block`.
@@ -50,27 +50,27 @@ def transformer_flops(size: TowerSize, tokens: int, full_last_block: bool = Fals
   return 2 * (full_blocks + tokens * keys_and_values + read * (others + attention))
 
 
-def pooling_flops(size: TowerSize, tokens: int) -> int:
+def pooling_flops(size: TowerSize, tokens: float) -> float:
   """Forward FLOPs of SigLIP's pooling: one query and an MLP."""
   keys_and_values, others, attention = _token_products(size, tokens)
   return 2 * (tokens * keys_and_values + others + attention)
 
 
-def _token_products(size: TowerSize, tokens: int) -> tuple[int, int, int]:
+def _token_products(size: TowerSize, tokens: float) -> tuple[int, int, float]:
   """Multiply-adds of one token in a block: key and value; query, output and MLP; attention."""
   width, mlp_width = size.width, size.mlp_width or 4 * size.width
   return 2 * width**2, 2 * width**2 + 2 * width * mlp_width, 2 * tokens * width
 
 
 def forward_flops(
-  size: Size, image_size: tuple[int, int], context_length: int, full_last_block: bool = False
-) -> dict[str, int]:
+  size: Size, image_size: tuple[int, int], text_tokens: float, full_last_block: bool = False
+) -> dict[str, float]:
   """Forward FLOPs of one image and of one text.
 
   Args:
     size: of the dual encoder.
     image_size: (height, width) in pixels.
-    context_length: tokens of a text.
+    text_tokens: tokens of a text that are computed, padding included; their mean where texts differ.
     full_last_block: as in `transformer_flops`.
 
   Returns:
@@ -84,20 +84,25 @@ def forward_flops(
     image += pooling_flops(size.image, patches)
   else:
     image += transformer_flops(size.image, patches + 1, full_last_block) + projection(size.image)
-  text = transformer_flops(size.text, context_length, full_last_block) + projection(size.text)
+  text = transformer_flops(size.text, text_tokens, full_last_block) + projection(size.text)
   return {"image": image, "text": text}
 
 
 def train_pair_flops(
-  size: Size, image_size: tuple[int, int], context_length: int, views: int = VIEWS
-) -> int:
+  size: Size,
+  image_size: tuple[int, int],
+  text_tokens: float,
+  views: int = VIEWS,
+  full_last_block: bool = False,
+) -> float:
   """FLOPs of both towers for one pair of a training step: forward and backward of every view.
 
   Args:
-    size, image_size, context_length: as in `forward_flops`.
+    size, image_size, text_tokens, full_last_block: as in `forward_flops`.
     views: 2 with the consistency loss, 1 without.
   """
-  return TRAINING_PASSES * views * sum(forward_flops(size, image_size, context_length).values())
+  forward = forward_flops(size, image_size, text_tokens, full_last_block)
+  return TRAINING_PASSES * views * sum(forward.values())
 
 
 def bank_flops(batch: int, rows: int, dim: int) -> int:

@@ -184,6 +184,7 @@ def create_model(
         attention=config.model.attention,
         remat=config.model.remat,
       ),
+      full_last_block=config.model.full_last_block,
       # A tower that is frozen whole has no trained parameter, and so no backward pass either.
       frozen_image_blocks=max(config.freeze.image_blocks, 0),
       frozen_text_blocks=max(config.freeze.text_blocks, 0),

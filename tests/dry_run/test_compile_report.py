@@ -108,6 +108,9 @@ def test_counted_arithmetic(found):
   towers = 16 * flops.train_pair_flops(size, (64, 32), chosen.tokenizer.context_length)
   rest = flops.bank_flops(16, PAIRS, 64) + flops.loss_flops(16, 64, 3)
   assert found["flops_counted"] == pytest.approx((towers + rest) / 8)
+  full = compile_report._counted_flops(config(model__full_last_block=True), PAIRS, 1)
+  more = flops.train_pair_flops(size, (64, 32), chosen.tokenizer.context_length, 2, True)
+  assert full == pytest.approx(16 * more + rest) and full > towers + rest
   alone = compile_report._counted_flops(config(loss__weights__global=0.0), PAIRS, 1)
   assert alone == pytest.approx(towers + flops.loss_flops(16, 64, k=0))
 

@@ -24,6 +24,13 @@ def test_a_pair_of_the_paper():
   assert flops.train_pair_flops(VIT_B_16, (384, 128), 77, views=1) == pytest.approx(
     3 * sum(forward.values())
   )
+  assert flops.train_pair_flops(VIT_B_16, (384, 128), 77, full_last_block=True) == pytest.approx(
+    6 * sum(full.values())
+  )
+  # Half of the tokens: half of the text tower, except for attention and what is done once.
+  shorter = flops.forward_flops(VIT_B_16, (384, 128), 38.5)
+  assert shorter["image"] == forward["image"]
+  assert 0.48 < shorter["text"] / forward["text"] < 0.5
 
 
 def test_clips_published_count():

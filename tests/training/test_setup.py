@@ -108,6 +108,12 @@ def test_vit_b_16_has_the_number_of_parameters_that_the_paper_states():
   assert parameter_count(size, (384, 128), 77, 49408) == pytest.approx(149.6e6, rel=1e-3)
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_the_last_block_can_be_computed_in_full(full):
+  model = setup.create_model(tiny_run.config(model__full_last_block=full), 300)
+  assert model.image.backend.full_last_block == model.text.backend.full_last_block == full
+
+
 def test_encode_uses_the_parameters_it_is_given(run, rng):
   model = setup.create_model(run.config, run.tokenizer.vocab_size)
   params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
