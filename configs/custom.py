@@ -5,7 +5,7 @@
       --config.dataset.annotations=FILE.json --config.dataset.images=FOLDER
 
 Variants: none starts from CLIP ViT-B/16 and follows the released recipe; `:tiny` trains tiny
-towers from scratch at 64 x 64 in minutes on a CPU. `:plus` and `:tiny_plus` mine fewer wrong
+towers from scratch at 64 x 32 in minutes on a CPU. `:plus` and `:tiny_plus` mine fewer wrong
 relations (docs/findings.md).
 """
 
@@ -29,7 +29,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config_lib.from_scratch(config)
     config.tokenizer.context_length = 64
     config.tokenizer.vocab_size = 4096
-    config.dataset.image_size = (64, 64)
+    config.dataset.image_size = (64, 32)
     config.num_epochs = 12
     config.local_association.start_epoch = 9
     config.global_association.start_epoch = 9

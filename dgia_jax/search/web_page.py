@@ -285,12 +285,12 @@ def make_page(searcher: Searcher, default_top: int = 20) -> Any:
 
     state = [text, like, less, only, top]
     page.load(open_address, None, [*state, results], api_visibility="private")
-    page.load(None, None, None, js=_FOLLOW_HISTORY)
     for event in (text.submit, button.click):
       event(
         search, [text, image, like, less, only, top], [results, like, less],
         api_visibility="private",
       ).then(None, state, None, js=_SET_ADDRESS)  # fmt: skip
+    page.load(None, None, None, js=_FOLLOW_HISTORY)
   return page
 
 
