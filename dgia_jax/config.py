@@ -36,8 +36,8 @@ from dgia_jax.method import (
 RUNTIME_FIELDS = (
   "mesh", "gradient_accumulation", "log_every_steps", "dataset.data_dir", "dataset.source",
   "dataset.annotations", "dataset.images", "dataset.workers", "checkpoint", "model.attention",
-  "model.caption_groups", "model.remat", "model.full_last_block", "eval.batch_size", "eval.before_training",
-  "eval.contact_sheet", "profile", "wandb",
+  "model.caption_groups", "model.remat", "model.full_last_block", "eval.batch_size",
+  "eval.before_training", "eval.contact_sheet", "profile", "wandb",
 )  # fmt: skip
 CHOICES = {
   "dataset.resize": tuple(images.RESIZE_FILTERS),

@@ -70,7 +70,7 @@ def forward_flops(
   Args:
     size: of the dual encoder.
     image_size: (height, width) in pixels.
-    text_tokens: tokens of a text that are computed, padding included; their mean where texts differ.
+    text_tokens: tokens of a text that are computed, with padding; their mean where texts differ.
     full_last_block: as in `transformer_flops`.
 
   Returns:
