@@ -28,7 +28,8 @@ from dgia_jax.reporting import contact_sheet
 from dgia_jax.search import export as export_lib
 from dgia_jax.search import identities, index_files, web_page
 from dgia_jax.search import index as index_lib
-from dgia_jax.search.index import Match, SearchIndex
+from dgia_jax.search.index import SearchIndex
+from dgia_jax.search.matches import Match
 from dgia_jax.search.query import UNKNOWN_WORDS, combine
 from dgia_jax.search.retriever import Retriever
 

@@ -85,9 +85,7 @@ class Gallery:
     Raises:
       UserError: a query is NaN or infinite.
     """
-    queries_QxD = np.asarray(queries_QxD, np.float32)
-    if not np.isfinite(queries_QxD).all():
-      raise UserError("a feature of a query is NaN or infinite: nothing can be ranked by it")
+    queries_QxD = finite_queries(queries_QxD)
     usable, num_usable = self._inverse_norm, self.num_usable
     if among_M is not None:
       usable, num_usable = self._place(among_M), int(among_M.sum())
@@ -102,3 +100,11 @@ class Gallery:
     """Numbers of usable rows, of norm 1, in `BINS` equal ranges of cosines from -1 to 1."""
     query_D = np.asarray(query_D, np.float32)
     return np.asarray(self._histogram(query_D, self._features, self._inverse_norm))
+
+
+def finite_queries(queries_QxD: Float[Array | np.ndarray, "Q D"]) -> Float[np.ndarray, "Q D"]:
+  """Queries in float32. Raises UserError if one is NaN or infinite."""
+  queries_QxD = np.asarray(queries_QxD, np.float32)
+  if not np.isfinite(queries_QxD).all():
+    raise UserError("a feature of a query is NaN or infinite: nothing can be ranked by it")
+  return queries_QxD

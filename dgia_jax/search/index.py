@@ -6,6 +6,7 @@
   INDEX/files/00000.json  per row: path below the folder, size, two times, SHA-256 of the content
   INDEX/gone.json         rows of files that were deleted or became unreadable; number of parts
   INDEX/annotated.json    optional, per image: path, person, captions; see `identities`
+  INDEX/codes/            codes of 8 bits that searches read first; see `codes`
 
 A part counts from the moment its file in parts/ exists, which is written last. So an interrupted
 indexing continues where it stopped, and rows after the last part are leftovers. Indexing again
@@ -29,16 +30,17 @@ from dgia_jax import files as files_lib
 from dgia_jax.data import images as images_lib
 from dgia_jax.errors import UserError
 from dgia_jax.models import pretrained
-from dgia_jax.search import image_files, index_files
+from dgia_jax.search import coded_gallery, exact, image_files, index_files
+from dgia_jax.search import codes as codes_lib
+from dgia_jax.search import matches as matches_lib
 from dgia_jax.search.gallery import Gallery
 from dgia_jax.search.identities import Identities
 from dgia_jax.search.image_files import ImageFile
 from dgia_jax.search.index_files import ABOUT, Part, read_about
+from dgia_jax.search.matches import Match
 from dgia_jax.search.retriever import Retriever
 
 PART_IMAGES = 4096
-# Cosine from which two images count as one picture, also when it was saved again in another format.
-SAME_PICTURE = 0.999
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +141,7 @@ def _update(
   listed = {file.path for file in listing.files} - {path for path, _ in unreadable}
   lost = {row for path, (row, _, _) in known.items() if path not in listed}
   index_files.write_gone(out, gone | lost, num_parts=number)
+  codes_lib.update(out, index_files.read_parts(out), retriever.feature_width)
   return IndexReport(
     added=len(todo) - len(unreadable),
     kept=len(same),
@@ -268,28 +271,6 @@ def _also(listing: image_files.Listing) -> str:
   return text + "".join(f"; {path}: {reason}" for path, reason in listing.unreadable[:1])
 
 
-@dataclasses.dataclass(frozen=True)
-class Match:
-  """A result of a search.
-
-  Attributes:
-    path: of the image.
-    score: cosine similarity to the query.
-    row: of the index.
-    copies: other files with the same picture, if these are folded.
-  """
-
-  path: pathlib.Path
-  score: float
-  row: int
-  copies: tuple[pathlib.Path, ...] = ()
-
-  @property
-  def files(self) -> tuple[pathlib.Path, ...]:
-    """All files with the picture."""
-    return (self.path, *self.copies)
-
-
 class SearchIndex:
   """An index opened for searching.
 
@@ -301,8 +282,13 @@ class SearchIndex:
     identities: who is on the images, as far as it is known.
   """
 
-  def __init__(self, folder: pathlib.Path | str, mesh: Any):
-    """Opens an index, verifies its features, and makes them searchable on a mesh.
+  def __init__(self, folder: pathlib.Path | str, mesh: Any, *, use_codes: bool = True):
+    """Opens an index, verifies what searches will read, and makes it searchable on a mesh.
+
+    Args:
+      folder: the index.
+      mesh: the mesh.
+      use_codes: if the index has codes and the mesh profits; the results are the same.
 
     Raises:
       UserError: the folder holds no index, or an empty or damaged one.
@@ -310,9 +296,11 @@ class SearchIndex:
     self.about = read_about(folder)
     self.name = pathlib.Path(folder).absolute().name
     self.images = pathlib.Path(self.about["images"])
-    parts = index_files.read_parts(folder)
-    self._features = index_files.open_features(folder, parts, self.about["feature_width"])
+    parts, width = index_files.read_parts(folder), self.about["feature_width"]
     usable = index_files.usable_rows(parts, index_files.read_gone(folder, parts))
+    use_codes = use_codes and coded_gallery.serves(mesh)
+    codes = codes_lib.open_codes(folder, parts, width) if use_codes else None
+    features = index_files.open_features(folder, parts, width, verify=codes is None)
     self.rows = np.flatnonzero(usable)  # that can be results, ascending
     if not len(self.rows):
       raise UserError(f"--index={folder}: holds no image; was {self.images} empty?")
@@ -320,13 +308,23 @@ class SearchIndex:
     self.identities = Identities(index_files.read_annotated(folder), self.images)
     # Scanning all paths takes a second for a million; several queries often share one pattern.
     self._matching = functools.lru_cache(4)(self._matching)
-    self._gallery = Gallery(self._features, mesh, usable)
+    if codes is None:
+      self._read = lambda rows: np.array(features[rows])
+      self._gallery = exact.ExactGallery(Gallery(features, mesh, usable), self._read)
+    else:
+      self._read = codes_lib.VerifiedFeatures(folder, features, codes)
+      self._gallery = coded_gallery.CodedGallery(codes, usable, self._read)
 
   def __len__(self) -> int:
     return len(self.rows)
 
+  @property
+  def num_rescored(self) -> int:
+    """Features that searches by codes have read so far; 0 if they read all features."""
+    return getattr(self._gallery, "num_rescored", 0)
+
   def search(self, queries_QxD: Any, top: int) -> tuple[np.ndarray, np.ndarray]:
-    """(Q, K) cosines, best first, and (Q, K) rows; see `Retriever.rank`."""
+    """(Q, K) cosines, best first, and (Q, K) rows; see `exact` for the order."""
     return self._gallery.search(queries_QxD, top)
 
   def matches(
@@ -359,7 +357,7 @@ class SearchIndex:
       if without:
         matches = [match for match in matches if os.path.realpath(match.path) not in without]
       if fold and matches:
-        matches = self._folded(matches)
+        matches = matches_lib.folded(matches, self.features([match.row for match in matches]))
       if len(matches) >= top or len(rows) < wanted:
         return matches[:top]
       wanted *= 4  # many of the best were copies
@@ -370,25 +368,10 @@ class SearchIndex:
     among_N[self.rows] = [fnmatch.fnmatchcase(self.paths[row], pattern) for row in self.rows]
     return among_N
 
-  def _folded(self, matches: Sequence[Match]) -> list[Match]:
-    """The first match of every picture, which holds the paths of its copies."""
-    features_NxD = self.features([match.row for match in matches])
-    kept_NxD, folded = np.empty_like(features_NxD), []
-    for features_D, match in zip(features_NxD, matches, strict=True):
-      is_copy = kept_NxD[: len(folded)] @ features_D >= SAME_PICTURE
-      if is_copy.any():
-        place = int(np.argmax(is_copy))
-        copies = (*folded[place].copies, match.path)
-        folded[place] = dataclasses.replace(folded[place], copies=copies)
-      else:
-        kept_NxD[len(folded)] = features_D
-        folded.append(match)
-    return folded
-
   def histogram(self, query_D: Float[np.ndarray, " D"]) -> Float[np.ndarray, " _"]:
     """Numbers of images by their cosine similarity to a query; see `Gallery.histogram`."""
     return self._gallery.histogram(query_D)
 
   def features(self, rows: Sequence[int] | np.ndarray) -> Float[np.ndarray, "n D"]:
     """A copy of the features of some rows, for example to search for similar images."""
-    return np.array(self._features[np.asarray(rows)])
+    return self._read(np.asarray(rows))

@@ -27,7 +27,6 @@ from dgia_jax.search.image_files import ImageFile
 ABOUT, GONE, FEATURES, PARTS, FILES = "index.json", "gone.json", "features.npy", "parts", "files"
 ANNOTATED = "annotated.json"
 FORMAT = 3
-_HEADER_BYTES = 128  # of features.npy; NumPy leaves room for the number of rows to grow
 _MEND = "delete the index's folder and index again"
 _KEYS = ("format", "model", "model_digest", "images", "feature_width")
 
@@ -233,28 +232,33 @@ class Paths(Sequence[str]):
 
 
 def append_features(out: pathlib.Path, first_row: int, features: Float[np.ndarray, "n D"]) -> int:
-  """Writes features from a row on and returns their CRC-32.
+  """Writes features from a row on and returns their CRC-32; see `append_rows`."""
+  return append_rows(out / FEATURES, first_row, features.astype("<f4", copy=False))
+
+
+def append_rows(path: pathlib.Path, first_row: int, rows: np.ndarray) -> int:
+  """Writes rows to an .npy file from a row on and returns the CRC-32 of their bytes.
 
   Rows that are part of the index are never changed, so that searches may have them mapped.
   """
-  features = np.ascontiguousarray(features, "<f4")
-  path = out / FEATURES
+  rows = np.ascontiguousarray(rows)
+  header = _header((first_row + len(rows), *rows.shape[1:]), rows.dtype)
   with path.open("r+b" if path.exists() else "w+b") as file:
-    file.seek(_HEADER_BYTES + first_row * features.shape[1] * 4)
-    file.write(features)
+    file.seek(len(header) + first_row * rows[:1].nbytes)
+    file.write(rows)
     file.flush()
     os.fsync(file.fileno())  # the rows must be on disk before the header counts them
     file.seek(0)
-    file.write(_header(first_row + len(features), features.shape[1]))
+    file.write(header)
     file.flush()
     os.fsync(file.fileno())
-  return zlib.crc32(features)
+  return zlib.crc32(rows)
 
 
 def open_features(
-  folder: pathlib.Path | str, parts: Sequence[Part], width: int
+  folder: pathlib.Path | str, parts: Sequence[Part], width: int, *, verify: bool = True
 ) -> Float[np.ndarray, "N D"]:
-  """Maps the features of all parts, after verifying their checksums.
+  """Maps the features of all parts; verifying their checksums reads the whole file.
 
   Raises:
     UserError: the file is missing or damaged.
@@ -277,23 +281,31 @@ def open_features(
     raise UserError(
       f"--index={folder}: {path} is damaged: {features.dtype} {features.shape}; {_MEND}"
     )
-  checksum = lambda part: zlib.crc32(features[part.first_row : part.stop_row])
-  for part, crc32 in zip(parts, images_lib.ordered_map(checksum, parts, 0), strict=True):
-    if crc32 != part.crc32:
-      raise UserError(
-        f"--index={folder}: rows {part.first_row:,} to {part.stop_row - 1:,} of {path} are damaged"
-        f" (checksum differs); {_MEND}"
-      )
+  if verify:
+    check = lambda part: check_part(folder, part, features[part.first_row : part.stop_row])
+    for _ in images_lib.ordered_map(check, parts, 0):
+      pass
   return features[:num_rows]
 
 
-def _header(num_rows: int, width: int) -> bytes:
-  """The header of features.npy."""
+def check_part(folder: pathlib.Path | str, part: Part, features: Float[np.ndarray, "n D"]) -> None:
+  """Raises UserError unless these are the features that were written as a part."""
+  if zlib.crc32(features) != part.crc32:
+    raise damaged_features(folder, f"rows {part.first_row:,} to {part.stop_row - 1:,}")
+
+
+def damaged_features(folder: pathlib.Path | str, rows: str) -> UserError:
+  """The error for rows of features.npy that differ from their checksum."""
+  path = pathlib.Path(folder) / FEATURES
+  return UserError(f"--index={folder}: {rows} of {path} are damaged (checksum differs); {_MEND}")
+
+
+def _header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
+  """The header of an .npy file; NumPy leaves room in it for the number of rows to grow."""
   buffer = io.BytesIO()
-  description = {"descr": "<f4", "fortran_order": False, "shape": (num_rows, width)}
+  descr = np.lib.format.dtype_to_descr(dtype)
+  description = {"descr": descr, "fortran_order": False, "shape": shape}
   np.lib.format.write_array_header_1_0(buffer, description)
-  if len(buffer.getvalue()) != _HEADER_BYTES:
-    raise ValueError(f"NumPy wrote a header of {len(buffer.getvalue())} bytes")
   return buffer.getvalue()
 
 

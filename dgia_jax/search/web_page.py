@@ -26,7 +26,8 @@ from jaxtyping import Float
 from dgia_jax.data import images as images_lib
 from dgia_jax.errors import UserError, printable
 from dgia_jax.search import results_html
-from dgia_jax.search.index import Match, SearchIndex
+from dgia_jax.search.index import SearchIndex
+from dgia_jax.search.matches import Match
 from dgia_jax.search.query import UNKNOWN_WORDS, Query, combine
 from dgia_jax.search.retriever import Retriever
 

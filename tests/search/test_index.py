@@ -12,7 +12,7 @@ import pytest
 
 from dgia_jax import files, sharding
 from dgia_jax.errors import UserError
-from dgia_jax.search import export, image_files, index_files
+from dgia_jax.search import codes, export, image_files, index_files
 from dgia_jax.search import index as index_lib
 from dgia_jax.search.retriever import Retriever
 from tests.helpers.known_run import draw_image
@@ -255,3 +255,16 @@ def test_mistakes(retriever, image_folder, tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(UserError, match="cannot be written"):
     index_lib.build(retriever, "run", image_folder, tmp_path / "file")
+
+
+def test_indexing_makes_codes_and_keeps_them_up_to_date(
+  retriever, image_folder, tmp_path, rng, monkeypatch
+):
+  monkeypatch.setattr(codes, "MIN_ROWS", 10)
+  index_lib.build(retriever, "run", image_folder, tmp_path / "i")
+  parts = index_files.read_parts(tmp_path / "i")
+  assert len(codes.open_codes(tmp_path / "i", parts, retriever.feature_width).codes) == 10
+  draw_image(image_folder / "new.png", rng)
+  index_lib.build(retriever, "run", image_folder, tmp_path / "i")
+  parts = index_files.read_parts(tmp_path / "i")
+  assert len(codes.open_codes(tmp_path / "i", parts, retriever.feature_width).codes) == 11

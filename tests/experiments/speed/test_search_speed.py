@@ -1,9 +1,34 @@
-"""The index that is timed is one that the search can open, and its answers are right."""
+"""The index that is timed is one that the search can open, and differing results are counted."""
 
+import pytest
+
+from dgia_jax.search import coded_gallery, codes
 from experiments.speed import search_speed
 
 
-def test_a_small_index(tmp_path):
-  search_speed.write_index(tmp_path / "index", 5000, 16)  # two parts
-  measured = search_speed.measure(tmp_path / "index", 16, repeats=2)
-  assert measured["equal"] and measured["query_ms"]["min"] > 0
+@pytest.mark.parametrize("kind", ["random", "persons"])
+def test_a_small_index(kind, tmp_path, monkeypatch):
+  monkeypatch.setattr(codes, "MIN_ROWS", 128)
+  search_speed.write_index(tmp_path / "index", 5000, 16, kind)  # two parts
+  report = search_speed.measure(tmp_path / "index", kind, 16, repeats=2, num_queries=70)
+  assert report["differing"] == 0 and report["queries"] == 70
+  assert 20 <= report["rescored"] < 5000 and report["ratio"] > 0
+  assert min(*report["query_ms"].values(), *report["queries_ms"].values()) > 0
+
+
+def test_differing_results_are_counted(tmp_path, monkeypatch):
+  monkeypatch.setattr(codes, "MIN_ROWS", 128)
+  search_speed.write_index(tmp_path / "index", 500, 16)
+  search = coded_gallery.CodedGallery.search
+
+  def swapped(gallery, queries, top):
+    scores, rows = search(gallery, queries, top)
+    if len(queries) > 1:
+      rows[1, :2] = rows[1, 1::-1]
+    return scores, rows
+
+  times = lambda indices, batches: dict.fromkeys(indices, 1.0)
+  monkeypatch.setattr(search_speed, "_times", times)
+  monkeypatch.setattr(coded_gallery.CodedGallery, "search", swapped)
+  report = search_speed.measure(tmp_path / "index", "random", 16, repeats=1, num_queries=70)
+  assert report["differing"] == 2  # one of each batch
