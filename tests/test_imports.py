@@ -221,6 +221,19 @@ def test_core_imports_without_the_data_stack():
   run_python(BLOCK + f"import importlib\nfor name in {names!r}: importlib.import_module(name)")
 
 
+SLOW_TO_IMPORT = (
+  "torch", "tensorboardX", "tensorflow", "tensorflow_datasets", "transformers", "orbax", "grain",
+  "matplotlib", "gradio", "pandas", "pyarrow", "scipy", "wandb",
+)  # fmt: skip
+
+
+@pytest.mark.integration
+def test_a_retriever_is_imported_without_slow_packages():
+  code = "import sys\nfrom dgia_jax import Retriever\nprint(*sys.modules)"
+  packages = {name.split(".")[0] for name in run_python(code).split()}
+  assert "jax" in packages and packages.isdisjoint(SLOW_TO_IMPORT)
+
+
 def test_the_block_blocks():
   with pytest.raises(AssertionError, match="blocked: ml_collections"):
     run_python(BLOCK + "import dgia_jax.config")

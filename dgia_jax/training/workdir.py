@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 from dgia_jax import config as config_lib
 from dgia_jax import distributed, files, older_names, remote, user_files
 from dgia_jax.errors import UserError
-from dgia_jax.training import checkpoint
 
 CONFIG = "config.json"
 RESULTS = "results.json"
@@ -186,6 +185,9 @@ def read_config(workdir: pathlib.Path | str, setting: str = "--workdir") -> dict
 
 def _recovery(workdir: pathlib.Path | str) -> str:
   """How to continue a run whose config.json is damaged."""
+  # Imported here: Orbax is slow to import, and this is needed after damage only.
+  from dgia_jax.training import checkpoint
+
   if not checkpoint.steps_saved(workdir):
     return ""
   return (
