@@ -25,7 +25,8 @@ STYLE = """<style>
 #results figcaption { font-size: 12px; line-height: 1.35; margin-top: 4px;
   overflow-wrap: anywhere; }
 #results figure.correct > a { outline: 5px solid #16a34a; }
-#results .mark { color: #16a34a; font-weight: 600; margin-left: 6px; white-space: nowrap; }
+#results .mark { color: #16a34a; font-weight: 600; margin-left: 6px; }
+#results .mark, #results .score { white-space: nowrap; }
 #results .pages { display: flex; gap: 24px; margin: 16px 0; }
 #results .rank { font-weight: 600; margin-right: 6px; }
 #results .bar { display: flex; flex-wrap: wrap; gap: 4px 16px; margin: 4px 0 12px; }

@@ -168,7 +168,7 @@ class Searcher:
     # A word beside the green frame, for those who cannot tell its colour.
     mark = '<span class="mark">✓ correct</span>' if is_correct else ""
     caption = (
-      f'<span class="rank">{rank}</span>{match.score:.3f}{mark}'
+      f'<span class="score"><span class="rank">{rank}</span>{match.score:.3f}</span>{mark}'
       f' <label for="zoom-{rank}">enlarge</label>'
     )
     if query.text.strip() or query.like >= 0:

@@ -3,7 +3,7 @@
   python -m experiments.speed.bank_growth --out experiments/results/bank_growth
 
 Every point runs in a process of its own, on 1 and on 8 devices (a CPU shows as many as asked for).
-Also holds the search against brute force. Writes PATH.json, PATH.md and PATH.png.
+Also holds the search against brute force. Writes PATH.json, PATH.md, PATH.png and PATH.pdf.
 """
 
 import argparse
@@ -304,8 +304,9 @@ def draw(points: list[dict[str, Any]], path: pathlib.Path) -> None:
   for axis in (left, right):
     axis.legend(fontsize=7)
     axis.grid(alpha=0.3)
-  with files.replacing(path) as partial:
-    figure.savefig(partial, format="png", dpi=130)
+  for suffix in (".pdf", ".png"):
+    with files.replacing(path.with_suffix(suffix)) as partial:
+      figure.savefig(partial, format=suffix[1:], dpi=130)
   plt.close(figure)
 
 
@@ -313,7 +314,9 @@ def main() -> None:
   """Command line."""
   numbers = lambda text: [int(float(part)) for part in text.split(",")]
   parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-  parser.add_argument("--out", type=pathlib.Path, help="write PATH.json, PATH.md and PATH.png")
+  parser.add_argument(
+    "--out", type=pathlib.Path, help="write PATH.json, PATH.md, PATH.png and PATH.pdf"
+  )
   parser.add_argument("--sizes", type=numbers, default=SIZES, help="rows, comma-separated")
   parser.add_argument("--dims", type=numbers, default=(512, 64), help="feature widths")
   parser.add_argument("--devices", type=numbers, default=(1, 8), help="numbers of CPU devices")

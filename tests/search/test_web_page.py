@@ -117,7 +117,7 @@ def test_the_shown_results(index, image_folder):
   assert json.loads(json_text) == listed
   as_text = [{name: str(value) for name, value in row.items()} for row in listed]
   assert list(csv.DictReader(io.StringIO(csv_text))) == as_text
-  captions = re.findall(r'<span class="rank">(\d+)</span>([\d.-]+) .*?<br>([^<]*)<', page)
+  captions = re.findall(r'<span class="rank">(\d+)</span>([\d.-]+)</span>.*?<br>([^<]*)<', page)
   assert captions == [
     (str(row["rank"]), f"{match.score:.3f}", row["path"])
     for row, match in zip(listed, matches, strict=True)

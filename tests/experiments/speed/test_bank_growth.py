@@ -64,3 +64,4 @@ def test_report(tmp_path):
   assert "equal: NO" in text and "2.0 GB were free" in text and "8 device(s): 1.00" in text
   bank_growth.draw(points, tmp_path / "plot.png")
   assert (tmp_path / "plot.png").stat().st_size > 10_000
+  assert (tmp_path / "plot.pdf").read_bytes().startswith(b"%PDF")
