@@ -234,6 +234,25 @@ def test_a_retriever_is_imported_without_slow_packages():
   assert "jax" in packages and packages.isdisjoint(SLOW_TO_IMPORT)
 
 
+@pytest.mark.integration
+def test_commands_import_only_what_they_need():
+  """In one process, from the command that needs least to the one that needs most."""
+  slow = set(SLOW_TO_IMPORT)
+  unneeded = {
+    "dgia_jax.__main__": slow | {"jax", "flax", "tokenizers"},
+    "dgia_jax.data.__main__": slow | {"jax", "flax", "tokenizers"},
+    "dgia_jax.main": slow | {"tokenizers"},
+    "dgia_jax.search.__main__": slow,
+    "dgia_jax.convert": slow - {"orbax"},
+  }
+  run_python(
+    "import importlib\n"
+    f"for name, unneeded in {unneeded!r}.items():\n"
+    "  importlib.import_module(name)\n"
+    "  assert not unneeded & set(sys.modules), (name, unneeded & set(sys.modules))"
+  )
+
+
 def test_the_block_blocks():
   with pytest.raises(AssertionError, match="blocked: ml_collections"):
     run_python(BLOCK + "import dgia_jax.config")

@@ -7,7 +7,7 @@ No other row can be among the results, so they equal those of a search of all fe
 
   score = query . feature = query . center + (query * spread) . (scale * code) + query . e
 
-By Cauchy-Schwarz the last term is at most |query| |e|. When several queries are searched at once,
+By Cauchy-Schwarz the last term is at most |query| |e|. When a few queries are searched at once,
 each is rounded to 16 bits and split into two rows of 8 bits: a CPU multiplies 8 bits by 8 bits
 fastest. The rounding adds at most |rounding error| |scale * code|.
 """
@@ -25,8 +25,8 @@ from dgia_jax.search import exact
 from dgia_jax.search.codes import Codes
 from dgia_jax.search.gallery import BINS
 
-# Queries of one pass, two rows each; with 16 rows, XLA's product of int8 takes three times as long.
-QUERIES_AT_ONCE = 4
+# Queries of one pass. Rounding is faster for a few, float32 for one and for many.
+FEW_QUERIES, MANY_QUERIES = 4, 16
 BLOCK_ROWS = 4096  # scored at a time: as float32 they fit into the caches of a CPU
 SEGMENT = 128  # rows of which the best score is kept, so that few scores are looked at
 _BASE = 256  # of the two digits of a rounded query
@@ -96,19 +96,18 @@ class CodedGallery:
   ) -> Iterator[_Pass]:
     """Scores all rows by their codes, for one query after the other."""
     queries_QxD = queries_QxD * self._codes.spread
-    for start in range(0, len(queries_QxD), QUERIES_AT_ONCE):
-      some_QxD = queries_QxD[start : start + QUERIES_AT_ONCE]
-      if len(some_QxD) == 1:
-        unit_Q, rounded_QxD = np.ones(1, np.float32), some_QxD.astype(np.float32)
-        terms = (rounded_QxD,)
+    start = 0
+    while start < len(queries_QxD):
+      is_rounded = 1 < len(queries_QxD) - start < MANY_QUERIES
+      some_QxD = queries_QxD[start : start + (FEW_QUERIES if is_rounded else MANY_QUERIES)]
+      start += len(some_QxD)
+      if is_rounded:
+        # Padded, because every number of queries would be compiled.
+        padded_QxD = np.pad(some_QxD, [(0, FEW_QUERIES - len(some_QxD)), (0, 0)])
+        unit_Q, rounded_QxD, terms = _rounded(padded_QxD)
       else:
-        # Every number of queries would be compiled.
-        padded_QxD = np.pad(some_QxD, [(0, QUERIES_AT_ONCE - len(some_QxD)), (0, 0)])
-        unit_Q = (np.abs(padded_QxD).max(axis=1) / _MAX_INT).astype(np.float32)
-        unit_Q = np.where(unit_Q > 0, unit_Q, np.float32(1))
-        rounded_QxD = np.rint(padded_QxD / unit_Q[:, None]).clip(-_MAX_INT, _MAX_INT)
-        high_QxD = np.rint(rounded_QxD / _BASE)
-        terms = (high_QxD.astype(np.int8), (rounded_QxD - _BASE * high_QxD).astype(np.int8))
+        unit_Q, rounded_QxD = np.ones(len(some_QxD), np.float32), some_QxD.astype(np.float32)
+        terms = (rounded_QxD,)
       scores_GxQxSxJ, maxima_GxQxS = (
         np.asarray(array)
         for array in _score(terms, unit_Q, *self._arrays, among_M, self._block_rows)
@@ -154,6 +153,18 @@ class CodedGallery:
     block, segment = np.divmod(segments, scored.maxima_GxS.shape[1])
     first_row = np.minimum(block * self._block_rows, len(self._usable_M) - self._block_rows)
     return first_row + segment * SEGMENT + place
+
+
+def _rounded(
+  queries_QxD: Float[np.ndarray, "Q D"],
+) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
+  """Units (Q,) of queries, the integers (Q, D) to multiply them by, and their digits in int8."""
+  unit_Q = (np.abs(queries_QxD).max(axis=1) / _MAX_INT).astype(np.float32)
+  unit_Q = np.where(unit_Q > 0, unit_Q, np.float32(1))
+  rounded_QxD = np.rint(queries_QxD / unit_Q[:, None]).clip(-_MAX_INT, _MAX_INT)
+  high_QxD = np.floor(rounded_QxD / _BASE + 0.5)  # leaves a low digit of -128 to 127
+  low_QxD = rounded_QxD - _BASE * high_QxD
+  return unit_Q, rounded_QxD, (high_QxD.astype(np.int8), low_QxD.astype(np.int8))
 
 
 @functools.partial(jax.jit, static_argnames="block_rows")

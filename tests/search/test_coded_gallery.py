@@ -65,12 +65,12 @@ def brute_force(features, queries, top, among):
 
 
 @pytest.mark.parametrize("features", KINDS)
-@pytest.mark.parametrize("num_queries", [1, 2, 6])
+@pytest.mark.parametrize("num_queries", [1, 2, 6, 22])
 @pytest.mark.parametrize("top", [1, 20, 500])
 def test_results_equal_brute_force(features, num_queries, top, rng):
   rows = features(rng)
   queries = np.concatenate([features(rng)[:2], rows[50:52], np.zeros((1, DIM)), -rows[:1]])
-  queries = queries[rng.permutation(6)[:num_queries]].astype(np.float32)
+  queries = queries[rng.permutation(24)[:num_queries] % 6].astype(np.float32)
   usable = rng.random(len(rows)) < 0.9
   for among in (usable, usable & (rng.random(len(rows)) < 0.02)):
     scores, best = gallery_of(rows, usable).search(queries, top, among)
@@ -94,6 +94,15 @@ def test_coded_scores_are_off_by_the_bound_at_most(features, rng):
       assert sorted(number[searched]) == list(range(3000))  # each row once
       difference = np.abs(scores - rows[number] @ query)[searched]
       assert (difference <= bound[number][searched]).all()
+
+
+def test_the_digits_of_a_rounded_query_add_up():
+  integers = np.arange(-127 * 256, 127 * 256 + 1, dtype=float)
+  unit, rounded, (high, low) = coded_gallery._rounded(0.25 * integers[None])
+  np.testing.assert_array_equal(rounded[0], integers)
+  np.testing.assert_array_equal(256.0 * high + low, rounded)
+  assert unit == 0.25 and high.dtype == low.dtype == np.int8
+  assert not coded_gallery._rounded(np.zeros((2, 3)))[1].any()
 
 
 def test_few_features_are_read(rng):
