@@ -122,7 +122,7 @@ def longest_at_each_rank(
   padded = np.zeros(steps * batch_size, lengths_N.dtype)
   longest = np.zeros(batch_size // shards // parts, lengths_N.dtype)
   for epoch in range(num_epochs):
-    padded[: len(lengths_N)] = lengths_N[_epoch_order(len(lengths_N), seed, epoch)]
+    padded[: len(lengths_N)] = lengths_N[epoch_order(len(lengths_N), seed, epoch)]
     by_device_and_part = padded.reshape(steps * shards, len(longest), parts)
     np.maximum(longest, np.sort(by_device_and_part, axis=1).max(axis=(0, 2)), out=longest)
   return longest
@@ -205,7 +205,7 @@ class _TrainBatch:
     num_pairs = len(self.tokens_NxL)
     epoch, step = divmod(step, steps_per_epoch(num_pairs, self.batch_size))
     positions = _positions(step, self.batch_size, self.rows, num_pairs)
-    index = _epoch_order(num_pairs, self.seed, epoch)[positions]
+    index = epoch_order(num_pairs, self.seed, epoch)[positions]
     image_index = self.image_of_pair_N[index]
     return {
       "image": _read_images(self.images, image_index, (len(self.rows), *self.image_shape)),
@@ -217,7 +217,7 @@ class _TrainBatch:
 
 
 @functools.lru_cache(maxsize=2)
-def _epoch_order(num_pairs: int, seed: int, epoch: int) -> np.ndarray:
+def epoch_order(num_pairs: int, seed: int, epoch: int) -> np.ndarray:
   """int32 (N,), the epoch's permutation of all pairs.
 
   It sorts raw random bits, which NumPy guarantees never to change. grain's own shuffle needs no

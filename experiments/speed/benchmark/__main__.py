@@ -2,7 +2,8 @@
 
   python -m experiments.speed.benchmark --config configs/cuhk_pedes.py --num_pairs 68108 --out PATH
 
-Writes PATH.json and PATH.md. Without PyTorch only our own code is measured.
+Writes PATH.json and PATH.md after every part. Without PyTorch only our own code is measured. For
+the command on a GPU, see experiments/results/README.md.
 """
 
 import sys
@@ -12,7 +13,7 @@ from ml_collections import config_flags
 
 from dgia_jax.errors import UserError
 
-PARTS = ("step", "association", "ranking", "input")
+PARTS = ("step", "shares", "association", "ranking", "input")
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file(
@@ -26,8 +27,10 @@ flags.DEFINE_integer("repeats", 5, "Measurements per implementation.", lower_bou
 flags.DEFINE_integer("calls", 0, "Calls per measurement; 0: by device.", lower_bound=0)
 flags.DEFINE_integer("threads", 0, "Cores per implementation; 0: all.", lower_bound=0)
 flags.DEFINE_list(
-  "implementations", ["ours", "torch loops", "torch vectorised"], "What is compared."
+  "implementations", None, "What is compared; default: all, on a CPU without 'torch compiled'."
 )
+flags.DEFINE_list("batch_sizes", [], "More batch sizes whose step is measured.")
+flags.DEFINE_float("seconds", 0, "Prepare nothing more after this time; 0: no limit.")
 flags.DEFINE_list("ranking_sizes", None, "QUERIESxGALLERY, several; default: all.")
 flags.DEFINE_list("workers", ["0", "2"], "Decoding processes of the input part.")
 flags.DEFINE_float("input_seconds", 10, "Seconds per measurement of the input.", lower_bound=0.1)

@@ -3,13 +3,20 @@
 import gzip
 import json
 import pathlib
+from typing import Any
 
 # Kinds by what names of kernels contain, the first match counts; all else is "between products".
 _KINDS = (
-  ("attention", ("cudnn", "sdpa", "flash", "fmha")),
-  ("matrix products", ("gemm", "nvjet", "cutlass", "splitk", "convolution", "dot")),
+  ("copies and fills", ("nchwtonhwc", "nhwctonchw")),
+  ("attention", ("sdpa", "flash", "fmha", "cudnn::fusion", "cudnn_generated")),
+  (
+    "matrix products",
+    ("gemm", "gemv", "nvjet", "cutlass", "xmma", "cublas", "splitk", "convol", "dot"),
+  ),
+  ("attention", ("cudnn",)),
   ("copies and fills", ("memcpy", "memset", "copy")),
 )
+_STORED_KERNELS = 60
 BETWEEN, IDLE = "between products", "idle"
 # Tracks that list the work of a device once: a GPU's streams, a TPU's operations.
 _TRACKS = ("Stream", "XLA Ops")
@@ -66,3 +73,24 @@ def by_kind(kernels: list[tuple[str, float, float]], steps: int) -> dict[str, fl
   ordered = dict(sorted(seconds.items(), key=lambda item: -item[1]))
   # Kernels of several streams may overlap, and then sum to more than the time that passed.
   return ordered | {IDLE: max((last - first) / steps - sum(seconds.values()), 0.0)}
+
+
+def by_kernel(kernels: list[tuple[str, float, float]], steps: int) -> list[dict[str, Any]]:
+  """The kernels that take most time: [{"kernel", "kind", "count", "ms"}] per step, largest first.
+
+  Args:
+    kernels, steps: as in `by_kind`.
+  """
+  durations = {}
+  for name, _, duration in kernels:
+    durations.setdefault(name, []).append(duration)
+  rows = [
+    {
+      "kernel": name,
+      "kind": kind_of(name),
+      "count": len(each) / steps,
+      "ms": 1e3 * sum(each) / steps,
+    }
+    for name, each in durations.items()
+  ]
+  return sorted(rows, key=lambda row: -row["ms"])[:_STORED_KERNELS]

@@ -2,18 +2,14 @@
 
 import contextlib
 import functools
-import io
 import tempfile
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
-from PIL import Image
 
 from dgia_jax import sharding
 from dgia_jax.data import batches as batches_lib
@@ -24,34 +20,16 @@ from dgia_jax.method import compilation, memory_bank, train_state
 from dgia_jax.method import views as views_lib
 from dgia_jax.models import dual_encoder
 from dgia_jax.models import pixels as pixels_lib
+from dgia_jax.training import caption_padding, train
 from dgia_jax.training import setup as setup_lib
-from dgia_jax.training import train
 from dgia_jax.training.setup import TrainingSetup
 from experiments.speed.benchmark import device_time, timing
 from experiments.speed.benchmark import workload as workload_lib
-from experiments.speed.benchmark.workload import Workload
+from experiments.speed.benchmark.made_up_images import StoredImages
+from experiments.speed.benchmark.workload import Task, Workload
 
+ALL_TOKENS = "all tokens"  # way of a step: last block of all tokens, captions at full length
 _FILL_ROWS = 8192  # bank rows written at once while a bank is filled
-_STORED_IMAGES = 64
-
-
-class _StoredImages(Sequence):
-  """As many images as the dataset would have; a few JPEGs in memory, decoded on access."""
-
-  def __init__(self, image_size, count):
-    random, (height, width) = np.random.default_rng(0), image_size
-    self._count, self._encoded = count, []
-    for _ in range(min(_STORED_IMAGES, count)):
-      coarse = Image.fromarray(random.integers(0, 256, (height // 8, width // 8, 3), np.uint8))
-      file = io.BytesIO()
-      coarse.resize((width, height)).save(file, "JPEG")
-      self._encoded.append(file.getvalue())
-
-  def __len__(self):
-    return self._count
-
-  def __getitem__(self, image):
-    return np.asarray(Image.open(io.BytesIO(self._encoded[image % len(self._encoded)])))
 
 
 def make_setup(workload: Workload) -> TrainingSetup:
@@ -60,7 +38,7 @@ def make_setup(workload: Workload) -> TrainingSetup:
   image_of_pair_N = np.arange(workload.num_pairs, dtype=np.int32) // 2
   num_images = int(image_of_pair_N[-1]) + 1
   pairs = PairTable(
-    images=_StoredImages(config.dataset.image_size, num_images),
+    images=StoredImages(config.dataset.image_size, num_images),
     image_of_pair_N=image_of_pair_N,
     captions=[""] * workload.num_pairs,
     person_of_image_M=np.arange(num_images),
@@ -68,6 +46,18 @@ def make_setup(workload: Workload) -> TrainingSetup:
   vocabulary = TokenIds(config.tokenizer.vocab_size)
   mesh = sharding.create_mesh(**config.mesh)
   return setup_lib.assemble(config, mesh, {"train": pairs}, vocabulary)
+
+
+def shortened_captions(workload: Workload, setup: TrainingSetup) -> tuple[Any, float]:
+  """How training encodes the workload's captions with little padding.
+
+  Returns:
+    For `setup.create_step`; and how many tokens are computed for each caption, on average.
+  """
+  groups = caption_padding.choose_groups(setup, workload_lib.captions(workload))
+  if not groups:
+    return groups, float(workload.config.tokenizer.context_length)
+  return groups, sum(rows * length for rows, length in groups) / sum(rows for rows, _ in groups)
 
 
 def fill_bank(bank: memory_bank.Bank, rows: Any, mesh: jax.sharding.Mesh) -> memory_bank.Bank:
@@ -80,30 +70,48 @@ def fill_bank(bank: memory_bank.Bank, rows: Any, mesh: jax.sharding.Mesh) -> mem
   return bank
 
 
-def make_state(workload: Workload, setup: TrainingSetup) -> train_state.TrainState:
-  """A state in the first epoch with all losses, its bank filled around the batch's features."""
+def make_state(
+  workload: Workload, setup: TrainingSetup, rows: Any = None
+) -> train_state.TrainState:
+  """A state in the first epoch with all losses.
+
+  Args:
+    workload, setup: of the step.
+    rows: of both banks, see `fill_bank`; None: `bank_rows` of the state's own features.
+  """
   state = train_state.create(setup.mesh, setup_lib.init_state(setup))
+  if rows is None:
+    rows = bank_rows(workload, setup, state)
+  return state.replace(
+    step=_first_step(workload, setup.mesh), bank=fill_bank(state.bank, rows, setup.mesh)
+  )
+
+
+def bank_rows(
+  workload: Workload, setup: TrainingSetup, state: train_state.TrainState
+) -> list[np.ndarray]:
+  """Rows of the image bank and of the text bank, around the features of the batch."""
   size = workload.config.batch_size
   batch = sharding.global_batch(setup.mesh, workload_lib.batch(workload, size), size)
 
   @jax.jit
   def encode(params, batch):
-    key = jax.random.key(0)
-    pixels, tokens = views_lib.two_views(
-      key,
-      batch["image"],
-      batch["tokens"],
-      settings=setup.config.augment,
-      masking=setup_lib.masking(setup.tokenizer),
-      pixel_statistics=setup.size.family.pixels,
-      distorted=True,
-    )
+    pixels, tokens = _two_views(setup, jax.random.key(0), batch)
     return setup.encode(params, pixels[:, 0], tokens[:, 0])
 
   features = jax.device_get(encode(state.params, batch))
-  rows = [workload_lib.bank(feature, workload.num_pairs) for feature in features]
-  return state.replace(
-    step=_first_step(workload, setup.mesh), bank=fill_bank(state.bank, rows, setup.mesh)
+  return [workload_lib.bank(feature, workload.num_pairs) for feature in features]
+
+
+def _two_views(setup, key, batch):
+  return views_lib.two_views(
+    key,
+    batch["image"],
+    batch["tokens"],
+    settings=setup.config.augment,
+    masking=setup_lib.masking(setup.tokenizer),
+    pixel_statistics=setup.size.family.pixels,
+    distorted=True,
   )
 
 
@@ -136,21 +144,22 @@ class JaxImplementation:
       "platform": jax.default_backend(),
     }
 
-  def prepare(self, part: str) -> dict[str, Any]:
+  def prepare(self, task: Task) -> dict[str, Any]:
     """Builds and warms up a part; returns facts such as its compile time."""
-    group, _, kind = part.partition("/")
+    group, _, kind = task.part.partition("/")
     make = getattr(self, f"_make_{group}")
-    self._functions[part], facts = make(kind)
-    self._functions[part]()
+    argument = task if group == "step" else kind
+    self._functions[task], facts = make(argument)
+    self._functions[task]()
     return facts
 
-  def drop(self, part: str) -> None:
+  def drop(self, task: Task) -> None:
     """Frees a part."""
-    del self._functions[part]
+    self._functions.pop(task, None)
 
-  def measure(self, part: str, calls: int) -> float:
+  def measure(self, task: Task, calls: int) -> float:
     """Seconds per call, over `calls` calls between two synchronisations."""
-    function = self._functions[part]
+    function = self._functions[task]
 
     def run():
       results = [function(wait=False) for _ in range(calls)]
@@ -158,21 +167,24 @@ class JaxImplementation:
 
     return timing.timed(run) / calls
 
-  def profile(self, part: str, calls: int) -> dict[str, float]:
-    """Seconds per call by kind of kernel, see `device_time.by_kind`; {} without an accelerator."""
+  def profile(self, task: Task, calls: int) -> dict[str, Any]:
+    """Where the device's time goes; {} without an accelerator.
+
+    Returns:
+      {"device_time": see `device_time.by_kind`, "kernels": see `device_time.by_kernel`}.
+    """
     if jax.default_backend() == "cpu":  # whose trace has no kernels, and whose steps take long
       return {}
     with tempfile.TemporaryDirectory() as folder:
       with jax.profiler.trace(folder):
-        self.measure(part, calls)
+        self.measure(task, calls)
       kernels = device_time.read(folder)
-    return device_time.by_kind(kernels, calls) if kernels else {}
-
-  def peak_memory(self) -> int:
-    """Peak bytes of a device where it reports them, otherwise of this process."""
-    devices = [(device.memory_stats() or {}) for device in jax.local_devices()]
-    peaks = [stats["peak_bytes_in_use"] for stats in devices if "peak_bytes_in_use" in stats]
-    return max(peaks) if peaks else timing.peak_memory()
+    if not kernels:
+      return {}
+    return {
+      "device_time": device_time.by_kind(kernels, calls),
+      "kernels": device_time.by_kernel(kernels, calls),
+    }
 
   def input_wait(self, steps: int) -> dict[str, float]:
     """Trains `steps` steps on batches of the input pipeline, which decodes JPEGs.
@@ -180,16 +192,14 @@ class JaxImplementation:
     Returns:
       {"seconds": per step, "wait": seconds per step in which the step waited for its batch}.
     """
-    random, setup, size = np.random.default_rng(0), self._setup, self._config.batch_size
-    few = workload_lib.tokens(self._workload, 256, random)
-    tokens_NxL = few[random.integers(0, len(few), self._workload.num_pairs)]
+    setup, size = self._setup, self._config.batch_size
 
     def on_device():
       batches = batches_lib.train_batches(
         setup.train_pairs,
-        tokens_NxL,
+        workload_lib.captions(self._workload),
         batch_size=size,
-        seed=0,
+        seed=self._config.seed,
         num_epochs=1 + -(-steps // self._workload.steps_per_epoch),
         workers=self._config.dataset.workers,
         rows=sharding.batch_rows(setup.mesh, size),
@@ -200,7 +210,7 @@ class JaxImplementation:
 
     # As in training: the next batches are on their way while a step is computed, and the host runs
     # one step ahead of the device.
-    step, waited = self._functions["step"], 0.0
+    step, waited = self._functions[Task("step")], 0.0
     with contextlib.closing(Prefetcher(on_device(), train.PREFETCH)) as batches:
       report = step(batch=next(batches))
       start = time.perf_counter()
@@ -217,19 +227,48 @@ class JaxImplementation:
   def _batch(self, size):
     return sharding.global_batch(self._setup.mesh, workload_lib.batch(self._workload, size), size)
 
-  def _make_step(self, _):
-    setup, batch = self._setup, self._batch(self._config.batch_size)
-    state = [make_state(self._workload, setup)]
+  def _make_step(self, task):
+    workload = self._workload.replace(batch_size=task.batch_size or self._config.batch_size)
+    if task.way == ALL_TOKENS:
+      workload = workload.replace(model__full_last_block=True)
+    setup, size = make_setup(workload), workload.config.batch_size
+    batch = sharding.global_batch(setup.mesh, workload_lib.batch(workload, size), size)
+    state = [make_state(workload, setup, self._rows)]
+    if task.way == ALL_TOKENS:
+      step, text_tokens = setup_lib.create_step(setup), workload.config.tokenizer.context_length
+    else:
+      groups, text_tokens = shortened_captions(workload, setup)
+      step = setup_lib.create_step(setup, groups)
     start = time.perf_counter()
-    compiled = compilation.compile_step(setup_lib.create_step(setup), setup.mesh, state[0], batch)
-    facts = {"compile": time.perf_counter() - start, **memory_facts(compiled)}
+    compiled = compilation.compile_step(step, setup.mesh, state[0], batch)
+    facts = {
+      "compile": time.perf_counter() - start,
+      "text_tokens": text_tokens,
+      **memory_facts(compiled),
+    }
 
-    def step(wait=True, batch=batch):
+    def run(wait=True, batch=batch):
       state[0], report = compiled(state[0], batch)
       return jax.block_until_ready(report.metrics) if wait else report.metrics
 
-    facts |= {name: float(value) for name, value in step().items() if "relations" in name}
-    return step, facts
+    metrics = {name: float(value) for name, value in run().items()}
+    if not all(map(np.isfinite, metrics.values())):
+      raise FloatingPointError(f"the step is not finite: {metrics}")
+    facts |= {name: value for name, value in metrics.items() if "relations" in name}
+    return run, facts | {"peak_memory": self._peak_memory(facts)}
+
+  @functools.cached_property
+  def _rows(self):
+    """Rows of both banks, the same for all steps: around the features of the config's batch."""
+    state = train_state.create(self._setup.mesh, setup_lib.init_state(self._setup))
+    return bank_rows(self._workload, self._setup, state)
+
+  @staticmethod
+  def _peak_memory(facts):
+    """Bytes: of this process on a CPU, else of a device, as the compiler planned them."""
+    if jax.default_backend() == "cpu" or not facts.get("temporaries"):
+      return timing.peak_memory()
+    return facts["arguments"] + facts["temporaries"]
 
   def _make_association(self, _):
     return self._association(self._workload.association_batch)
@@ -271,31 +310,26 @@ class JaxImplementation:
 
   def _make_views(self, _):
     batch = self._batch(self._config.batch_size)
-    views = jax.jit(
-      lambda key, batch: views_lib.two_views(
-        key,
-        batch["image"],
-        batch["tokens"],
-        settings=self._config.augment,
-        masking=setup_lib.masking(self._setup.tokenizer),
-        pixel_statistics=self._setup.size.family.pixels,
-        distorted=True,
-      )
-    )
+    views = jax.jit(functools.partial(_two_views, self._setup))
     return _caller(views, jax.random.key(0), batch), {}
 
   def _make_tower(self, kind):
-    batch = self._batch(2 * self._config.batch_size)
-    params = self._params()
-    scaled = jax.jit(lambda images: pixels_lib.normalize_pixels(images))
-    inputs = scaled(batch["image"]) if kind == "image" else batch["tokens"]
+    """Forward and backward pass for two views of the batch, as the step runs it."""
+    setup, params = self._setup, self._params()
+    batch = self._batch(self._config.batch_size)
+    groups, _ = shortened_captions(self._workload, setup)
 
-    def total(tower_params, others, inputs):
-      model = nnx.merge(self._setup.graphdef, {**others, kind: tower_params})
-      return jnp.sum({"image": model.encode_image, "text": model.encode_text}[kind](inputs))
+    @jax.jit
+    def inputs(batch):
+      pixels = pixels_lib.normalize_pixels(batch["image"])
+      return tuple(jnp.repeat(array, 2, axis=0) for array in (pixels, batch["tokens"]))
+
+    def total(tower_params, others, pixels, tokens):
+      features = setup.encode({**others, kind: tower_params}, pixels, tokens, groups)
+      return jnp.sum(features[("image", "text").index(kind)])  # the other is not computed
 
     others = {name: tree for name, tree in params.items() if name != kind}
-    return _caller(jax.jit(jax.grad(total)), params[kind], others, inputs), {}
+    return _caller(jax.jit(jax.grad(total)), params[kind], others, *inputs(batch)), {}
 
   def _make_optimiser(self, _):
     optimizer = self._setup.optimizer

@@ -1,6 +1,11 @@
-"""The PyTorch implementation: the whole training step and its parts, written plainly."""
+"""The PyTorch implementation: the whole training step and its parts, eager or compiled.
+
+The way "compiled" associates as "vectorised" does, and compiles both towers with `torch.compile`.
+"""
 
 import contextlib
+import gc
+import time
 from typing import Any
 
 import torch
@@ -11,6 +16,10 @@ from dgia_jax.models import dual_encoder
 from experiments.speed.benchmark import timing, torch_association, torch_views
 from experiments.speed.benchmark import workload as workload_lib
 from experiments.speed.benchmark.torch_model import Encoders
+from experiments.speed.benchmark.workload import Task
+
+COMPILED = "compiled"
+_LARGEST_DIFFERENCE = 0.05  # of features, compiled and eager, as a share of their size; bfloat16
 
 
 def make_encoders(config: ConfigDict) -> Encoders:
@@ -60,36 +69,67 @@ class TorchImplementation:
     self._workload, self._config = workload, workload.config
     self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     self._bfloat16 = self._config.model.dtype == "bfloat16"
-    self._functions = {}
+    self._functions, self._compiled = {}, ()
+    if self._device.type == "cuda":
+      torch.set_float32_matmul_precision("high")  # TensorFloat-32 wherever autocast leaves float32
 
   def describe(self) -> dict[str, Any]:
     """Version and device."""
     name = torch.cuda.get_device_name() if self._device.type == "cuda" else "cpu"
     return {"version": f"PyTorch {torch.__version__}", "device": name}
 
-  def prepare(self, part: str) -> dict[str, Any]:
-    """Builds and warms up a part ("step/loops", "optimiser", ..); returns facts about it."""
-    group, _, way = part.partition("/")
-    self._functions[part] = getattr(self, f"_make_{group}")(way)
-    self._functions[part]()
-    self._wait()
-    return {}
+  def prepare(self, task: Task) -> dict[str, Any]:
+    """Builds and warms up a part; returns facts such as its time to compile."""
+    gc.collect()
+    if self._device.type == "cuda":
+      torch.cuda.empty_cache()  # for the other process
+      torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    try:
+      function = self._make(task)
+      for _ in range(2):  # the optimiser creates its moments in the first step
+        function()
+        self._wait()
+    finally:
+      if "encoders" in self.__dict__:
+        self.encoders.zero_grad(set_to_none=True)
+    self._functions[task] = function
+    if task.part != "step":
+      return {}
+    facts = {"compile": time.perf_counter() - start} if task.way == COMPILED else {}
+    return facts | {"peak_memory": self._peak_memory()}
 
-  def drop(self, part: str) -> None:
+  def drop(self, task: Task) -> None:
     """Frees a part."""
-    del self._functions[part]
+    self._functions.pop(task, None)
+    gc.collect()
+    if self._device.type == "cuda":
+      torch.cuda.empty_cache()
 
-  def measure(self, part: str, calls: int) -> float:
+  def measure(self, task: Task, calls: int) -> float:
     """Seconds per call, over `calls` calls between two synchronisations."""
 
     def run():
       for _ in range(calls):
-        self._functions[part]()
+        self._functions[task]()
       self._wait()
 
     return timing.timed(run) / calls
 
-  def peak_memory(self) -> int:
+  def _make(self, task):
+    group, _, kind = task.part.partition("/")
+    association = "loops" if task.way == "loops" else "vectorised"
+    if group == "step":
+      return self._step(task.way, association, task.batch_size or self._config.batch_size)
+    if group == "tower":
+      return self._tower(kind, task.way)
+    if group in ("association", "relations"):
+      of_config = group == "relations"
+      size = self._config.batch_size if of_config else self._workload.association_batch
+      return self._association(size, association)
+    return getattr(self, f"_{group}")()
+
+  def _peak_memory(self):
     """Bytes: of the GPU, else of this process."""
     if self._device.type == "cuda":
       return torch.cuda.max_memory_allocated()
@@ -120,58 +160,84 @@ class TorchImplementation:
       self.optimizer = make_optimizer(self.encoders, self._config, self._workload.epoch)
     return self.encoders
 
-  def _make_step(self, way):
+  def _towers(self, way):
+    """(pixels -> features, tokens -> features)."""
     encoders = self._encoders()
-    images, tokens, index = self._batch(self._config.batch_size)
-    if "banks" not in self.__dict__:
-      with torch.no_grad(), self._autocast():
-        pixels = torch_views.normalize(images)
-        features = encoders.image(pixels).cpu().numpy(), encoders.text(tokens).cpu().numpy()
-      self.banks = self._banks(*features)
+    if way != COMPILED:
+      return encoders.image, encoders.text
+    if not self._compiled:
+      # One program for each size of batch: fixed sizes are faster.
+      self._compiled = tuple(
+        torch.compile(tower, dynamic=False) for tower in (encoders.image, encoders.text)
+      )
+    return self._compiled
+
+  def _step(self, way, association, batch_size):
+    image_tower, text_tower = self._towers(way)
+    images, tokens, index = self._batch(batch_size)
+    with torch.no_grad(), self._autocast():
+      pixels = torch_views.normalize(images)
+      features = self.encoders.image(pixels), self.encoders.text(tokens)
+    banks = self._banks(*(feature.cpu().numpy() for feature in features))
+    if way == COMPILED:
+      self._check_compiled(images, tokens)
 
     def step():
       settings = self._config.augment
       pixels, both_tokens = torch_views.two_views(images, tokens, self._workload.mask_id, settings)
       self.optimizer.zero_grad(set_to_none=True)
       with self._autocast():
-        features = encoders.image(pixels), encoders.text(both_tokens)
-      terms, clean = all_losses(*features, self.banks, self._config, way)
+        features = image_tower(pixels), text_tower(both_tokens)
+      terms, clean = all_losses(*features, banks, self._config, association)
       total = sum(self._config.loss.weights[name] * term for name, term in terms.items())
       total.backward()
       self.optimizer.step()
-      update_banks(self.banks, index, clean, self._config, way)
+      update_banks(banks, index, clean, self._config, association)
 
     return step
 
-  def _make_views(self, _):
+  def _check_compiled(self, images, tokens):
+    """Raises ArithmeticError where compiled towers give other features than eager ones."""
+    inputs = torch.cat([torch_views.normalize(images)] * 2), torch.cat([tokens] * 2)
+    eager = self.encoders.image, self.encoders.text
+    for number, values in enumerate(inputs):
+      with self._autocast():
+        compiled = self._compiled[number](values).detach()
+        with torch.no_grad():
+          expected = eager[number](values)
+      difference = ((compiled - expected).norm() / expected.norm()).item()
+      if not difference < _LARGEST_DIFFERENCE:
+        raise ArithmeticError(f"compiled features differ from eager ones by {difference:.2g}")
+
+  def _views(self):
     images, tokens, _ = self._batch(self._config.batch_size)
     settings = self._config.augment
     return lambda: torch_views.two_views(images, tokens, self._workload.mask_id, settings)
 
-  def _make_tower(self, kind):
-    encoders = self._encoders()
-    images, tokens, _ = self._batch(2 * self._config.batch_size)
-    inputs = torch_views.normalize(images) if kind == "image" else tokens
-    tower = getattr(encoders, kind)
+  def _tower(self, kind, way):
+    """Forward and backward pass for two views of the batch."""
+    tower = self._towers(way)[("image", "text").index(kind)]
+    images, tokens, _ = self._batch(self._config.batch_size)
+    inputs = torch.cat([torch_views.normalize(images) if kind == "image" else tokens] * 2)
 
     def run():
-      encoders.zero_grad(set_to_none=True)
+      self.encoders.zero_grad(set_to_none=True)
       with self._autocast():
         features = tower(inputs)
       features.sum().backward()
 
     return run
 
-  def _make_optimiser(self, _):
-    for parameter in self._encoders().parameters():
-      parameter.grad = torch.full_like(parameter, 1e-3)
-    return self.optimizer.step
+  def _optimiser(self):
+    parameters = list(self._encoders().parameters())
+    gradients = [torch.full_like(parameter, 1e-3) for parameter in parameters]
 
-  def _make_association(self, way):
-    return self._association(self._workload.association_batch, way)
+    def run():
+      for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+      self.optimizer.step()
 
-  def _make_relations(self, way):
-    return self._association(self._config.batch_size, way)
+    return run
 
   def _association(self, size, way):
     dim = dual_encoder.SIZES[self._config.model.name].feature_width
@@ -190,7 +256,7 @@ class TorchImplementation:
 
     return run
 
-  def _make_product(self, _):
+  def _product(self):
     dtype = torch.bfloat16 if self._bfloat16 else torch.float32
     a = torch.ones((workload_lib.PRODUCT_SIDE,) * 2, dtype=dtype, device=self._device)
     return lambda: a @ a

@@ -5,7 +5,7 @@ import importlib
 import multiprocessing
 import operator
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from dgia_jax.errors import UserError
@@ -99,10 +99,11 @@ def _serve(pipe: Any, module: str, name: str, arguments: tuple, cores: int) -> N
 
 
 def measure_in_turn(
-  implementations: Mapping[str, tuple[Callee, str]],
+  implementations: Mapping[str, tuple[Callee, Hashable]],
   repeats: int,
   calls: int = 1,
   warm: bool = False,
+  on_failure: Callable[[str, Exception], None] | None = None,
 ) -> dict[str, dict[str, float]]:
   """Measures implementations in turn; every round starts with the next one.
 
@@ -111,6 +112,8 @@ def measure_in_turn(
     repeats: measurements per implementation.
     calls: calls between two synchronisations; a measurement is the mean over them.
     warm: start every turn with an untimed call, because caches go cold while others run.
+    on_failure: is told the name and error of an implementation that fails, which has no further
+      turns; None raises the error.
 
   Returns:
     {name: `timing.summary` in seconds per call}.
@@ -119,8 +122,16 @@ def measure_in_turn(
   for turn in range(repeats):
     for position in range(len(names)):
       name = names[(turn + position) % len(names)]
+      if name not in seconds:
+        continue
       worker, part = implementations[name]
-      if warm:
-        worker.call("measure", part, 1)
-      seconds[name].append(worker.call("measure", part, calls))
+      try:
+        if warm:
+          worker.call("measure", part, 1)
+        seconds[name].append(worker.call("measure", part, calls))
+      except (RuntimeError, UserError) as error:
+        if on_failure is None:
+          raise
+        del seconds[name]
+        on_failure(name, error)
   return {name: timing.summary(values) for name, values in seconds.items()}

@@ -1,17 +1,20 @@
 """The benchmark's workload: a config's training step on made-up arrays, equal for all.
 
-Random data suffice, because speed does not depend on image content. Only the number of mined
-relations could matter, so the banks hold neighbours of every pair of the batch. This module
-does not import JAX, because the PyTorch process imports it too.
+Random data suffice, because speed does not depend on image content. Two things matter: the number
+of mined relations, so the banks hold neighbours of every pair of the batch, and the length of
+captions, which is distributed as in the benchmarks of the paper.
 """
 
 import dataclasses
-from typing import Any
+import functools
+import math
+from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
+from dgia_jax.data import batches as batches_lib
 from dgia_jax.errors import UserError
 
 # The PyTorch implementation supports the released settings only.
@@ -26,9 +29,19 @@ _RELEASED = {
   "bank.gated": False,
   "optimizer.second_moment": "float32",
 }
-_WORDS = (20, 60)  # range of tokens per caption, without start and end
+# Tokens of a caption, start and end included: log-normal, and at least _FEWEST_TOKENS.
+MEAN_TOKENS, STD_TOKENS = 28, 9
+_FEWEST_TOKENS = 6
 TOLERANCE = 1e-3  # largest relative difference between implementations
 PRODUCT_SIDE = 2048  # of the square matrices whose product shows the speed of the machine
+
+
+class Task(NamedTuple):
+  """What the process of an implementation prepares and measures."""
+
+  part: str  # "step", "tower/image", ..
+  way: str = ""  # how it is computed, where an implementation has several ways
+  batch_size: int = 0  # pairs of a step; 0 means that of the config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +62,14 @@ class Workload:
   def config(self) -> ml_collections.ConfigDict:
     """A new copy of the config."""
     return ml_collections.ConfigDict(self.fields)
+
+  def replace(self, **fields: Any) -> "Workload":
+    """A copy with other fields of the config: `batch_size=64`, `model__remat=True`."""
+    config = self.config
+    config.update_from_flattened_dict(
+      {name.replace("__", "."): value for name, value in fields.items()}
+    )
+    return dataclasses.replace(self, fields=config.to_dict())
 
   @property
   def epoch(self) -> int:
@@ -82,36 +103,43 @@ def check(workload: Workload) -> None:
       raise UserError(f"{name}={size} is more than --num_pairs={workload.num_pairs}; lower it")
 
 
-def batch(workload: Workload, size: int, seed: int = 0) -> dict[str, np.ndarray]:
-  """One training batch of `size` pairs as the input pipeline would yield it.
+def batch(workload: Workload, size: int) -> dict[str, np.ndarray]:
+  """The first `size` pairs of the run's first epoch, as the input pipeline would yield them.
 
   Returns:
     {"image": (B, H, W, 3) uint8, "tokens": (B, L) int32, "index": (B,) int32, "image_index": (B,)
     int32, "mask": (B,) bool}
   """
-  random, config = np.random.default_rng(seed), workload.config
-  index = random.choice(workload.num_pairs, size, replace=False).astype(np.int32)
+  config = workload.config
+  index = batches_lib.epoch_order(workload.num_pairs, config.seed, epoch=0)[:size]
+  shape = (size, *config.dataset.image_size, 3)
   return {
-    "image": random.integers(0, 256, (size, *config.dataset.image_size, 3), np.uint8),
-    "tokens": tokens(workload, size, random),
+    "image": np.random.default_rng(0).integers(0, 256, shape, np.uint8),
+    "tokens": captions(workload)[index],
     "index": index,
     "image_index": index // 2,
     "mask": np.ones(size, bool),
   }
 
 
-def tokens(workload: Workload, size: int, random: np.random.Generator) -> np.ndarray:
-  """Captions of random words between start and end token: (size, L) int32, padded with 0."""
-  length, vocabulary = (
-    workload.config.tokenizer.context_length,
-    workload.config.tokenizer.vocab_size,
-  )
-  rows = np.zeros((size, length), np.int32)
-  for row in rows:
-    words = min(int(random.integers(*_WORDS)), length - 2)
-    row[0], row[words + 1] = vocabulary - 2, vocabulary - 1
-    row[1 : words + 1] = random.integers(1, workload.mask_id, words)
-  return rows
+def captions(workload: Workload) -> Int[np.ndarray, "N L"]:
+  """Encoded captions of all pairs: random words between start and end token, padded with 0."""
+  settings = workload.config.tokenizer
+  return _captions(workload.num_pairs, settings.context_length, settings.vocab_size)
+
+
+@functools.cache
+def _captions(num_captions, context_length, vocab_size):
+  random = np.random.default_rng(0)
+  variance = math.log1p((STD_TOKENS / MEAN_TOKENS) ** 2)  # of the logarithm
+  length_N = random.lognormal(math.log(MEAN_TOKENS) - variance / 2, variance**0.5, num_captions)
+  length_N = np.clip(np.rint(length_N).astype(int), _FEWEST_TOKENS, context_length)
+  words_NxL = random.integers(1, vocab_size - 3, (num_captions, context_length), np.int32)
+  place_L = np.arange(context_length)
+  tokens_NxL = np.where(place_L < length_N[:, None] - 1, words_NxL, 0)
+  tokens_NxL[:, 0] = vocab_size - 2
+  tokens_NxL[np.arange(num_captions), length_N - 1] = vocab_size - 1
+  return tokens_NxL
 
 
 def features(size: int, dim: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -42,8 +42,31 @@ def test_kernels_of_the_device_are_summed_by_kind(tmp_path):
     "copies and fills": 2e-6, "idle": 8e-6,
   }  # fmt: skip
   assert seconds == pytest.approx(expected) and list(seconds) == list(expected)
-  table = report._device_time({"step": {"device_time": seconds}})
-  assert table.rows[0] == ["matrix products", "0.03", "52.8 %"]
+  kernels = device_time.by_kernel(device_time.read(tmp_path), steps=2)
+  assert kernels[1] == {
+    "kernel": "loop_multiply_fusion_3", "kind": "between products", "count": 0.5,
+    "ms": pytest.approx(10e-3),
+  }  # fmt: skip
+  results = {"step": {"profile": {"device_time": seconds, "kernels": kernels}}}
+  assert report._device_time(results).rows[0] == ["matrix products", "0.03", "52.8 %"]
+  assert report._largest_kernels(results).rows == [["loop_multiply_fusion_3", "0.5", "0.010"]]
+
+
+@pytest.mark.parametrize(
+  "kernel, kind",
+  [
+    ("sm80_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x32", "matrix products"),
+    ("cublasLt::splitKreduce_kernel", "matrix products"),
+    ("sm90_xmma_wgrad_implicit_gemm_indexed_bf16", "matrix products"),
+    ("cudnn::fusion::compute_dot_do_o_specialized", "attention"),
+    ("pytorch_flash::flash_fwd_kernel", "attention"),
+    ("fmha_cutlassF_bf16_aligned_64x64_sm80", "attention"),
+    ("cudnn::ops::nchwToNhwcKernel", "copies and fills"),
+    ("input_reduce_fusion_7", "between products"),
+  ],
+)
+def test_kinds(kernel, kind):
+  assert device_time.kind_of(kernel) == kind
 
 
 def test_a_trace_without_an_accelerator_is_empty(tmp_path):

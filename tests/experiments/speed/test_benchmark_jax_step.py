@@ -6,6 +6,7 @@ import pytest
 
 from experiments.speed.benchmark import jax_step, report
 from experiments.speed.benchmark import workload as workload_lib
+from experiments.speed.benchmark.workload import Task
 from tests.helpers.benchmark_workload import workload
 
 
@@ -15,20 +16,31 @@ def implementation():
 
 
 def test_the_step_mines_and_learns(implementation):
-  facts = implementation.prepare("step")
-  assert facts["compile"] > 0 and facts["arguments"] > 0
+  task = Task("step")
+  facts = implementation.prepare(task)
+  assert facts["compile"] > 0 and facts["arguments"] > 0 and facts["peak_memory"] > 1e6
   assert facts["global_relations"] > 0.5
-  assert implementation.measure("step", 2) > 0
+  assert implementation.measure(task, 2) > 0
   fed = implementation.input_wait(3)
   assert 0 <= fed["wait"] <= fed["seconds"]
-  assert implementation.peak_memory() > 1e6
+  assert implementation.profile(task, 1) == {}  # a CPU
+
+
+def test_ways_and_sizes_of_the_step():
+  # One device, whose captions can be sorted among each other.
+  longer = workload(tokenizer__context_length=40, mesh__data=1)
+  implementation = jax_step.JaxImplementation(longer, threads=0)
+  some = implementation.prepare(Task("step", batch_size=16))
+  everything = implementation.prepare(Task("step", jax_step.ALL_TOKENS, 16))
+  assert some["text_tokens"] < everything["text_tokens"] == 40
+  assert some["global_relations"] > 0.5
 
 
 @pytest.mark.parametrize("part", [*report.PARTS, "association", "product"])
 def test_parts(implementation, part):
-  facts = implementation.prepare(part)
-  assert implementation.measure(part, 1) > 0
-  implementation.drop(part)
+  facts = implementation.prepare(Task(part))
+  assert implementation.measure(Task(part), 1) > 0
+  implementation.drop(Task(part))
   if part in ("relations", "association"):
     assert facts["local_relations"] > 0 and facts["global_relations"] > 1
 

@@ -26,6 +26,22 @@ def test_implementations_take_turns():
   assert summaries["a"] == {"median": 4, "min": 1, "max": 5, "repeats": 3}
 
 
+class _Failing:
+  def call(self, method, part, calls):
+    raise RuntimeError("no memory")
+
+
+def test_one_that_fails_has_no_further_turns():
+  turns, failures = [], []
+  clocks = {name: (_Clock(name, turns), "step") for name in "ac"} | {"b": (_Failing(), "step")}
+  note = lambda name, error: failures.append((name, str(error)))
+  summaries = workers_lib.measure_in_turn(clocks, repeats=2, on_failure=note)
+  assert failures == [("b", "no memory")]
+  assert summaries.keys() == {"a", "c"} and summaries["a"]["repeats"] == 2
+  with pytest.raises(RuntimeError, match="no memory"):
+    workers_lib.measure_in_turn(clocks, repeats=1)
+
+
 def test_a_warm_turn_begins_with_a_call_that_does_not_count():
   turns = []
   clocks = {name: (_Clock(name, turns), "step") for name in "ab"}

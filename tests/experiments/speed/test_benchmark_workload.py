@@ -1,8 +1,11 @@
 """What every implementation is given."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from dgia_jax.data import batches
 from dgia_jax.errors import UserError
 from experiments.speed.benchmark import workload as workload_lib
 from tests.helpers.benchmark_workload import workload
@@ -24,6 +27,30 @@ def test_batches_look_like_those_of_the_pipeline():
   words = tokens[np.arange(8), end - 1]
   assert (words < small_workload.mask_id).all() and (words > 0).all()
   np.testing.assert_array_equal(tokens, workload_lib.batch(small_workload, 8)["tokens"])
+
+
+def test_captions_have_realistic_lengths():
+  longer = workload(tokenizer__context_length=77)
+  longer = dataclasses.replace(longer, num_pairs=20_000)
+  tokens = workload_lib.captions(longer)
+  lengths = tokens.argmax(axis=1) + 1
+  np.testing.assert_array_equal((tokens > 0).sum(axis=1), lengths)
+  assert abs(lengths.mean() - 28) < 0.3 and abs(lengths.std() - 9) < 0.3
+  assert lengths.min() >= 6 and lengths.max() <= 77
+
+
+def test_a_batch_is_one_of_the_run():
+  """The run's captions are cut to the lengths of the run's batches."""
+  small_workload = workload()
+  order = batches.epoch_order(64, small_workload.config.seed, 0)
+  np.testing.assert_array_equal(workload_lib.batch(small_workload, 8)["index"], order[:8])
+
+
+def test_fields_are_replaced_in_a_copy():
+  small_workload = workload()
+  other = small_workload.replace(batch_size=16, model__remat=True)
+  assert (other.config.batch_size, other.config.model.remat) == (16, True)
+  assert small_workload == workload() and other.num_pairs == 64
 
 
 def test_banks_hold_neighbours_below_and_above_the_threshold():
