@@ -15,11 +15,18 @@ class Fake:
 
   def prepare(self, task):
     self.prepared.append(task)
-    return {"tasks": len(self.prepared)}
+    return {"tasks": len(self.prepared), "peak_memory": 1e9, "text_tokens": 4.0}
 
   def measure(self, task, calls):
     assert task in self.prepared and calls > 0
-    return float(task.batch_size)
+    return float(task.batch_size or 8)
+
+  def profile(self, task, steps):
+    kernels = [{"kernel": "fusion", "kind": "between products", "count": steps, "ms": 2.0}]
+    return {"device_time": {"between products": 0.5, "idle": 0.5}, "kernels": kernels}
+
+  def input_wait(self, steps):
+    raise ValueError(f"no input for {steps} steps")
 
   def drop(self, task):
     self.prepared.remove(task)
