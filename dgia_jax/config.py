@@ -36,7 +36,7 @@ from dgia_jax.method import (
 RUNTIME_FIELDS = (
   "mesh", "gradient_accumulation", "log_every_steps", "dataset.data_dir", "dataset.source",
   "dataset.annotations", "dataset.images", "dataset.workers", "checkpoint", "model.attention",
-  "model.caption_groups", "model.remat", "model.full_last_block", "eval.batch_size",
+  "model.pack_captions", "model.remat", "model.full_last_block", "eval.batch_size",
   "eval.before_training", "eval.contact_sheet", "profile", "wandb",
 )  # fmt: skip
 CHOICES = {
@@ -99,9 +99,9 @@ def base() -> ConfigDict:
   config.model.name = "vit_b_16"  # one of dgia_jax.models.dual_encoder.SIZES
   config.model.dtype = "bfloat16"  # of the encoders' arithmetic: bfloat16 or float32
   config.model.attention = "auto"  # implementation: auto, cudnn (NVIDIA, bfloat16), written_out
-  # Groups of captions of similar length in which a batch is encoded, each cut to its longest
-  # caption; 1 = all together, padded to context_length. Changes speed, not results.
-  config.model.caption_groups = 4
+  # Encode several captions in one sequence, so that little padding is computed; False = each one
+  # padded to context_length. Changes speed, not results.
+  config.model.pack_captions = True
   config.model.remat = False  # recompute activations in the backward pass to save memory
   # Compute the last block of a tower for all tokens, of which one is read; for comparison only.
   config.model.full_last_block = False
@@ -321,7 +321,7 @@ def check(config: ConfigDict) -> None:
   check_positive(
     config,
     ("batch_size", "gradient_accumulation", "num_epochs", "eval_every_epochs", "log_every_steps",
-     "model.caption_groups", "loss.temperature", "global_association.k", "eval.batch_size",
+     "loss.temperature", "global_association.k", "eval.batch_size",
      "checkpoint.keep", "tokenizer.context_length", "optimizer.learning_rate",
      "optimizer.layer_decay", "lora.alpha"),
   )  # fmt: skip

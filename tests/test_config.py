@@ -151,7 +151,7 @@ def test_differences_ignore_where_and_how_a_run_runs():
   runtime = {name for name in names if name.split(".")[0] in ("mesh", "checkpoint", "wandb")}
   runtime |= {"log_every_steps", "gradient_accumulation"}
   runtime |= {"dataset.data_dir", "dataset.source", "dataset.workers", "model.attention"}
-  runtime |= {"dataset.annotations", "dataset.images", "model.remat", "model.caption_groups"}
+  runtime |= {"dataset.annotations", "dataset.images", "model.remat", "model.pack_captions"}
   runtime |= {"model.full_last_block"}
   runtime |= {"eval.batch_size", "eval.before_training", "eval.contact_sheet"}
   runtime |= {"profile.steps", "profile.start_step"}

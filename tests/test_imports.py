@@ -25,7 +25,7 @@ SEE_THE_CONFIG = {
   "training.setup", "training.setup_checks", "training.evaluate", "training.train",
   "training.checkpoint", "training.run_weights",
   "training.workdir", "training.step_log", "training.step_profiler", "training.size_check",
-  "training.evaluate_and_save", "training.caption_padding", "training.inputs",
+  "training.evaluate_and_save", "training.packing_plan", "training.inputs",
   "dry_run.compile_report",
 }  # fmt: skip
 CORE = ("method", "models", "sharding", "dry_run.flops", "training.retrieval_metrics")

@@ -47,5 +47,5 @@ class AttentionPooling(nnx.Module):
     """Returns the feature, in float32."""
     batch, _, width = x_BxTxU.shape
     probe_BxU = jnp.broadcast_to(self.probe[...].astype(x_BxTxU.dtype), (batch, width))
-    pooled_BxU = self.attention.of_query(probe_BxU, x_BxTxU)
+    pooled_BxU = self.attention.of_queries(probe_BxU[:, None], x_BxTxU)[:, 0]
     return (pooled_BxU + self.mlp(self.norm(pooled_BxU))).astype(jnp.float32)

@@ -103,10 +103,10 @@ class ImageTower(nnx.Module):
     if self.family.is_siglip:
       x_BxTxU = transformer.run_blocks(blocks, x_BxTxU, self.backend, None, num_frozen)
       return self.pooling(self.norm_post(x_BxTxU))
-    class_token_BxU = transformer.run_blocks(
+    class_token_Bx1xU = transformer.run_blocks(
       blocks, self.norm_pre(x_BxTxU), self.backend, 0, num_frozen
     )
-    return self.norm_post(class_token_BxU) @ self.projection[...]
+    return self.norm_post(class_token_Bx1xU[:, 0]) @ self.projection[...]
 
   def embed_patches(
     self, pixels_BxHxWx3: Float[Array | np.ndarray, "B H W 3"]

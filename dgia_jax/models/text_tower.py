@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from dgia_jax.models import transformer
 from dgia_jax.models.backend import Backend
+from dgia_jax.models.caption_packing import Rows
 from dgia_jax.models.families import Family
 
 
@@ -84,12 +85,34 @@ class TextTower(nnx.Module):
     length = tokens_BxL.shape[1]
     if self.family.is_siglip and length != self.position_embedding.shape[0]:
       raise ValueError(f"SigLIP reads {self.position_embedding.shape[0]} tokens, not {length}")
+    read = length - 1 if self.family.is_siglip else jnp.argmax(tokens_BxL, axis=-1)[:, None]
+    return self._encode(tokens_BxL, self.position_embedding[...][None, :length], read)[:, 0]
+
+  def encode_rows(self, rows: Rows) -> Float[Array, "P Q D"]:
+    """Encodes packed captions of CLIP, see `caption_packing`."""
+    position_PxTxU = self.position_embedding[...][rows.position_PxT]
+    return self._encode(rows.tokens_PxT, position_PxTxU, rows.end_PxQ, rows.caption_PxT)
+
+  def _encode(
+    self,
+    tokens_BxT: Int[Array | np.ndarray, "B T"],
+    position_BxTxU: Float[Array, "_ T U"],
+    read: transformer.Positions,
+    segments: transformer.Segments = None,
+  ) -> Float[Array, "B Q D"]:
+    """Features read at some tokens; `position_BxTxU` tells each token its place in its text."""
     # Indexing before the cast sums the gradients of repeated tokens in float32.
-    x_BxLxU = self.token_embedding[...][tokens_BxL].astype(self.dtype)
-    x_BxLxU = x_BxLxU + self.position_embedding[...][None, :length].astype(self.dtype)
-    blocks = transformer.Blocks(self.blocks, self.last_block)
-    position = length - 1 if self.family.is_siglip else jnp.argmax(tokens_BxL, axis=-1)
-    num_frozen = self.backend.frozen_text_blocks
-    token_BxU = transformer.run_blocks(blocks, x_BxLxU, self.backend, position, num_frozen)
-    feature_BxD = self.norm_final(token_BxU) @ self.projection[...]
-    return feature_BxD + self.projection_bias[...][None] if self.family.is_siglip else feature_BxD
+    x_BxTxU = self.token_embedding[...][tokens_BxT].astype(self.dtype)
+    x_BxTxU = x_BxTxU + position_BxTxU.astype(self.dtype)
+    read_BxQxU = transformer.run_blocks(
+      transformer.Blocks(self.blocks, self.last_block),
+      x_BxTxU,
+      self.backend,
+      read,
+      self.backend.frozen_text_blocks,
+      segments,
+    )
+    feature_BxQxD = self.norm_final(read_BxQxU) @ self.projection[...]
+    if self.family.is_siglip:
+      feature_BxQxD += self.projection_bias[...][None, None]
+    return feature_BxQxD

@@ -17,15 +17,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from dgia_jax.models.backend import Backend
 from dgia_jax.models.families import Family
 
-# Index of one token in every sequence: one number for all of them, or one per sequence.
-Position = int | Int[Array, " B"]
+# Indices of the tokens of every sequence that are read: one for all of them, or Q per sequence.
+Positions = int | Int[Array, "B Q"]
+# The number of the text that each token belongs to, where a sequence holds several.
+Segments = Int[Array | np.ndarray, "B T"] | None
+_QKV = _QUERY, _KEY, _VALUE = range(3)  # places in the kernel of attention's first layer
+# Products with weights, biases included, whose results the backward pass does not compute again.
+_KEPT = "product"
+_kept = functools.partial(checkpoint_name, name=_KEPT)
 # A tower's parameters: those of its blocks but the last, stacked, and those of the last.
 BLOCKS, LAST_BLOCK = "blocks", "last_block"
 
@@ -90,71 +97,87 @@ class Attention(nnx.Module):
     )
 
   def __call__(
-    self, x_BxTxU: Float[Array | np.ndarray, "B T U"], num_tokens: int | None = None
-  ) -> Float[Array, "B T U"]:
-    """Mixes tokens; those from `num_tokens` on are padding, which no other token attends to."""
-    # The gradient of a split is a concatenation; that of indexing is a sum of three padded arrays.
-    q_BxTxAxF, k_BxTxAxF, v_BxTxAxF = (
-      jnp.squeeze(part_BxTx1xAxF, 2) for part_BxTx1xAxF in jnp.split(self.qkv(x_BxTxU), 3, axis=2)
-    )
-    return self.out(
-      self.attend(q_BxTxAxF, k_BxTxAxF, v_BxTxAxF, self.causal, num_tokens or x_BxTxU.shape[1])
-    )
-
-  def of_token(
     self,
     x_BxTxU: Float[Array | np.ndarray, "B T U"],
-    position: Position,
     num_tokens: int | None = None,
-  ) -> Float[Array, "B U"]:
-    """The result for the token at `position` alone, from one query and all keys and values."""
-    last = None
-    if self.causal:
-      last = position
-    elif num_tokens is not None and num_tokens < x_BxTxU.shape[1]:
-      last = num_tokens - 1
-    return self.of_query(token_at(x_BxTxU, position), x_BxTxU, last)
+    segments: Segments = None,
+  ) -> Float[Array, "B T U"]:
+    """Mixes tokens; those from `num_tokens` on are padding, which no other token attends to.
 
-  def of_query(
+    With `segments`, tokens attend to tokens of their own segment only.
+    """
+    q_BxTxAxF, k_BxTxAxF, v_BxTxAxF = (self.project(x_BxTxU, part) for part in _QKV)
+    mixed_BxTxAxF = self.attend(
+      q_BxTxAxF, k_BxTxAxF, v_BxTxAxF, self.causal, num_tokens or x_BxTxU.shape[1], segments
+    )
+    return _kept(self.out(mixed_BxTxAxF))
+
+  def project(
+    self, x: Float[Array | np.ndarray, "*rows U"], part: int
+  ) -> Float[Array, "*rows A F"]:
+    """Queries, keys or values of tokens.
+
+    One product for each, of matrices: the compiler adds the bias in the product, and the result is
+    contiguous. One product for all three would have to be split, and its gradient concatenated.
+    """
+    kernel_Ux3xAxF = self.qkv.kernel[...].astype(x.dtype)
+    bias_3xAxF = self.qkv.bias[...].astype(x.dtype)
+    heads = kernel_Ux3xAxF.shape[2:]
+    bias = bias_3xAxF[part].reshape(*[1] * (x.ndim - 1), -1)
+    product = x @ kernel_Ux3xAxF[:, part].reshape(x.shape[-1], -1) + bias
+    return _kept(product).reshape(*x.shape[:-1], *heads)
+
+  def of_tokens(
     self,
-    x_BxU: Float[Array, "B U"],
     x_BxTxU: Float[Array | np.ndarray, "B T U"],
-    last: Position | None = None,
-  ) -> Float[Array, "B U"]:
-    """What one token attends to among others.
+    positions: Positions,
+    num_tokens: int | None = None,
+    segments: Segments = None,
+  ) -> Float[Array, "B Q U"]:
+    """The results for the tokens at `positions` alone: their queries, all keys and values."""
+    place_1x1xT = jnp.arange(x_BxTxU.shape[1])[None, None]
+    visible_BxQxT = None
+    if self.causal:
+      visible_BxQxT = place_1x1xT <= jnp.atleast_2d(positions)[..., None]
+    elif num_tokens is not None and num_tokens < x_BxTxU.shape[1]:
+      visible_BxQxT = place_1x1xT < num_tokens
+    if segments is not None:
+      own_BxQ = jnp.take_along_axis(jnp.asarray(segments), positions, axis=1)
+      visible_BxQxT &= segments[:, None] == own_BxQ[..., None]
+    return self.of_queries(tokens_at(x_BxTxU, positions), x_BxTxU, visible_BxQxT)
+
+  def of_queries(
+    self,
+    x_BxQxU: Float[Array, "B Q U"],
+    x_BxTxU: Float[Array | np.ndarray, "B T U"],
+    visible_BxQxT: Bool[Array, "_ _ T"] | None = None,
+  ) -> Float[Array, "B Q U"]:
+    """What some tokens attend to among others.
 
     Args:
-      x_BxU: the token.
-      x_BxTxU: those whose keys and values it sees.
-      last: position of the last one it sees; None means all.
+      x_BxQxU: the tokens that attend.
+      x_BxTxU: those whose keys and values they see.
+      visible_BxQxT: which of these each one sees; None means all.
     """
-    dtype = x_BxTxU.dtype
-    kernel_Ux3xAxF = self.qkv.kernel[...].astype(dtype)
-    bias_3xAxF = self.qkv.bias[...].astype(dtype)
-    q_BxAxF = jnp.einsum("bu,uaf->baf", x_BxU, kernel_Ux3xAxF[:, 0]) + bias_3xAxF[:1]
-    kv_BxTx2xAxF = jnp.einsum("btu,upaf->btpaf", x_BxTxU, kernel_Ux3xAxF[:, 1:])
-    k_BxTxAxF, v_BxTxAxF = (
-      jnp.squeeze(part_BxTx1xAxF, 2)
-      for part_BxTx1xAxF in jnp.split(kv_BxTx2xAxF + bias_3xAxF[None, None, 1:], 2, axis=2)
-    )
-    scores_BxAxT = jnp.einsum(
-      "baf,btaf->bat",
-      q_BxAxF * q_BxAxF.shape[-1] ** -0.5,
+    q_BxQxAxF = self.project(x_BxQxU, _QUERY)
+    k_BxTxAxF, v_BxTxAxF = (self.project(x_BxTxU, part) for part in (_KEY, _VALUE))
+    scores_BxAxQxT = jnp.einsum(
+      "bqaf,btaf->baqt",
+      q_BxQxAxF * q_BxQxAxF.shape[-1] ** -0.5,
       k_BxTxAxF,
       preferred_element_type=jnp.float32,
     )
-    if last is not None:
-      is_visible = jnp.arange(x_BxTxU.shape[1])[None, None] <= jnp.reshape(last, (-1, 1, 1))
-      scores_BxAxT = jnp.where(is_visible, scores_BxAxT, -jnp.inf)
-    weights_BxAxT = jax.nn.softmax(scores_BxAxT, axis=-1).astype(dtype)
-    return self.out(jnp.einsum("bat,btaf->baf", weights_BxAxT, v_BxTxAxF))
+    if visible_BxQxT is not None:
+      scores_BxAxQxT = jnp.where(visible_BxQxT[:, None], scores_BxAxQxT, -jnp.inf)
+    weights_BxAxQxT = jax.nn.softmax(scores_BxAxQxT, axis=-1).astype(x_BxTxU.dtype)
+    return self.out(jnp.einsum("baqt,btaf->bqaf", weights_BxAxQxT, v_BxTxAxF))
 
 
-def token_at(x_BxTxU: Float[Array, "B T U"], position: Position) -> Float[Array, "B U"]:
-  """One token of every sequence."""
-  if isinstance(position, int):
-    return x_BxTxU[:, position]
-  return jnp.take_along_axis(x_BxTxU, position[:, None, None], axis=1)[:, 0]
+def tokens_at(x_BxTxU: Float[Array, "B T U"], positions: Positions) -> Float[Array, "B Q U"]:
+  """Some tokens of every sequence."""
+  if isinstance(positions, int):
+    return x_BxTxU[:, positions : positions + 1]
+  return jnp.take_along_axis(x_BxTxU, positions[:, :, None], axis=1)
 
 
 def _attend_written_out(
@@ -163,6 +186,7 @@ def _attend_written_out(
   v_BxTxAxF: Float[Array, "B T A F"],
   causal: bool,
   num_tokens: int,
+  segments: Segments,
 ) -> Float[Array, "B T A F"]:
   """softmax(q k / sqrt(F)) v; on a CPU a fifth faster than jax.nn.dot_product_attention."""
   # With heads before tokens, both products run over contiguous matrices. Scaling q is cheaper than
@@ -181,6 +205,8 @@ def _attend_written_out(
     scores_BxAxTxT = jnp.where(jnp.tri(length, dtype=bool), scores_BxAxTxT, -jnp.inf)
   elif num_tokens < length:
     scores_BxAxTxT = jnp.where(jnp.arange(length) < num_tokens, scores_BxAxTxT, -jnp.inf)
+  if segments is not None:
+    scores_BxAxTxT = jnp.where(_same_segment(segments), scores_BxAxTxT, -jnp.inf)
   weights_BxAxTxT = jax.nn.softmax(scores_BxAxTxT, axis=-1).astype(v_BxAxTxF.dtype)
   return jnp.einsum("baqk,bakf->bqaf", weights_BxAxTxT, v_BxAxTxF)
 
@@ -191,6 +217,7 @@ def _attend_cudnn(
   v_BxTxAxF: Float[Array, "B T A F"],
   causal: bool,
   num_tokens: int,
+  segments: Segments,
 ) -> Float[Array, "B T A F"]:
   """The same with cuDNN's fused kernel; T must be even."""
   batch, length = q_BxTxAxF.shape[:2]
@@ -200,10 +227,16 @@ def _attend_cudnn(
     q_BxTxAxF,
     k_BxTxAxF,
     v_BxTxAxF,
+    mask=None if segments is None else _same_segment(segments),
     is_causal=causal,
     key_value_seq_lengths=None if needs_no_mask else jnp.full(batch, num_tokens, jnp.int32),
     implementation="cudnn",
   )
+
+
+def _same_segment(segments: Int[Array | np.ndarray, "B T"]) -> Bool[Array, "B 1 T T"]:
+  """Which tokens belong to the same segment."""
+  return jnp.asarray(segments[:, None, :, None] == segments[:, None, None, :])
 
 
 class Mlp(nnx.Module):
@@ -228,7 +261,7 @@ class Mlp(nnx.Module):
     self.down = nnx.Linear(inner, width, kernel_init=normal(out_std), dtype=dtype, rngs=rngs)
 
   def __call__(self, x: Float[Array | np.ndarray, "*rows U"]) -> Float[Array, "*rows U"]:
-    return self.down(ACTIVATIONS[self.activation](self.up(x)))
+    return self.down(ACTIVATIONS[self.activation](_kept(self.up(x))))
 
 
 class Block(nnx.Module):
@@ -261,22 +294,26 @@ class Block(nnx.Module):
     self.mlp = Mlp(width, mlp_width, family=family, out_std=out_std, dtype=dtype, rngs=rngs)
 
   def __call__(
-    self, x_BxTxU: Float[Array | np.ndarray, "B T U"], num_tokens: int | None = None
-  ) -> Float[Array, "B T U"]:
-    """Applies the block; tokens from `num_tokens` on are padding."""
-    x_BxTxU = x_BxTxU + self.attention(self.norm_1(x_BxTxU), num_tokens)
-    return x_BxTxU + self.mlp(self.norm_2(x_BxTxU))
-
-  def of_token(
     self,
     x_BxTxU: Float[Array | np.ndarray, "B T U"],
-    position: Position,
     num_tokens: int | None = None,
-  ) -> Float[Array, "B U"]:
-    """The result for the token at `position` alone."""
-    mixed_BxU = self.attention.of_token(self.norm_1(x_BxTxU), position, num_tokens)
-    x_BxU = token_at(x_BxTxU, position) + mixed_BxU
-    return x_BxU + self.mlp(self.norm_2(x_BxU))
+    segments: Segments = None,
+  ) -> Float[Array, "B T U"]:
+    """Applies the block; arguments as in `Attention`."""
+    x_BxTxU = x_BxTxU + self.attention(self.norm_1(x_BxTxU), num_tokens, segments)
+    return x_BxTxU + self.mlp(self.norm_2(x_BxTxU))
+
+  def of_tokens(
+    self,
+    x_BxTxU: Float[Array | np.ndarray, "B T U"],
+    positions: Positions,
+    num_tokens: int | None = None,
+    segments: Segments = None,
+  ) -> Float[Array, "B Q U"]:
+    """The results for the tokens at `positions` alone."""
+    mixed_BxQxU = self.attention.of_tokens(self.norm_1(x_BxTxU), positions, num_tokens, segments)
+    x_BxQxU = tokens_at(x_BxTxU, positions) + mixed_BxQxU
+    return x_BxQxU + self.mlp(self.norm_2(x_BxQxU))
 
 
 class Blocks(NamedTuple):
@@ -299,12 +336,14 @@ def run_blocks(
   blocks: Blocks,
   x_BxTxU: Float[Array | np.ndarray, "B T U"],
   backend: Backend,
-  position: Position | None,
+  positions: Positions | None,
   num_frozen: int = 0,
-) -> Float[Array, "B U"] | Float[Array, "B T U"]:
-  """Applies blocks one after another; returns the token at `position`, or all tokens for None.
+  segments: Segments = None,
+) -> Float[Array, "B Q U"] | Float[Array, "B T U"]:
+  """Applies blocks one after another; returns the tokens at `positions`, or all tokens for None.
 
-  The first `num_frozen` blocks have no backward pass, and neither has what comes before them.
+  Where a sequence has `segments`, tokens attend to tokens of their own segment only. The first
+  `num_frozen` blocks have no backward pass, and neither has what comes before them.
 
   The backward pass keeps the results of the products with weights and recomputes the rest
   (attention scores, norms and activations), which costs more to write and read back than to
@@ -313,10 +352,11 @@ def run_blocks(
   """
   num_tokens = x_BxTxU.shape[1]
   if backend.attention == "cudnn":  # needs an even number of tokens
+    assert segments is None or num_tokens % 2 == 0
     x_BxTxU = jnp.pad(x_BxTxU, ((0, 0), (0, num_tokens % 2), (0, 0)))
   set_layout = _row_major if backend.row_major else lambda x: x
   policies = jax.checkpoint_policies
-  policy = policies.nothing_saveable if backend.remat else policies.dots_with_no_batch_dims_saveable
+  policy = policies.nothing_saveable if backend.remat else policies.save_only_these_names(_KEPT)
   recompute = functools.partial(
     jax.checkpoint,
     # In a loop the compiler cannot merge the recomputation with the forward pass, so no barrier is
@@ -324,8 +364,10 @@ def run_blocks(
     prevent_cse=backend.unroll and backend.remat,
     policy=policy,
   )
-  apply = recompute(lambda x_BxTxU, block: set_layout(block(x_BxTxU, num_tokens)))
-  apply_last = recompute(lambda x_BxTxU, block: block.of_token(x_BxTxU, position, num_tokens))
+  apply = recompute(lambda x_BxTxU, block: set_layout(block(x_BxTxU, num_tokens, segments)))
+  apply_last = recompute(
+    lambda x_BxTxU, block: block.of_tokens(x_BxTxU, positions, num_tokens, segments)
+  )
 
   def apply_stacked(x_BxTxU: Float[Array | np.ndarray, "B T U"], stacked: Block) -> Array:
     step = lambda x_BxTxU, block: (apply(x_BxTxU, block), None)
@@ -339,10 +381,10 @@ def run_blocks(
     )
     x_BxTxU = apply_stacked(*jax.lax.stop_gradient((x_BxTxU, frozen)))
   x_BxTxU = apply_stacked(x_BxTxU, stacked)
-  if position is None:
+  if positions is None:
     return apply(x_BxTxU, blocks.last)[:, :num_tokens]
   if backend.full_last_block:
-    return token_at(apply(x_BxTxU, blocks.last), position)
+    return tokens_at(apply(x_BxTxU, blocks.last), positions)
   return apply_last(x_BxTxU, blocks.last)
 
 

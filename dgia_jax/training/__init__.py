@@ -8,7 +8,7 @@ Start with `train.train`, which tells the whole story; the other modules are its
 | `setup` | config -> mesh, data, tokenizer, model, optimiser, training step |
 | `inputs` | the pairs of the dataset and the tokenizer |
 | `setup_checks` | refuses configs that do not fit the devices or the model |
-| `caption_padding` | chooses the groups of captions that are cut to one length |
+| `packing_plan` | chooses how the captions of a batch are packed into rows |
 | `initial_weights` | the weights of another run or of a published checkpoint, to start from |
 | `size_check` | refuses sizes that cannot fit into memory, before anything is allocated |
 | `step_log` | reads each step's output one step late; logs averages, throughput, learning rate |

@@ -25,7 +25,7 @@ from dgia_jax.data.token_ids import Vocabulary
 from dgia_jax.method import augment, mining, strict_mining, train_state, train_step, trainable
 from dgia_jax.method import optimizer as optimizer_lib
 from dgia_jax.models import backend, dual_encoder
-from dgia_jax.models.caption_groups import CaptionGroup, encode_in_groups
+from dgia_jax.models.caption_packing import Packing, encode_packed
 from dgia_jax.training import initial_weights, inputs, setup_checks
 
 
@@ -80,17 +80,17 @@ class TrainingSetup:
     params: Mapping,
     pixels: jax.Array,
     tokens: jax.Array,
-    groups: Sequence[CaptionGroup] = (),
+    packing: Packing | None = None,
   ) -> tuple[jax.Array, jax.Array]:
     """Image features (n, D) of normalised pixels and text features (n, D) of token ids.
 
-    With `groups`, captions are encoded as `caption_groups.encode_in_groups` does.
+    With a packing, captions are encoded as `caption_packing.encode_packed` does.
     """
     model = nnx.merge(self.graphdef, self.towers(sharding.gathered(self.mesh, params)))
     encode_text = model.encode_text
-    if groups:
+    if packing:
       shards = sharding.batch_shards(self.mesh)
-      encode_text = lambda tokens: encode_in_groups(model.encode_text, tokens, groups, shards)
+      encode_text = lambda tokens: encode_packed(model.text.encode_rows, tokens, packing, shards)
     return model.encode_image(pixels), encode_text(tokens)
 
   def towers(self, params: Mapping) -> dict:
@@ -292,13 +292,13 @@ def load_pretrained(setup: TrainingSetup, params: Mapping) -> tuple[Mapping, Seq
 
 
 def create_step(
-  setup: TrainingSetup, groups: Sequence[CaptionGroup] = (), **replaced: Any
+  setup: TrainingSetup, packing: Packing | None = None, **replaced: Any
 ) -> functools.partial:
   """Binds every argument of the training step except (state, batch).
 
   Args:
     setup: the training setup.
-    groups: see `caption_padding.choose_groups`; () encodes all captions at full length.
+    packing: see `packing_plan.choose_packing`; None encodes all captions at full length.
     **replaced: `mine_local` or `mine_global`, functions that replace how relations are mined.
 
   Returns:
@@ -306,7 +306,7 @@ def create_step(
   """
   return functools.partial(
     train_step.train_step,
-    encode=functools.partial(setup.encode, groups=groups),
+    encode=functools.partial(setup.encode, packing=packing),
     optimizer=setup.optimizer,
     select_trained=setup.select_trained,
     config=setup.config,

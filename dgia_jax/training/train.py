@@ -5,7 +5,7 @@ import json
 import pathlib
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,11 +19,11 @@ from dgia_jax.data import batches as batches_lib
 from dgia_jax.data.pairs import PairTable
 from dgia_jax.data.prefetch import Prefetcher
 from dgia_jax.method import compilation, train_state
-from dgia_jax.models.caption_groups import CaptionGroup
+from dgia_jax.models.caption_packing import Packing
 from dgia_jax.reporting import stored_scores, wandb_mirror
 from dgia_jax.reporting.console import Console
 from dgia_jax.reporting.metrics_writer import METRICS, MetricsWriter
-from dgia_jax.training import caption_padding, checkpoint, compilation_cache, evaluate, size_check
+from dgia_jax.training import checkpoint, compilation_cache, evaluate, packing_plan, size_check
 from dgia_jax.training import setup as setup_lib
 from dgia_jax.training import workdir as workdir_lib
 from dgia_jax.training.evaluate_and_save import EvaluateAndSave, score_splits
@@ -111,10 +111,10 @@ def train(
         batches = closing(Prefetcher(on_devices, PREFETCH))
         batch = next(batches)
         # Another program may change the captions of a batch, so nothing is known of their lengths.
-        groups = () if transform_batch else caption_padding.choose_groups(setup, tokens_NxL)
-        if groups:
-          console.print(caption_padding.describe(groups, tokens_NxL))
-        train_step = _compile_step(setup, console, state, batch, groups, mining)
+        packing = None if transform_batch else packing_plan.choose_packing(setup, tokens_NxL)
+        if packing:
+          console.print(packing_plan.describe(packing, tokens_NxL))
+        train_step = _compile_step(setup, console, state, batch, packing, mining)
         progress = console.training(setup.steps_per_epoch, config.num_epochs, first)
         loop.enter_context(progress)
         log = closing(StepLog(setup, writer, progress, first))
@@ -225,7 +225,7 @@ def _compile_step(
   console: Console,
   state: train_state.TrainState,
   batch: dict,
-  groups: Sequence[CaptionGroup],
+  packing: Packing | None,
   mining: dict[str, Any],
 ) -> Callable:
   """Compiles the training step and says so before it starts, because it takes a while."""
@@ -235,7 +235,7 @@ def _compile_step(
   platform.work_unit().set_task_status("compiling the training step")
   start = time.time()
   step_function = compilation.compile_step(
-    setup_lib.create_step(setup, groups, **mining), setup.mesh, state, batch
+    setup_lib.create_step(setup, packing, **mining), setup.mesh, state, batch
   )
   console.print(f"training step compiled in {time.time() - start:.1f} s")
   platform.work_unit().set_task_status("training step compiled")

@@ -1,4 +1,4 @@
-"""The captions of a run are encoded with little padding and the step's results do not change."""
+"""The captions of a run are packed and the step's results do not change."""
 
 import dataclasses
 
@@ -8,8 +8,8 @@ import pytest
 
 from dgia_jax.method import compilation, train_state
 from dgia_jax.models import dual_encoder, families
-from dgia_jax.models.caption_groups import CaptionGroup
-from dgia_jax.training import caption_padding, setup, train
+from dgia_jax.models.caption_packing import Packing, Slot
+from dgia_jax.training import packing_plan, setup, train
 from tests.helpers import tiny_run
 
 
@@ -35,39 +35,41 @@ def encoded(run):
   return run.tokenizer.encode(run.train_pairs.captions)
 
 
-def test_groups_fit_every_batch_of_the_run(tmp_path, monkeypatch):
+def test_slots_fit_every_batch_of_the_run(tmp_path, monkeypatch):
   use_one_device(monkeypatch)
   run = setup_with_captions([1, 2, 3, 5], tmp_path)
   tokens = encoded(run)
-  groups = caption_padding.choose_groups(run, tokens)
-  assert 1 < len(groups) <= 4 and sum(group.rows for group in groups) == 8
-  limits = np.repeat([group.length for group in groups], [group.rows for group in groups])
+  packing = packing_plan.choose_packing(run, tokens)
+  limits = [slot.length for slot in packing.slots]
+  assert len(limits) == 8 and limits == sorted(limits)
   batches = train.global_batches(run, tokens, 0)
   for batch in batches:
     lengths = np.argmax(batch["tokens"], axis=1) + 1
     assert np.all(np.sort(lengths) <= limits)
   batches.close()
   mean = np.mean(np.argmax(tokens, axis=1) + 1)
-  text = caption_padding.describe(groups, tokens)
-  assert text.startswith(f"captions have {mean:.1f} of 32 tokens on average; in groups of up to ")
-  assert text.endswith(f"tokens, {limits.mean():.1f} are computed")
+  computed = packing.num_rows * packing.row_length / 8
+  assert packing_plan.describe(packing, tokens) == (
+    f"captions have {mean:.1f} of 32 tokens on average; packed into rows of {packing.row_length},"
+    f" {computed:.1f} are computed"
+  )
 
 
-def test_nothing_is_grouped_where_nothing_is_saved(tmp_path, monkeypatch):
+def test_nothing_is_packed_where_nothing_is_saved(tmp_path, monkeypatch):
   use_one_device(monkeypatch)
-  run = setup_with_captions([3], tmp_path, tokenizer__context_length=8)
-  assert caption_padding.choose_groups(run, encoded(run)) == ()
-  run = setup_with_captions([1, 9], tmp_path / "2", model__caption_groups=1)
-  assert caption_padding.choose_groups(run, encoded(run)) == ()
+  run = setup_with_captions([6], tmp_path, tokenizer__context_length=8)
+  assert packing_plan.choose_packing(run, encoded(run)) is None
+  run = setup_with_captions([1, 9], tmp_path / "2", model__pack_captions=False)
+  assert packing_plan.choose_packing(run, encoded(run)) is None
 
 
 def test_no_caption_is_cut_for_a_tower_that_attends_to_padding(tmp_path, monkeypatch):
   use_one_device(monkeypatch)
   run = setup_with_captions([1, 2, 3, 5], tmp_path)
-  assert caption_padding.choose_groups(run, encoded(run))
+  assert packing_plan.choose_packing(run, encoded(run))
   siglip = dataclasses.replace(tiny_run.SIZE, family=families.SIGLIP)
   monkeypatch.setitem(dual_encoder.SIZES, "test_size", siglip)
-  assert caption_padding.choose_groups(run, encoded(run)) == ()
+  assert packing_plan.choose_packing(run, encoded(run)) is None
 
 
 @pytest.mark.parametrize(
@@ -84,19 +86,19 @@ def test_no_caption_is_cut_for_a_tower_that_attends_to_padding(tmp_path, monkeyp
     ),
   ],
 )  # fmt: skip
-def test_a_step_with_groups_equals_one_without(tmp_path, monkeypatch, fields):
+def test_a_packed_step_equals_one_that_is_not(tmp_path, monkeypatch, fields):
   if "mesh__data" not in fields:
     use_one_device(monkeypatch)
   # With a small epsilon, Adam would make full steps out of gradients that are only rounding.
   run = setup_with_captions([1, 2, 3, 7], tmp_path, optimizer__epsilon=0.1, **fields)
   tokens = encoded(run)
-  groups = caption_padding.choose_groups(run, tokens)
-  assert len(groups) > 1
+  packing = packing_plan.choose_packing(run, tokens)
+  assert packing is not None
   batches = train.global_batches(run, tokens, 0)
   batch = next(batches)
   batches.close()
   outcomes = []
-  for chosen in (groups, ()):
+  for chosen in (packing, None):
     state = train_state.create(run.mesh, setup.init_state(run))
     step = compilation.compile_step(setup.create_step(run, chosen), run.mesh, state, batch)
     state, output = step(state, batch)
@@ -113,7 +115,6 @@ def test_a_caption_that_is_longer_than_announced_stops_the_run(tmp_path, monkeyp
   batch = next(batches)
   batches.close()
   state = train_state.create(run.mesh, setup.init_state(run))
-  step = compilation.compile_step(
-    setup.create_step(run, (CaptionGroup(8, 4),)), run.mesh, state, batch
-  )
+  too_short = Packing(tuple(Slot(row, 0, 4) for row in range(8)), num_rows=8, row_length=8)
+  step = compilation.compile_step(setup.create_step(run, too_short), run.mesh, state, batch)
   assert np.isnan(step(state, batch)[1].metrics["loss"])
