@@ -96,7 +96,7 @@ class TextTower(nnx.Module):
   def _encode(
     self,
     tokens_BxT: Int[Array | np.ndarray, "B T"],
-    position_BxTxU: Float[Array, "_ T U"],
+    position_BxTxU: Float[Array | np.ndarray, "_ T U"],
     read: transformer.Positions,
     segments: transformer.Segments = None,
   ) -> Float[Array, "B Q D"]:

@@ -15,7 +15,7 @@ def test_no_position_depends_on_a_later_one():
   x_BxTxU = jax.random.normal(jax.random.key(0), (1, 9, 128))
 
   def position_4(x):
-    return jnp.sum(transformer.run_blocks(blocks, x, DEFAULT, position=4) ** 2)
+    return jnp.sum(transformer.run_blocks(blocks, x, DEFAULT, positions=4) ** 2)
 
   gradient_T = jnp.abs(jax.grad(position_4)(x_BxTxU)).sum(axis=(0, 2))
   assert bool((gradient_T[:5] > 0).all())
@@ -28,7 +28,7 @@ def test_image_blocks_are_not_causal():
   x_BxTxU = jax.random.normal(jax.random.key(0), (1, 9, 128))
 
   def first_position(x):
-    return jnp.sum(transformer.run_blocks(blocks, x, DEFAULT, position=0) ** 2)
+    return jnp.sum(transformer.run_blocks(blocks, x, DEFAULT, positions=0) ** 2)
 
   assert bool((jnp.abs(jax.grad(first_position)(x_BxTxU)).sum(axis=(0, 2)) > 0).all())
 

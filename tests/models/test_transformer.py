@@ -53,8 +53,12 @@ def test_no_token_attends_to_padding(causal):
 
 @pytest.mark.accelerator
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
-@pytest.mark.parametrize("causal, tokens", [(False, 193), (True, 77), (False, 64)])
-def test_cudnns_attention_is_as_accurate_as_the_written_out_one(causal, tokens):
+@pytest.mark.parametrize(
+  "causal, tokens, packed",
+  [(False, 193, False), (True, 77, False), (False, 64, False), (True, 104, True)],
+)
+def test_cudnns_attention_is_as_accurate_as_the_written_out_one(causal, tokens, packed):
+  segments = np.arange(tokens)[None].repeat(4, 0) // 30 if packed else None
   keys = jax.random.split(jax.random.key(0), 2)
   x, cotangent = (jax.random.normal(key, (4, tokens, 64)) for key in keys)
 
@@ -66,8 +70,8 @@ def test_cudnns_attention_is_as_accurate_as_the_written_out_one(causal, tokens):
     blocks = transformer.create_blocks(create_block, 3, nnx.Rngs(0))
 
     def loss(blocks, x):
-      out = transformer.run_blocks(blocks, x.astype(dtype), backend, position=tokens // 2)
-      return jnp.sum(out.astype(jnp.float32) * cotangent[:, 0]), out
+      out = transformer.run_blocks(blocks, x.astype(dtype), backend, tokens // 2, segments=segments)
+      return jnp.sum(out[:, 0].astype(jnp.float32) * cotangent[:, 0]), out
 
     result = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(blocks, x)
     return [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(result)]
@@ -81,12 +85,12 @@ def test_cudnns_attention_is_as_accurate_as_the_written_out_one(causal, tokens):
     assert error(actual) < 2 * error(plain) + 1e-3 * np.linalg.norm(expected)
 
 
-def one_token(blocks, x, backend, position):
-  """A function of the token at `position`, its gradients, and the token."""
+def read_tokens(blocks, x, backend, positions, segments=None):
+  """A function of the tokens at `positions`, its gradients, and the tokens."""
 
   def value(blocks, x):
-    token = transformer.run_blocks(blocks, x, backend, position)
-    return jnp.sum(jnp.sin(token)), token
+    tokens = transformer.run_blocks(blocks, x, backend, positions, segments=segments)
+    return jnp.sum(jnp.sin(tokens)), tokens
 
   return jax.jit(jax.grad(value, argnums=(0, 1), has_aux=True))(blocks, x)
 
@@ -102,30 +106,51 @@ def assert_close(actual, expected, **tolerance):
 def test_backends_change_neither_features_nor_gradients(remat, unroll, row_major):
   blocks = transformer.create_blocks(lambda rngs: make_block(rngs), 3, nnx.Rngs(0))
   x = jax.random.normal(jax.random.key(1), (2, 5, 64))
-  actual = one_token(blocks, x, Backend(remat=remat, unroll=unroll, row_major=row_major), 0)
-  assert_close(actual, one_token(blocks, x, DEFAULT, 0), rtol=1e-4, atol=1e-5)
+  actual = read_tokens(blocks, x, Backend(remat=remat, unroll=unroll, row_major=row_major), 0)
+  assert_close(actual, read_tokens(blocks, x, DEFAULT, 0), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("remat", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("position", [0, 3, jnp.array([4, 2])], ids=["0", "3", "one per sequence"])
-def test_the_last_block_of_one_token_equals_that_of_all_tokens(position, causal, remat):
+@pytest.mark.parametrize(
+  "positions", [0, 3, np.array([[4], [2]]), np.array([[4, 1, 0], [2, 2, 3]])],
+  ids=["0", "3", "one per sequence", "three per sequence"],
+)  # fmt: skip
+def test_the_last_block_of_read_tokens_equals_that_of_all_tokens(positions, causal, remat):
   blocks = transformer.create_blocks(lambda rngs: make_block(rngs, causal), 3, nnx.Rngs(0))
   x = jax.random.normal(jax.random.key(1), (2, 5, 64))
-  actual = one_token(blocks, x, Backend(remat=remat), position)
-  expected = one_token(blocks, x, Backend(remat=remat, full_last_block=True), position)
+  actual = read_tokens(blocks, x, Backend(remat=remat), positions)
+  expected = read_tokens(blocks, x, Backend(remat=remat, full_last_block=True), positions)
   assert_close(actual, expected, rtol=2e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_the_last_block_of_one_token_attends_to_no_padding(causal):
+def test_the_last_block_of_read_tokens_attends_to_no_padding(causal):
   block = make_block(nnx.Rngs(0), causal)
   x = jax.random.normal(jax.random.key(1), (2, 7, 64))
   padded = jnp.concatenate([x, 100 * jnp.ones((2, 3, 64))], axis=1)
-  expected = block(x)[:, 6]
-  np.testing.assert_allclose(block.of_token(padded, 6, 7), expected, rtol=1e-5, atol=1e-5)
+  expected = block(x)[:, 6:]
+  np.testing.assert_allclose(block.of_tokens(padded, 6, 7), expected, rtol=1e-5, atol=1e-5)
   if not causal:
-    assert not np.allclose(block.of_token(padded, 6), expected, atol=0.1)
+    assert not np.allclose(block.of_tokens(padded, 6), expected, atol=0.1)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("full_last_block", [False, True])
+def test_tokens_attend_to_their_own_segment_only(causal, full_last_block):
+  blocks = transformer.create_blocks(lambda rngs: make_block(rngs, causal), 3, nnx.Rngs(0))
+  backend = Backend(full_last_block=full_last_block)
+  x = jax.random.normal(jax.random.key(1), (2, 9, 64))
+  segments = np.array([[0, 0, 0, 1, 1, 1, 1, -1, -1], [5, 5, 2, 2, 2, 2, 2, 2, 2]])
+  positions = np.array([[2, 6], [1, 8]])
+  actual = transformer.run_blocks(blocks, x, backend, positions, segments=segments)
+  for row in range(2):
+    for place, position in enumerate(positions[row]):
+      own = np.flatnonzero(segments[row] == segments[row, position])
+      alone = transformer.run_blocks(
+        blocks, x[row : row + 1, own], backend, int(np.flatnonzero(own == position)[0])
+      )
+      np.testing.assert_allclose(actual[row, place], alone[0, 0], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("remat", [False, True])
@@ -137,7 +162,7 @@ def test_blocks_run_in_order(depth, remat):
     expected = jax.tree.map(lambda leaf, i=layer: leaf[i], stacked)(expected)
   expected = last(expected)[:, 2]
   blocks = transformer.Blocks(stacked, last)
-  actual = transformer.run_blocks(blocks, x, Backend(remat=remat), position=2)
+  actual = transformer.run_blocks(blocks, x, Backend(remat=remat), positions=2)[:, 0]
   np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
