@@ -104,7 +104,7 @@ def start(dataset: str, folder: pathlib.Path, started: float) -> dict[str, tuple
   from dgia_jax import sharding
   from dgia_jax.data.prefetch import Prefetcher
   from dgia_jax.method import compilation
-  from dgia_jax.training import caption_padding, compilation_cache, inputs
+  from dgia_jax.training import compilation_cache, inputs, packing_plan
   from dgia_jax.training import setup as setup_lib
   from dgia_jax.training import train as train_lib
 
@@ -126,8 +126,8 @@ def start(dataset: str, folder: pathlib.Path, started: float) -> dict[str, tuple
   batches = Prefetcher(train_lib.global_batches(setup, tokens_NxL, 0), train_lib.PREFETCH)
   batch = next(batches)
   finish("first batch")
-  groups = caption_padding.choose_groups(setup, tokens_NxL)
-  step = compilation.compile_step(setup_lib.create_step(setup, groups), mesh, state, batch)
+  packing = packing_plan.choose_packing(setup, tokens_NxL)
+  step = compilation.compile_step(setup_lib.create_step(setup, packing), mesh, state, batch)
   finish("compile")
   jax.block_until_ready(step(state, batch))
   finish("first step")

@@ -77,10 +77,10 @@ def _our_step(workload: Workload) -> tuple[dict[str, float], tuple]:
     distorted=True,
   )
   before = jax.device_get((state.params, (state.bank.image, state.bank.text)))
-  groups, _ = jax_step.shortened_captions(workload, setup)
+  packing, _ = jax_step.shortened_captions(workload, setup)
   start = (*before, jax.device_get((*views, batch["index"])))
   compiled = compilation.compile_step(
-    setup_lib.create_step(setup, groups), setup.mesh, state, batch
+    setup_lib.create_step(setup, packing), setup.mesh, state, batch
   )
   state, report = compiled(state, batch)
   after = jax.device_get((state.params, (state.bank.image, state.bank.text)))

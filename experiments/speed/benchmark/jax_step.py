@@ -20,7 +20,8 @@ from dgia_jax.method import compilation, memory_bank, train_state
 from dgia_jax.method import views as views_lib
 from dgia_jax.models import dual_encoder
 from dgia_jax.models import pixels as pixels_lib
-from dgia_jax.training import caption_padding, train
+from dgia_jax.models.caption_packing import Packing
+from dgia_jax.training import packing_plan, train
 from dgia_jax.training import setup as setup_lib
 from dgia_jax.training.setup import TrainingSetup
 from experiments.speed.benchmark import device_time, timing
@@ -48,16 +49,16 @@ def make_setup(workload: Workload) -> TrainingSetup:
   return setup_lib.assemble(config, mesh, {"train": pairs}, vocabulary)
 
 
-def shortened_captions(workload: Workload, setup: TrainingSetup) -> tuple[Any, float]:
+def shortened_captions(workload: Workload, setup: TrainingSetup) -> tuple[Packing | None, float]:
   """How training encodes the workload's captions with little padding.
 
   Returns:
     For `setup.create_step`; and how many tokens are computed for each caption, on average.
   """
-  groups = caption_padding.choose_groups(setup, workload_lib.captions(workload))
-  if not groups:
-    return groups, float(workload.config.tokenizer.context_length)
-  return groups, sum(rows * length for rows, length in groups) / sum(rows for rows, _ in groups)
+  packing = packing_plan.choose_packing(setup, workload_lib.captions(workload))
+  if not packing:
+    return None, float(workload.config.tokenizer.context_length)
+  return packing, packing.tokens_per_caption
 
 
 def fill_bank(bank: memory_bank.Bank, rows: Any, mesh: jax.sharding.Mesh) -> memory_bank.Bank:
@@ -237,8 +238,8 @@ class JaxImplementation:
     if task.way == ALL_TOKENS:
       step, text_tokens = setup_lib.create_step(setup), workload.config.tokenizer.context_length
     else:
-      groups, text_tokens = shortened_captions(workload, setup)
-      step = setup_lib.create_step(setup, groups)
+      packing, text_tokens = shortened_captions(workload, setup)
+      step = setup_lib.create_step(setup, packing)
     start = time.perf_counter()
     compiled = compilation.compile_step(step, setup.mesh, state[0], batch)
     facts = {
@@ -317,7 +318,7 @@ class JaxImplementation:
     """Forward and backward pass for two views of the batch, as the step runs it."""
     setup, params = self._setup, self._params()
     batch = self._batch(self._config.batch_size)
-    groups, _ = shortened_captions(self._workload, setup)
+    packing, _ = shortened_captions(self._workload, setup)
 
     @jax.jit
     def inputs(batch):
@@ -325,7 +326,7 @@ class JaxImplementation:
       return tuple(jnp.repeat(array, 2, axis=0) for array in (pixels, batch["tokens"]))
 
     def total(tower_params, others, pixels, tokens):
-      features = setup.encode({**others, kind: tower_params}, pixels, tokens, groups)
+      features = setup.encode({**others, kind: tower_params}, pixels, tokens, packing)
       return jnp.sum(features[("image", "text").index(kind)])  # the other is not computed
 
     others = {name: tree for name, tree in params.items() if name != kind}
