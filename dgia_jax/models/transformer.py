@@ -26,7 +26,7 @@ from dgia_jax.models.backend import Backend
 from dgia_jax.models.families import Family
 
 # Indices of the tokens of every sequence that are read: one for all of them, or Q per sequence.
-Positions = int | Int[Array, "B Q"]
+Positions = int | Int[Array | np.ndarray, "B Q"]
 # The number of the text that each token belongs to, where a sequence holds several.
 Segments = Int[Array | np.ndarray, "B T"] | None
 _QKV = _QUERY, _KEY, _VALUE = range(3)  # places in the kernel of attention's first layer
