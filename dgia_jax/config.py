@@ -16,20 +16,19 @@ from dgia_jax.config_ranges import (
   check_positive,
   check_range,
   check_smallest_and_largest,
+  check_trainable,
   get,
   numbers,
 )
 from dgia_jax.data import images
 from dgia_jax.errors import UserError
 from dgia_jax.method import (
+  confidence_gate,
   global_association,
-  learnable_temperature,
   local_association,
-  lora,
   losses,
   memory_bank,
   optimizer,
-  trainable,
 )
 
 # Fields that may change between two starts of one run: where and how it runs, not its results.
@@ -46,6 +45,8 @@ CHOICES = {
   "loss.itc_reduction": losses.ITC_REDUCTIONS,
   "local_association.modality": local_association.MODALITIES,
   "global_association.anchor": memory_bank.ANCHORS,
+  "bank.gate": confidence_gate.GATES,
+  "bank.features": memory_bank.FEATURES,
   "global_association.loss_over": global_association.LOSS_ROWS,
   "global_association.exclude": global_association.EXCLUSIONS,
   "optimizer.lr_update": optimizer.LR_UPDATES,
@@ -150,7 +151,12 @@ def base() -> ConfigDict:
 
   config.bank = ConfigDict()
   config.bank.update_rate = 0.9  # alpha: weight of a row's new feature, from the second epoch on
-  config.bank.gated = False  # confidence gate: scale alpha by the cosine of the pair's features
+  # Not in the paper, method/confidence_gate.py: scale alpha by a confidence in the pair: off, pair,
+  # rank, neighbours, running.
+  config.bank.gate = "off"
+  # Whose features of the undistorted view fill the bank: student, the trained weights; ema, their
+  # moving average (not in the paper), at the cost of one more forward pass.
+  config.bank.features = "student"
   config.bank.block_rows = 0  # rows of a shard scored at a time, bounds memory; 0 = by platform
 
   config.augment = ConfigDict()  # of the distorted view
@@ -288,25 +294,6 @@ def from_scratch(config: ConfigDict) -> ConfigDict:
   return config
 
 
-def _check_trainable(config: ConfigDict) -> None:
-  for tower, num_blocks in frozen_blocks(config).items():
-    if num_blocks < trainable.WHOLE_TOWER:
-      whole = f"{trainable.WHOLE_TOWER} for the whole tower"
-      raise UserError(f"config.freeze.{tower}_blocks={num_blocks}: give a number, or {whole}")
-  matrices = config.lora.matrices
-  known = tuple(lora.MATRICES)
-  if not matrices or any(matrices.count(m) > 1 or m not in known for m in matrices):
-    raise UserError(f"config.lora.matrices={matrices}: give some of {', '.join(known)}, each once")
-  if not 0 <= numbers(config, "ema.decay")[0] < 1:
-    raise UserError(f"config.ema.decay={config.ema.decay}: must lie in [0, 1); 0 = off")
-  low, high = learnable_temperature.MIN_TEMPERATURE, learnable_temperature.MAX_TEMPERATURE
-  if config.loss.learnable_temperature and not low <= config.loss.temperature <= high:
-    raise UserError(
-      f"config.loss.temperature={config.loss.temperature}: a learnable temperature lies in"
-      f" [{low}, {high}]"
-    )
-
-
 def frozen_blocks(config: ConfigDict) -> dict[str, int]:
   """The number of frozen blocks by tower, as in `trainable.select`."""
   return {"image": config.freeze.image_blocks, "text": config.freeze.text_blocks}
@@ -363,7 +350,9 @@ def check(config: ConfigDict) -> None:
     bucket.check(get(config, field), f"config.{field}")
   if len(config.optimizer.betas) != 2:
     raise UserError(f"config.optimizer.betas={config.optimizer.betas}: give two numbers")
-  _check_trainable(config)
+  check_trainable(config)
+  if config.bank.features == "ema" and not config.ema.decay:
+    raise UserError("config.bank.features=ema needs averaged weights: set config.ema.decay")
 
 
 def recipe(config: ConfigDict) -> dict[str, Any]:

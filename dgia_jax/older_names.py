@@ -13,6 +13,7 @@ from dgia_jax.errors import UserError
 RENAMED_SETTINGS = {
   "augment.erase": "augment.erase_prob",
   "augment.flip": "augment.flip_prob",
+  "bank.gated": "bank.gate",
   "bank.momentum": "bank.update_rate",
   "global_association.agreement": "strict_mining.require_text_match",
   "global_association.deviations": "strict_mining.global_threshold_num_stds",
@@ -23,6 +24,8 @@ RENAMED_SETTINGS = {
   "optimizer.bias_rate": "optimizer.bias_lr_multiplier",
   "optimizer.rate_per": "optimizer.lr_update",
 }
+# Renamed settings whose values changed, too: new name -> {old value: new one}.
+RENAMED_VALUES: dict[str, dict] = {"bank.gate": {False: "off", True: "pair"}}
 # Settings that were removed in 0.2.0, with the value that switched them off.
 REMOVED_SETTINGS = {
   "global_association.consult_batch": False,
@@ -55,7 +58,7 @@ def current_config(config: dict) -> dict:
   for old, new in RENAMED_SETTINGS.items():
     value = _pop(config, old)
     if value is not None:
-      _put(config, new, value)
+      _put(config, new, RENAMED_VALUES[new].get(value, value) if new in RENAMED_VALUES else value)
   for name, value in BEHAVIOUR_BEFORE.items():
     _put(config, name, value)
   return config

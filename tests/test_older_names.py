@@ -10,11 +10,12 @@ from dgia_jax.errors import UserError
 def config_of_release_0_1():
   """The released recipe as release 0.1 wrote it, as far as names have changed since."""
   config = config_lib.base().to_dict()
-  del config["strict_mining"], config["dataset"]["resize"]
+  del config["strict_mining"], config["dataset"]["resize"], config["bank"]["gate"]
   for old, new in older_names.RENAMED_SETTINGS.items():
-    if not new.startswith("strict_mining"):
+    if not new.startswith(("strict_mining", "bank.gate")):
       (new_group, new_name), (old_group, old_name) = new.split("."), old.split(".")
       config[old_group][old_name] = config[new_group].pop(new_name)
+  config["bank"]["gated"] = False
   for group in ("local_association", "global_association"):
     config[group]["deviations"] = 0.0
   config["global_association"] |= {"agreement": False, "mutual": False}
@@ -41,6 +42,14 @@ def test_changed_settings_keep_their_values():
   assert current["bank"]["update_rate"] == 0.4 and current["augment"]["erase_prob"] == 0.1
   assert current["strict_mining"]["reciprocal"] is True
   assert current["strict_mining"]["local_threshold_num_stds"] == 2.5
+
+
+@pytest.mark.parametrize("gated, gate", [(False, "off"), (True, "pair")])
+def test_the_gate_of_older_runs_is_that_of_the_pair(gated, gate):
+  older = config_of_release_0_1()
+  older["bank"]["gated"] = gated
+  current = older_names.current_config(older)
+  assert current["bank"]["gate"] == gate and "gated" not in current["bank"]
 
 
 def test_todays_config_stays_as_it_is():

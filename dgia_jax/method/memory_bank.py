@@ -37,6 +37,7 @@ BLOCK_SCORES = {"cpu": 2**17}
 BLOCK_SCORES_ELSEWHERE = 2**25
 SEGMENT = 128  # columns of a segment, of which `_top` first looks only at the best
 ANCHORS = ("image", "text", "both")
+FEATURES = ("student", "ema")  # what fills the bank: the trained weights, or their average
 
 
 Leaf = Any  # an array; or its layout or shape, in a bank that describes another
@@ -51,6 +52,7 @@ class Bank:
   image_inverse_norm: Leaf  # (N,) float32, 0 where the row was never written
   text_inverse_norm: Leaf  # (N,) float32, 0 where the row was never written
   group: Leaf  # (N,) int32, number of the image that the pair shows; -1 where never written
+  confidence: Leaf = None  # (N,) float32, see `confidence_gate`; None unless its gate is "running"
 
 
 def padded_rows(num_pairs: int) -> int:
@@ -58,14 +60,18 @@ def padded_rows(num_pairs: int) -> int:
   return -(-num_pairs // ROW_MULTIPLE) * ROW_MULTIPLE
 
 
-def create(num_rows: int, dim: int) -> Bank:
-  """An empty bank. Call it inside jit with the layout as out_shardings."""
+def create(num_rows: int, dim: int, with_confidence: bool = False) -> Bank:
+  """An empty bank, with a confidence per row or not.
+
+  Call it inside jit with the layout as out_shardings.
+  """
   return Bank(
     image=jnp.zeros((num_rows, dim), jnp.float32),
     text=jnp.zeros((num_rows, dim), jnp.float32),
     image_inverse_norm=jnp.zeros(num_rows, jnp.float32),
     text_inverse_norm=jnp.zeros(num_rows, jnp.float32),
     group=jnp.full(num_rows, -1, jnp.int32),
+    confidence=jnp.zeros(num_rows, jnp.float32) if with_confidence else None,
   )
 
 
@@ -102,6 +108,38 @@ def _merge(scores_BxC: Array, rows_BxC: Array, count: int) -> tuple[Array, Array
   return best_BxC, jnp.take_along_axis(rows_BxC, order_BxC, axis=1)
 
 
+def blocks(num_rows: int, block_rows: int) -> tuple[int, int]:
+  """The number of blocks of a shard and their rows; of equal size, so that few rows come twice."""
+  num_blocks = -(-num_rows // block_rows)
+  step = math.gcd(block_rows, SEGMENT)
+  return num_blocks, min(-(-num_rows // (num_blocks * step)) * step, num_rows)
+
+
+def score_block(
+  queries: tuple, shards: tuple, block: Any, block_rows: int
+) -> tuple[Any, Float[Array, "B R"]]:
+  """The first row of one block and its scores, -inf where a row was never written.
+
+  The last block is moved back to end with the shard; rows that it repeats score -inf as well.
+
+  Args:
+    queries, shards: as `_scan_shard`.
+    block: number of the block.
+    block_rows: rows of a block.
+  """
+  (num_rows,) = shards[0][1].shape
+  start = jnp.minimum(block * block_rows, num_rows - block_rows)
+  score_BxR, seen_R = 0.0, True
+  for query_BxD, (features_nxD, norm_n) in zip(queries, shards, strict=True):
+    features_RxD = jax.lax.dynamic_slice_in_dim(features_nxD, start, block_rows)
+    norm_R = jax.lax.dynamic_slice_in_dim(norm_n, start, block_rows)
+    dot_BxR = jnp.dot(query_BxD, features_RxD.T, precision=jax.lax.Precision.HIGHEST)
+    score_BxR += dot_BxR * norm_R[None, :] / len(queries)
+    seen_R &= norm_R > 0
+  usable_R = seen_R & (start + jnp.arange(block_rows) >= block * block_rows)
+  return start, jnp.where(usable_R[None, :], score_BxR, -jnp.inf)
+
+
 def _scan_shard(
   queries: tuple, shards: tuple, count: int, first_row: Any, block_rows: int
 ) -> tuple[Array, Array]:
@@ -118,24 +156,10 @@ def _scan_shard(
     Scores (B, count) in descending order, -inf where no row exists, and their rows (B, count).
   """
   size, (num_rows,) = queries[0].shape[0], shards[0][1].shape
-  # Blocks of equal size, so that little of the shard is scored twice.
-  num_blocks = -(-num_rows // block_rows)
-  step = math.gcd(block_rows, SEGMENT)
-  block_rows = min(-(-num_rows // (num_blocks * step)) * step, num_rows)
+  num_blocks, block_rows = blocks(num_rows, block_rows)
 
   def visit(best, block):
-    # The last block is moved back to end with the shard; rows it repeats are masked.
-    start = jnp.minimum(block * block_rows, num_rows - block_rows)
-    score_BxR, seen_R = 0.0, True
-    for query_BxD, (features_nxD, norm_n) in zip(queries, shards, strict=True):
-      features_RxD = jax.lax.dynamic_slice_in_dim(features_nxD, start, block_rows)
-      norm_R = jax.lax.dynamic_slice_in_dim(norm_n, start, block_rows)
-      dot_BxR = jnp.dot(query_BxD, features_RxD.T, precision=jax.lax.Precision.HIGHEST)
-      score_BxR += dot_BxR * norm_R[None, :] / len(queries)
-      seen_R &= norm_R > 0
-    row_R = start + jnp.arange(block_rows)
-    usable_R = seen_R & (row_R >= block * block_rows)
-    score_BxR = jnp.where(usable_R[None, :], score_BxR, -jnp.inf)
+    start, score_BxR = score_block(queries, shards, block, block_rows)
     score_BxC, column_BxC = _top(score_BxR, min(count, block_rows))
     row_BxC = (first_row + start + column_BxC).astype(jnp.int32)
     # Earlier blocks have lower row numbers and come first: ties go to the lowest row.
@@ -163,7 +187,7 @@ def _to_mergers(candidates_BxC: Array) -> Array:
   return exchange(candidates_BxC, split_axis=0, concat_axis=1)
 
 
-def _pad_rows(array: Array, multiple: int) -> Array:
+def pad_rows(array: Array, multiple: int) -> Array:
   """Appends rows of zeros up to a multiple."""
   missing = -array.shape[0] % multiple
   return jnp.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1))
@@ -189,7 +213,7 @@ def nearest(
   """
   size, platform = queries[0].shape[0], mesh.devices.flat[0].platform
   block_rows = block_rows or block_rows_for(size, platform)
-  queries = tuple(_pad_rows(normalize(query), mesh.size) for query in queries)
+  queries = tuple(pad_rows(normalize(query), mesh.size) for query in queries)
 
   @functools.partial(
     jax.shard_map,
@@ -256,7 +280,7 @@ def gather(fields: Any, rows: Int[Array | np.ndarray, "..."], *, mesh: Mesh) -> 
   Returns:
     The same fields with the shape of `rows` in front, their first dimension split over all devices.
   """
-  wanted = _pad_rows(jnp.ravel(rows), mesh.size)
+  wanted = pad_rows(jnp.ravel(rows), mesh.size)
 
   @functools.partial(
     jax.shard_map,
@@ -293,6 +317,7 @@ def update(
   *,
   mesh: Mesh,
   row_mask: Bool[Array | np.ndarray, " B"] | None = None,
+  confidence: Float[Array | np.ndarray, " B"] | None = None,
 ) -> Bank:
   """Moves the batch's own rows toward its features, in place on their owners (section 3.3).
 
@@ -307,6 +332,7 @@ def update(
     new_weight: w in [0, 1].
     mesh: the mesh that holds the bank.
     row_mask: False for padded rows, which write nothing.
+    confidence: replaces the rows' confidence, in a bank that has one.
   """
   if row_mask is not None:
     index = jnp.where(row_mask, index, -1)
@@ -316,11 +342,11 @@ def update(
   @functools.partial(
     jax.shard_map,
     mesh=mesh,
-    in_specs=(P(BANK_AXES), P(), P(), P(), P()),
+    in_specs=(P(BANK_AXES), P(), P(), P(), P(), P()),
     out_specs=P(BANK_AXES),
     check_vma=False,
   )
-  def update_shards(shard, index_B, image_index_B, features, weight_B):
+  def update_shards(shard, index_B, image_index_B, features, weight_B, confidence_B):
     num_rows = shard.group.shape[0]
     local_B = index_B - _shard_index(mesh) * num_rows
     owned_B = (local_B >= 0) & (local_B < num_rows)
@@ -336,6 +362,7 @@ def update(
       image_inverse_norm=write(shard.image_inverse_norm, inverse_norm(image_BxD)),
       text_inverse_norm=write(shard.text_inverse_norm, inverse_norm(text_BxD)),
       group=write(shard.group, image_index_B),
+      confidence=None if shard.confidence is None else write(shard.confidence, confidence_B),
     )
 
-  return update_shards(bank, index, image_index, features, new_weight)
+  return update_shards(bank, index, image_index, features, new_weight, confidence)

@@ -47,6 +47,7 @@ def initializer(
   feature_dim: int,
   select_trained: Callable[[Any], Any] = lambda params: params,
   averaged: bool = False,
+  with_confidence: bool = False,
 ) -> Callable[[], TrainState]:
   """A function without arguments that returns a fresh state; to be traced.
 
@@ -57,6 +58,7 @@ def initializer(
     feature_dim: D.
     select_trained: the parameters -> those that the optimizer is to change.
     averaged: whether the state holds a moving average of the trained parameters.
+    with_confidence: whether the bank holds a confidence per row, see `confidence_gate`.
   """
 
   def init():
@@ -66,7 +68,7 @@ def initializer(
       step=jnp.zeros((), jnp.int32),
       params=params,
       opt_state=optimizer.init(trained),
-      bank=memory_bank.create(memory_bank.padded_rows(num_pairs), feature_dim),
+      bank=memory_bank.create(memory_bank.padded_rows(num_pairs), feature_dim, with_confidence),
       ema=trained if averaged else None,
     )
 

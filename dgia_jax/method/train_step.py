@@ -14,14 +14,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, UInt8
 
-from dgia_jax.method import ema, gradient_cache, memory_bank, trainable
+from dgia_jax.method import confidence_gate, ema, gradient_cache, memory_bank, trainable
 from dgia_jax.method.augment import Masking
-from dgia_jax.method.confidence_gate import gated_update_rate
 from dgia_jax.method.global_association import Neighbours, global_association_loss, no_neighbours
 from dgia_jax.method.learnable_temperature import temperature_of
 from dgia_jax.method.local_association import relation_targets
-from dgia_jax.method.losses import itc, similarity_distribution_matching
-from dgia_jax.method.mining import Batch, MineGlobal, MineLocal
+from dgia_jax.method.losses import itc, masked_mean, similarity_distribution_matching
+from dgia_jax.method.mining import Batch, FeaturePair, MineGlobal, MineLocal
 from dgia_jax.method.train_state import TrainState
 from dgia_jax.method.views import Encode, encode_views, two_views
 from dgia_jax.models.pixels import PixelStatistics
@@ -105,7 +104,7 @@ def train_step(
     # What no weight asks for is not used, so the compiler drops it.
     values = {name: value if weights[name] else jnp.zeros(()) for name, value in values.items()}
     total = sum(weights[name] * value for name, value in values.items())
-    return total, (values, total, tau, clean, relations, neighbours)
+    return total, (values, total, tau, clean, relations, neighbours, anchors)
 
   views = two_views(
     jax.random.fold_in(jax.random.key(config.seed), state.step), batch["image"], batch["tokens"],
@@ -114,16 +113,28 @@ def train_step(
   )  # fmt: skip
   needed = local_started if config.local_association.start_epoch > 1 else None
   trained = select_trained(state.params)
-  gradient, (values, total, tau, clean, relations, neighbours) = gradient_cache.gradient_of(
+  gradient, auxiliary = gradient_cache.gradient_of(
     objective,
     lambda part, views: encode_views(encode, trainable.merge(state.params, part), *views, needed),
     trained, views, parts=config.gradient_accumulation, mesh=mesh,
   )  # fmt: skip
+  values, total, tau, clean, relations, neighbours, anchors = auxiliary
   updates, opt_state = optimizer.update(gradient, state.opt_state, trained)
-  rate = gated_update_rate(*clean, config.bank.update_rate, config.bank.gated)
+  written = clean
+  if config.bank.features == "ema":
+    averaged = trainable.merge(state.params, state.ema)
+    written = FeaturePair(*gradient_cache.encode_in_parts(
+      lambda pairs: encode(averaged, *pairs), (views[0][:, 0], views[1][:, 0]),
+      parts=config.gradient_accumulation, mesh=mesh,
+    ))  # fmt: skip
+  confidence = confidence_gate.confidence(
+    config.bank.gate, state.bank, batch, written, neighbours, anchors, mesh=mesh,
+    block_rows=config.bank.block_rows,
+  )  # fmt: skip
+  rate = config.bank.update_rate * confidence
   bank = memory_bank.update(
-    state.bank, batch["index"], batch["image_index"], *clean, jnp.where(epoch == 1, 1.0, rate),
-    mesh=mesh,
+    state.bank, batch["index"], batch["image_index"], *written, jnp.where(epoch == 1, 1.0, rate),
+    mesh=mesh, confidence=confidence,
     # Features without a finite loss are kept out. That the update waits for the loss also tells the
     # compiler that all reads are over, so it writes in place; otherwise it copies the whole bank.
     row_mask=mask & jnp.isfinite(total),
@@ -138,6 +149,8 @@ def train_step(
     "global_relations": jnp.sum(neighbours.valid) / jnp.maximum(num_pairs, 1),
   }
   metrics |= {"temperature": tau} if config.loss.learnable_temperature else {}
+  if config.bank.gate != "off":
+    metrics["anchor_confidence"] = masked_mean(confidence, mask)
   trained = optax.apply_updates(trained, updates)
   next_state = TrainState(
     step=state.step + 1,

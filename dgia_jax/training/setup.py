@@ -256,6 +256,7 @@ def init_state(setup: TrainingSetup) -> Callable[[], train_state.TrainState]:
     feature_dim=setup.size.feature_width,
     select_trained=setup.select_trained,
     averaged=config.ema.decay > 0,
+    with_confidence=config.bank.gate == "running",
   )
 
 

@@ -14,6 +14,7 @@ from dgia_jax.data import tokenizer
 from dgia_jax.dry_run import compile_report
 from dgia_jax.errors import UserError
 from dgia_jax.method import compilation, train_state, trainable
+from dgia_jax.models.pixels import normalize_pixels
 from dgia_jax.reporting.console import Console
 from dgia_jax.search.retriever import Retriever
 from dgia_jax.training import checkpoint, evaluate, run_weights, setup, size_check, train
@@ -26,9 +27,12 @@ CLIP_AND_DECAY = {"optimizer__clip_norm": 0.1, "optimizer__layer_decay": 0.7}
 TEMPERATURE = {"loss__learnable_temperature": True}
 EMA = {"ema__decay": 0.8}
 ALL = LORA | CLIP_AND_DECAY | TEMPERATURE | EMA | {"freeze__text_blocks": 0}
+GATE = {"bank__gate": "running", "bank__features": "ema", "gradient_accumulation": 2} | EMA
 FEATURES = {
   "freeze": FREEZE, "lora": LORA, "clip and decay": CLIP_AND_DECAY, "temperature": TEMPERATURE,
   "ema": EMA | {"freeze__image_blocks": 1}, "all": ALL,
+  "gate and teacher": GATE, "rank": {"bank__gate": "rank"},
+  "neighbours": {"bank__gate": "neighbours"},
 }  # fmt: skip
 each_feature = pytest.mark.parametrize("fields", FEATURES.values(), ids=FEATURES)
 
@@ -111,6 +115,32 @@ def test_any_mesh_takes_the_same_steps(parts, fields):
   named = by_name((mesh_state.params, mesh_state.ema))
   for name, leaf in by_name((state.params, state.ema)).items():
     np.testing.assert_allclose(named[name], leaf, atol=5e-3, err_msg=name)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("teacher", [False, True])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_bank_holds_the_features_of_whose_weights_it_says(parts, teacher, accumulation):
+  """After some steps the average lags behind the weights, so their features differ."""
+  whose = {"bank__features": "ema" if teacher else "student"}
+  made = parts(**EMA, **whose, gradient_accumulation=accumulation)
+  state = train_state.create(made.mesh, setup.init_state(made))
+  tokens_NxL = made.tokenizer.encode(made.train_pairs.captions)
+  batches = train.global_batches(made, tokens_NxL, 0)
+  step = jax.jit(setup.create_step(made))
+  for _, batch in zip(range(3), batches, strict=False):
+    before = state
+    state, _ = step(state, batch)
+  batches.close()
+  averaged = trainable.merge(before.params, before.ema)
+  pixels = normalize_pixels(batch["image"], made.size.family.pixels)
+  own, other = (
+    np.stack(made.encode(params, pixels, batch["tokens"]))
+    for params in ((averaged, before.params) if teacher else (before.params, averaged))
+  )
+  rows = np.stack([state.bank.image, state.bank.text])[:, batch["index"]]
+  np.testing.assert_allclose(rows, own, atol=1e-4 * np.abs(own).max())
+  assert np.abs(rows - other).max() > 1e-2 * np.abs(own).max()
 
 
 @pytest.mark.integration

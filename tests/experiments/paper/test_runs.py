@@ -177,7 +177,7 @@ def test_a_folder_of_another_config_is_refused(run):
   fabricated.finish(run, last=20.0)
   path = run.folder / "config.json"
   stored = json.loads(path.read_text())
-  del stored["bank"]["gated"]  # a field that was added after the run, now at its default
+  del stored["bank"]["gate"]  # a field that was added after the run, now at its default
   path.write_text(json.dumps(stored))
   assert runs.results(run) is not None
   stored["bank"]["update_rate"] = 0.5
