@@ -45,6 +45,7 @@ CHOICES = {
   "loss.itc_reduction": losses.ITC_REDUCTIONS,
   "local_association.modality": local_association.MODALITIES,
   "global_association.anchor": memory_bank.ANCHORS,
+  "global_association.weights": global_association.WEIGHTS,
   "bank.gate": confidence_gate.GATES,
   "bank.features": memory_bank.FEATURES,
   "global_association.loss_over": global_association.LOSS_ROWS,
@@ -137,6 +138,9 @@ def base() -> ConfigDict:
   config.global_association.anchor = "image"  # image, text or both: mean cosine (Table 6)
   config.global_association.loss_over = "all"  # rows of the loss: all (released) or batch (Eq. 13)
   config.global_association.exclude = "top1"  # drop the best-ranked row (released) or the own: self
+  # Targets of neighbours: confidence (section 3.3); calibrated (not in the paper): the probability
+  # that they are right, judged by the batch's own captions, see method/calibration.py.
+  config.global_association.weights = "confidence"
   config.global_association.exclude_same_image = False  # drop rows that hold the anchor's own image
   config.global_association.start_epoch = 2  # first epoch with this loss, from 2
 

@@ -48,6 +48,7 @@ CHOICES = {
   "global_association.anchor": ("image", "text", "both"),
   "global_association.loss_over": ("all", "batch"),
   "global_association.exclude": ("top1", "self"),
+  "global_association.weights": ("confidence", "calibrated"),
   "bank.gate": ("off", "pair", "rank", "neighbours", "running"),
   "bank.features": ("student",),
   "optimizer.lr_update": ("epoch", "step"),

@@ -44,6 +44,18 @@ def pair_confidence(features: FeaturePair) -> Float[Array, " B"]:
   return jnp.clip(_cosine_of_rows(*features), 0.0, 1.0)
 
 
+def across_modalities(
+  features: FeaturePair,
+  neighbour_images: Float[Array | np.ndarray, "B K D"],
+  neighbour_texts: Float[Array | np.ndarray, "B K D"],
+) -> Float[Array, "B K"]:
+  """[cos(v_i, t_j) + cos(t_i, v_j)] / 2 of each pair i and each of its neighbours j."""
+  cosine = lambda own_BxD, other_BxKxD: _cosine_of_rows(
+    jnp.broadcast_to(own_BxD[:, None], other_BxKxD.shape), other_BxKxD
+  )
+  return (cosine(features.image, neighbour_texts) + cosine(features.text, neighbour_images)) / 2
+
+
 def rank_confidence(ranks_B: Int[Array | np.ndarray, " B"]) -> Float[Array, " B"]:
   """DCG's discount of a rank, which counts from 0: 1, 0.63, 0.5, 0.43, ..."""
   return 1.0 / jnp.log2(2.0 + ranks_B)
@@ -56,12 +68,8 @@ def neighbour_confidence(
   valid_BxK: Bool[Array | np.ndarray, "B K"],
 ) -> Float[Array, " B"]:
   """The mean cosine across modalities of each pair with itself and its neighbours."""
-  image_Bx1xD, text_Bx1xD = (feature[:, None] for feature in features)
-  across = lambda own_Bx1xD, other_BxKxD: _cosine_of_rows(
-    jnp.broadcast_to(own_Bx1xD, other_BxKxD.shape), other_BxKxD
-  )
-  cosine_BxK = across(image_Bx1xD, neighbour_texts) + across(text_Bx1xD, neighbour_images)
-  total_B = _cosine_of_rows(*features) + jnp.sum(jnp.where(valid_BxK, cosine_BxK / 2, 0.0), axis=1)
+  cosine_BxK = across_modalities(features, neighbour_images, neighbour_texts)
+  total_B = _cosine_of_rows(*features) + jnp.sum(jnp.where(valid_BxK, cosine_BxK, 0.0), axis=1)
   return jnp.clip(total_B / (1 + jnp.sum(valid_BxK, axis=1)), 0.0, 1.0)
 
 

@@ -14,7 +14,14 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, UInt8
 
-from dgia_jax.method import confidence_gate, ema, gradient_cache, memory_bank, trainable
+from dgia_jax.method import (
+  calibration,
+  confidence_gate,
+  ema,
+  gradient_cache,
+  memory_bank,
+  trainable,
+)
 from dgia_jax.method.augment import Masking
 from dgia_jax.method.global_association import Neighbours, global_association_loss, no_neighbours
 from dgia_jax.method.learnable_temperature import temperature_of
@@ -88,10 +95,19 @@ def train_step(
       neighbours = mine_global(state.bank, clean, batch)
     anchors = memory_bank.gather((state.bank.image, state.bank.text), neighbours.rows, mesh=mesh)
 
+    neighbour_labels = None
+    if config.global_association.weights == "calibrated":
+      neighbour_labels = calibration.neighbour_labels(clean, *anchors, mask)
+
     l_itc = itc(*clean, tau, config.loss.itc_reduction, mask, config.loss.label_smoothing)
     l_local = matching(*clean, targets_of(relations))
     l_global = global_association_loss(
-      *clean, neighbours, *anchors, loss_over=config.global_association.loss_over, **scaled
+      *clean,
+      neighbours,
+      *anchors,
+      loss_over=config.global_association.loss_over,
+      weights=neighbour_labels,
+      **scaled,
     )
     l_consistency = matching(*distorted, targets_of(mine_local(distorted, batch)))
 
