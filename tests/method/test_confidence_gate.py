@@ -13,9 +13,9 @@ from tests.helpers.compiled_bank import update
 from tests.helpers.meshes import mesh_of
 
 FEATURES = FeaturePair(
-  jnp.array([[1.0, 0], [1, 0], [1, 0], [2, 0]]), jnp.array([[3.0, 0], [1, 1], [-1, 0], [0, 1]])
+  jnp.array([[1.0, 0], [1, 0], [1, 0], [2, 0]]), jnp.array([[3.0, 0], [1, 1], [-1, 0], [3, 4]])
 )
-COSINES = np.array([1.0, 0.5**0.5, 0.0, 0.0])
+COSINES = np.array([1.0, 0.5**0.5, 0.0, 0.6])
 INDEX = np.array([0, 1, 2, 5], np.int32)
 
 
@@ -33,7 +33,7 @@ def _confidence(gate):
   mesh = mesh_of(1, 1, 1)
   valid = np.array([[True, True], [True, False], [True, True], [False, False]])
   neighbours = Neighbours(np.zeros((4, 2), int), np.ones((4, 2), np.float32), valid)
-  mined = np.array([[[0.0, 5], [1, 0]], [[2, 2], [9, 9]], [[1, 0], [1, 0]], [[1, 0], [1, 0]]])
+  mined = np.array([[[0.0, 5], [0, 1]], [[2, 2], [9, 9]], [[1, 0], [1, 0]], [[1, 0], [1, 0]]])
   anchors = (mined.astype(np.float32), mined[:, :, ::-1].astype(np.float32))
   batch = {"index": INDEX, "image_index": INDEX}
   compute = jax.jit(functools.partial(confidence, gate, mesh=mesh, block_rows=0))
@@ -51,21 +51,21 @@ def test_pair_is_the_clipped_cosine_of_the_pairs_own_features():
 def test_rank_counts_the_captions_of_other_images_that_are_better():
   # Row 1's own caption has a cosine of 0.71: that of row 0 is better, that of row 2 worse. The
   # third pair's own row does not count. The fourth is in the bank for the first time.
-  expected = 1 / np.log2(2 + np.array([0, 1, 2, 3]))
+  expected = 1 / np.log2(2 + np.array([0, 1, 2, 2]))
   np.testing.assert_allclose(_confidence("rank"), expected, rtol=1e-6)
 
 
 def test_neighbours_average_both_directions_over_the_pair_and_its_neighbours():
   # Neighbours' images are the mined rows, and their captions have the coordinates exchanged.
   diagonal = 0.5**0.5
-  first = (1.0 + (1 + 0) / 2 + (0 + 1) / 2) / 3
+  first = (1.0 + (1 + 0) / 2 + (1 + 0) / 2) / 3
   second = (diagonal + (diagonal + 1) / 2) / 2
   third = 0.0  # (-1 + 2 * (0 - 1) / 2) / 3, clipped
-  np.testing.assert_allclose(_confidence("neighbours"), [first, second, third, 0.0], atol=1e-6)
+  np.testing.assert_allclose(_confidence("neighbours"), [first, second, third, 0.6], atol=1e-6)
 
 
 def test_running_blends_with_the_stored_confidence_of_a_written_row():
-  expected = [0.6, (0.5**0.5 + 0.4) / 2, 0.3, 0.0]
+  expected = [0.6, (0.5**0.5 + 0.4) / 2, 0.3, 0.6]
   np.testing.assert_allclose(_confidence("running"), expected, atol=1e-6)
 
 
