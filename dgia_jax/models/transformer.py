@@ -136,14 +136,15 @@ class Attention(nnx.Module):
   ) -> Float[Array, "B Q U"]:
     """The results for the tokens at `positions` alone: their queries, all keys and values."""
     place_1x1xT = jnp.arange(x_BxTxU.shape[1])[None, None]
-    visible_BxQxT = None
+    masks = []
     if self.causal:
-      visible_BxQxT = place_1x1xT <= jnp.atleast_2d(positions)[..., None]
+      masks.append(place_1x1xT <= jnp.atleast_2d(positions)[..., None])
     elif num_tokens is not None and num_tokens < x_BxTxU.shape[1]:
-      visible_BxQxT = place_1x1xT < num_tokens
+      masks.append(place_1x1xT < num_tokens)
     if segments is not None:
       own_BxQ = jnp.take_along_axis(jnp.asarray(segments), positions, axis=1)
-      visible_BxQxT &= segments[:, None] == own_BxQ[..., None]
+      masks.append(segments[:, None] == own_BxQ[..., None])
+    visible_BxQxT = functools.reduce(jnp.logical_and, masks) if masks else None
     return self.of_queries(tokens_at(x_BxTxU, positions), x_BxTxU, visible_BxQxT)
 
   def of_queries(
