@@ -18,6 +18,7 @@ from dgia_jax.method import compilation, train_step, views
 from dgia_jax.reporting.console import Console
 from dgia_jax.training import checkpoint, setup, step_profiler, train
 from tests.helpers import tiny_run
+from tests.helpers.stopped_run import stopped_after
 
 
 def run(workdir, splits=None, out=None, **fields):
@@ -173,21 +174,11 @@ def test_batches_are_prepared_in_a_thread_and_the_wait_for_them_is_logged(one_de
   assert waits(one_device[2]) and all(0 <= wait <= 1 for wait in waits(one_device[2]))
 
 
-class Stopped(Exception):
-  """Stands for anything that ends a process between two steps."""
-
-
 @pytest.mark.integration
 @pytest.mark.parametrize("steps", [7, 10], ids=["within an epoch", "between epochs"])
 def test_a_resumed_run_equals_an_uninterrupted_one(one_device, tmp_path, steps):
-  def stop(batch, step):
-    if step >= steps:
-      raise Stopped
-    return batch
-
-  config = tiny_run.config(checkpoint__every_steps=1)
-  with pytest.raises(Stopped):
-    train.train(config, tmp_path, Console(file=io.StringIO()), tiny_run.splits(), stop)
+  with stopped_after(steps):
+    run(tmp_path, checkpoint__every_steps=1)
   assert checkpoint.steps_saved(tmp_path)[-1] == steps
   resumed, _ = run(tmp_path, checkpoint__every_steps=1)
   assert resumed["digest"] == one_device[1]["digest"]
@@ -198,15 +189,9 @@ def test_scores_before_training_are_epoch_0_and_change_nothing(one_device, tmp_p
   """They are those of an evaluation without training, and no checkpoint is chosen by them."""
   source, without, _ = one_device
   fields = {"pretrained": str(source), "eval__before_training": True, "num_epochs": 1}
-
-  def stop(batch, step):
-    if step >= 3:
-      raise Stopped
-    return batch
-
-  config, out = tiny_run.config(checkpoint__every_steps=2, **fields), io.StringIO()
-  with pytest.raises(Stopped):
-    train.train(config, tmp_path / "run", Console(file=out), tiny_run.splits(), stop)
+  out = io.StringIO()
+  with stopped_after(3):
+    run(tmp_path / "run", out=out, checkpoint__every_steps=2, **fields)
   assert out.getvalue().count("val, epoch 0 (before training)") == 1
   results, lines = run(tmp_path / "run", out=out, checkpoint__every_steps=2, **fields)
   assert out.getvalue().count("val, epoch 0 (before training)") == 1  # not again when resumed

@@ -19,6 +19,7 @@ from dgia_jax.reporting.console import Console
 from dgia_jax.search.retriever import Retriever
 from dgia_jax.training import checkpoint, evaluate, run_weights, setup, size_check, train
 from tests.helpers import tiny_run
+from tests.helpers.stopped_run import stopped_after
 from tests.helpers.trees import by_name
 
 FREEZE = {"freeze__image_blocks": 1, "freeze__text_blocks": -1}
@@ -38,14 +39,10 @@ FEATURES = {
 each_feature = pytest.mark.parametrize("fields", FEATURES.values(), ids=FEATURES)
 
 
-class Stopped(Exception):
-  """Ends a run between two steps."""
-
-
-def run(workdir, transform=None, **fields):
+def run(workdir, **fields):
   """Trains two epochs; returns the content of results.json."""
   config = tiny_run.config(**{"num_epochs": 2, "checkpoint__every_steps": 1} | fields)
-  return train.train(config, workdir, Console(file=io.StringIO()), tiny_run.splits(), transform)
+  return train.train(config, workdir, Console(file=io.StringIO()), tiny_run.splits())
 
 
 @pytest.fixture(autouse=True)
@@ -71,14 +68,9 @@ def parts(monkeypatch):
 @pytest.mark.integration
 @each_feature
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, fields):
-  def stop(batch, step):
-    if step >= 7:  # within the second epoch
-      raise Stopped
-    return batch
-
   whole = run(tmp_path / "whole", **fields)
-  with pytest.raises(Stopped):
-    run(tmp_path / "stopped", stop, **fields)
+  with stopped_after(7):  # within the second epoch
+    run(tmp_path / "stopped", **fields)
   assert checkpoint.steps_saved(tmp_path / "stopped")[-1] == 7
   assert run(tmp_path / "stopped", **fields)["digest"] == whole["digest"]
   steps = {name: checkpoint.Checkpoints(tmp_path / name).latest() for name in ("whole", "stopped")}
