@@ -62,6 +62,11 @@ def test_configs_are_found_by_name(run, tmp_path):
   assert json.loads((tmp_path / "run" / "results.json").read_text())["digest"] == results["digest"]
 
 
+def test_the_wheel_carries_mini(run):
+  code = "from dgia_jax import Retriever; print(Retriever.from_pretrained('mini').image_size)"
+  assert run("python", "-c", code)[:2] == (0, "(64, 32)\n")
+
+
 @pytest.mark.parametrize(
   "flags, words",
   [

@@ -3,8 +3,10 @@
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from flax import nnx
 
+from dgia_jax import files
 from dgia_jax.data import tokenizer as tokenizer_lib
 from dgia_jax.errors import UserError
 from dgia_jax.models import dual_encoder, pretrained
@@ -51,3 +53,20 @@ def test_a_model_of_another_size_is_named_in_one_line(shipped_mini):
     "pretrained=mini is a model of the size tiny, config.model.name one of another; give"
     " config.model.name=tiny"
   )
+
+
+def test_the_shipped_mini_is_small_whole_and_documented():
+  folder = pretrained.local_copy("mini", "--run")
+  assert shipped.names() == ["mini"] and folder.parent == shipped.FOLDER
+  assert (folder / "model.safetensors").stat().st_size <= 8 * 10**6
+  for name in ("model.safetensors", "tokenizer.json"):
+    assert f"  {name}\n" in (folder / files.CHECKSUMS).read_text()
+    assert not files.differs_from_checksum(folder / name)
+  tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+  assert {tensor.dtype for tensor in tensors.values()} == {np.dtype(np.float16)}
+  assert all(np.isfinite(tensor).all() for tensor in tensors.values())
+  config = pretrained.read_config(folder)
+  assert dual_encoder.names_of(config.size) == ["mini"] and config.image_size == (64, 32)
+  card = (folder / "README.md").read_text()
+  for text in ("Apache-2.0", "--config mini --workdir runs/mini", "Zero-shot", "seed=11"):
+    assert text in card, text
