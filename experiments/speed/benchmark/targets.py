@@ -1,5 +1,6 @@
 """Which targets the measurements meet."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from experiments.speed.benchmark.contenders import COMPILED, LOOPS, OURS, OURS_ALL_TOKENS
@@ -66,6 +67,6 @@ def targets(results: dict[str, Any]) -> list[dict[str, Any]]:
   return entries
 
 
-def measured(implementations):
+def measured(implementations: Mapping[str, Any]) -> dict[str, Any]:
   """Those that did not fail."""
   return {name: entry for name, entry in implementations.items() if "failed" not in entry}
