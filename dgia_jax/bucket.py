@@ -11,7 +11,6 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-import fsspec
 from etils import epath
 
 from dgia_jax.errors import UserError
@@ -73,6 +72,8 @@ def file_system() -> Any:
 
   It must not remember listings, since TensorStore and other processes write too.
   """
+  import fsspec  # on use: most runs read no bucket
+
   fsspec.config.conf.setdefault("gs", {"use_listings_cache": False})
   logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints what it also raises
   return fsspec.filesystem("gcs", finalize_on_close=True)

@@ -223,7 +223,7 @@ def test_core_imports_without_the_data_stack():
 
 SLOW_TO_IMPORT = (
   "torch", "tensorboardX", "tensorflow", "tensorflow_datasets", "transformers", "orbax", "grain",
-  "matplotlib", "gradio", "pandas", "pyarrow", "scipy", "wandb",
+  "matplotlib", "gradio", "pandas", "pyarrow", "scipy", "wandb", "fsspec", "ftfy",
 )  # fmt: skip
 
 
@@ -241,8 +241,9 @@ def test_commands_import_only_what_they_need():
   unneeded = {
     "dgia_jax.__main__": slow | {"jax", "flax", "tokenizers"},
     "dgia_jax.data.__main__": slow | {"jax", "flax", "tokenizers"},
+    "dgia_jax.search.__main__": slow | {"jax", "flax", "tokenizers"},
     "dgia_jax.main": slow | {"tokenizers"},
-    "dgia_jax.search.__main__": slow,
+    "dgia_jax.search.commands": slow,
     "dgia_jax.convert": slow - {"orbax"},
   }
   run_python(

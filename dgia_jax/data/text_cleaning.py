@@ -2,8 +2,6 @@
 
 import html
 
-import ftfy
-from ftfy import chardata, fixes
 from tokenizers import Regex, normalizers
 
 # The HTML entities that people's captions contain; html.unescape knows 2,231 names and all numbers.
@@ -17,6 +15,8 @@ _ROUNDS = 2  # captions are sometimes escaped twice
 
 def clean_caption(caption: str) -> str:
   """Repairs broken characters, resolves HTML (also when escaped twice), one space, lower case."""
+  import ftfy  # compiles its tables when imported: not for programs that read no caption
+
   text = html.unescape(html.unescape(ftfy.fix_text(caption)))
   return " ".join(text.split()).lower()
 
@@ -27,6 +27,8 @@ def exportable_cleaning() -> normalizers.Normalizer:
   Two things are missing: HTML entities other than the usual ones, and the repair of text that was
   decoded with a wrong encoding.
   """
+  from ftfy import chardata, fixes
+
   control_characters = "".join(map(chr, chardata.CONTROL_CHARS))
   steps = [normalizers.Replace(*entity) for entity in _ENTITIES.items()] * _ROUNDS
   c1_controls = {code: fixes.fix_c1_controls(chr(code)) for code in range(0x80, 0xA0)}

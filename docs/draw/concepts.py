@@ -1,7 +1,7 @@
 """Draws the picture of one training step for docs/concepts.md.
 
 Command: python -m docs.draw.concepts
-Writes:  docs/images/concepts.png
+Writes:  docs/images/concepts.png and concepts.pdf
 """
 
 import argparse
@@ -13,6 +13,8 @@ matplotlib.use("Agg")  # no display needed
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+from experiments import figure_files
 
 DATA, MODEL, MINED, LOSS, STORED = "#e8eef7", "#dcecdc", "#fbeed3", "#f7dede", "#e9e1f2"
 UPDATE = "#7a5ca8"
@@ -56,7 +58,7 @@ def main() -> None:
 
 
 def draw(out: pathlib.Path | str) -> None:
-  """Writes the picture to a PNG file."""
+  """Writes the picture to a PNG file, and a PDF beside it."""
   figure, axis = plt.subplots(figsize=(13, 5.6), layout="constrained")
   patches = {}
   for name, (x, y, width, height, colour, text) in BOXES.items():
@@ -81,7 +83,7 @@ def draw(out: pathlib.Path | str) -> None:
   axis.text(10.5, 4.2, "mined without labels", ha="center", fontweight="bold")
   axis.set(xlim=(0, 16.7), ylim=(0.8, 7.8))
   axis.axis("off")
-  figure.savefig(out, dpi=110)
+  figure_files.save(figure, pathlib.Path(out), dpi=110)
   plt.close(figure)
 
 

@@ -2,7 +2,7 @@
 
 Command: python -m docs.draw.synth_pedes
 Takes:   10 seconds
-Writes:  docs/images/synth_pedes.png
+Writes:  docs/images/synth_pedes.png and synth_pedes.pdf
 """
 
 import argparse
@@ -20,6 +20,7 @@ from PIL import Image
 
 from dgia_jax.data.synth_pedes import Settings
 from dgia_jax.data.synth_pedes.generate import draw_person
+from experiments import figure_files
 
 PEOPLE = (4, 10, 13, 34, 50, 63)  # of the training split
 DETAIL = 4  # enlargement of these people, relative to the training images
@@ -38,7 +39,7 @@ def main() -> None:
 
 
 def draw_figure(settings: Settings, out: pathlib.Path | str) -> None:
-  """Writes the figure: `PEOPLE` enlarged, with captions, then images at the size of training."""
+  """Writes PNG and PDF: `PEOPLE` enlarged, with captions, then images at the size of training."""
   large = settings.replace(height=settings.height * DETAIL, width=settings.width * DETAIL)
   rows = -(-len(PEOPLE) // COLUMNS)
   figure = plt.figure(figsize=(11, 3.0 * rows + 1.5))
@@ -64,7 +65,7 @@ def draw_figure(settings: Settings, out: pathlib.Path | str) -> None:
   )
   for axis, image_HxWx3 in zip(axes, strip, strict=True):
     _show(axis, image_HxWx3)
-  figure.savefig(out, dpi=130)
+  figure_files.save(figure, pathlib.Path(out))
   plt.close(figure)
   # 256 colours take a third of the space, without a visible difference.
   Image.open(out).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(out, optimize=True)

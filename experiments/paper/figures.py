@@ -14,10 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from dgia_jax import files
+from experiments import figure_files
 from experiments.paper.report import Row, mean_and_deviation
 
 PAPER, OURS, SECOND = "0.55", "tab:blue", "tab:orange"  # SECOND: another series of ours
+TICK_WIDTH = 12  # characters per line of a tick's label
 
 
 class Line(NamedTuple):
@@ -47,7 +48,7 @@ def compare_rows(rows: Sequence[Row], path: pathlib.Path, ylabel: str) -> None:
   axes.grid(axis="y", alpha=0.3)
   if ours and published:
     _legend_of_both(axes)
-  _save(figure, path)
+  figure_files.save(figure, path)
 
 
 def paired_gains(
@@ -84,7 +85,7 @@ def paired_gains(
     axes.grid(axis="y", alpha=0.3)
   if published.keys() & gains.keys():
     _legend_of_both(panels[0])
-  _save(figure, path)
+  figure_files.save(figure, path)
 
 
 def curve(lines: Mapping[str, Line], path: pathlib.Path, xlabel: str, ylabel: str) -> None:
@@ -106,7 +107,7 @@ def curve(lines: Mapping[str, Line], path: pathlib.Path, xlabel: str, ylabel: st
   axes.set(xlabel=xlabel, ylabel=ylabel)
   axes.grid(alpha=0.3)
   _legend(axes)
-  _save(figure, path)
+  figure_files.save(figure, path)
 
 
 def precision(
@@ -128,13 +129,19 @@ def precision(
     by_epoch = percents[kind]
     epochs = sorted(by_epoch)
     if epochs:
-      mean, low, high = (
-        np.array([reduce(by_epoch[epoch]) for epoch in epochs]) for reduce in (np.mean, min, max)
-      )
+      statistics = [mean_and_deviation(by_epoch[epoch]) for epoch in epochs]
+      mean = np.array([mean for mean, _ in statistics])
+      deviation = np.array([deviation or 0.0 for _, deviation in statistics])
       axes.plot(epochs, mean, marker="o", color=OURS, label="ours, mean")
-      if any(len(values) > 1 for values in by_epoch.values()):
+      if any(deviation):
         axes.fill_between(
-          epochs, low, high, color=OURS, alpha=0.2, lw=0, label="ours, range over seeds"
+          epochs,
+          mean - deviation,
+          mean + deviation,
+          color=OURS,
+          alpha=0.2,
+          lw=0,
+          label="ours, standard deviation",
         )
     if published[kind] is not None:
       axes.axhline(published[kind], color=PAPER, ls="--", label="paper, final epoch")
@@ -142,7 +149,7 @@ def precision(
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     _legend(axes)
-  _save(figure, path)
+  figure_files.save(figure, path)
 
 
 def people(points_by_setting: Mapping[str, Sequence[Mapping]], path: pathlib.Path) -> None:
@@ -175,7 +182,7 @@ def people(points_by_setting: Mapping[str, Sequence[Mapping]], path: pathlib.Pat
     for kind, marker in markers.items()
   ]
   figure.legend(handles=grey, loc="outside lower center", ncols=2)
-  _save(figure, path)
+  figure_files.save(figure, path)
 
 
 def regions(
@@ -217,7 +224,7 @@ def regions(
         vmax=1,
       )
       axes.set_title(f"{word['word']} ({word['adds']:+.2f})", fontsize=8)
-  _save(figure, path)
+  figure_files.save(figure, path)
 
 
 def _name_ticks(axes: Axes, labels: Sequence[str] | Mapping[str, Any]) -> None:
@@ -228,10 +235,14 @@ def _name_ticks(axes: Axes, labels: Sequence[str] | Mapping[str, Any]) -> None:
 
 
 def _broken_label(label: str) -> str:
-  """A label in lines of about 12 characters, broken between words and after "+" and "_"."""
-  spaced = label.replace("+", "+ ").replace("_", "_ ")
-  lines = textwrap.fill(spaced, 12, break_long_words=False)
-  return lines.replace("+ ", "+").replace("_ ", "_")
+  """A label in lines of about 12 characters; only longer words break, after "+" and "_"."""
+  mark = " \0"  # a place to break that is no space of the label
+  words = [
+    word if len(word) <= TICK_WIDTH else word.replace("+", "+" + mark).replace("_", "_" + mark)
+    for word in label.split()
+  ]
+  lines = textwrap.fill(" ".join(words), TICK_WIDTH, break_long_words=False)
+  return lines.replace(mark, "").replace("\0", "")
 
 
 def _published(axes: Axes, x: Sequence[float], y: Sequence[float]) -> None:
@@ -253,13 +264,3 @@ def _legend(axes: Axes) -> None:
   """A legend, unless the axes show a single series."""
   if len(axes.get_legend_handles_labels()[0]) > 1:
     axes.legend()
-
-
-def _save(figure: Figure, path: pathlib.Path) -> None:
-  """Writes the PNG and a PDF beside it, each atomically."""
-  for suffix, options in ((".pdf", {"metadata": {"CreationDate": None}}), (".png", {"dpi": 130})):
-    with (
-      files.replacing(path.with_suffix(suffix)) as partial,
-      matplotlib.rc_context({"pdf.fonttype": 42}),
-    ):
-      figure.savefig(partial, format=suffix[1:], **options)

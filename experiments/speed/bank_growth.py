@@ -21,6 +21,7 @@ import numpy as np
 import psutil
 
 from dgia_jax import files
+from experiments import figure_files
 
 QUERIES = 64
 COUNT = 4  # the own row and three neighbours
@@ -275,7 +276,7 @@ def markdown(results: dict[str, Any]) -> list[str]:
 
 
 def draw(points: list[dict[str, Any]], path: pathlib.Path) -> None:
-  """Writes a PNG: seconds and temporaries over rows, log-log."""
+  """Writes a PNG, and a PDF beside it: seconds and temporaries over rows, log-log."""
   import matplotlib
 
   matplotlib.use("Agg")  # writes a file, needs no display
@@ -304,9 +305,7 @@ def draw(points: list[dict[str, Any]], path: pathlib.Path) -> None:
   for axis in (left, right):
     axis.legend(fontsize=7)
     axis.grid(alpha=0.3)
-  for suffix in (".pdf", ".png"):
-    with files.replacing(path.with_suffix(suffix)) as partial:
-      figure.savefig(partial, format=suffix[1:], dpi=130)
+  figure_files.save(figure, path)
   plt.close(figure)
 
 

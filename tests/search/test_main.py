@@ -12,6 +12,7 @@ from PIL import Image
 
 from dgia_jax import files
 from dgia_jax.search import __main__ as search_cli
+from dgia_jax.search import commands, export
 from dgia_jax.search.retriever import Retriever
 from tests.helpers import known_run as known_run_lib
 
@@ -181,3 +182,16 @@ def test_types_that_cannot_be_read_are_counted(known_run, image_folder, tmp_path
   flags = ["--run", str(known_run), "--images", str(image_folder), "--out", str(tmp_path / "i")]
   assert search_cli.main(["index", *flags]) == 0
   assert "3 files of types that cannot be read here: .heic 2, .cr2 1" in capsys.readouterr().out
+
+
+def test_every_command_and_format_exists():
+  """`__main__` names them without importing them."""
+  assert set(search_cli.EXPORT_FORMATS) == set(export.FORMATS)
+  flags = {
+    "index": ["--run", "R", "--images", "F", "--out", "O"],
+    "query": ["--index", "I"],
+    "serve": ["--index", "I"],
+    "export": ["--index", "I", "--format", "npy", "--out", "O"],
+  }
+  for name, needed in flags.items():
+    assert callable(getattr(commands, search_cli.parse([name, *needed]).command))

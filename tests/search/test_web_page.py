@@ -21,7 +21,7 @@ from PIL import Image
 
 from dgia_jax.errors import UserError
 from dgia_jax.search import __main__ as search_cli
-from dgia_jax.search import gallery, identities, index_files, web_page
+from dgia_jax.search import commands, gallery, identities, index_files, web_page
 from dgia_jax.search import index as index_lib
 from dgia_jax.search.query import Query, combine
 from dgia_jax.search.retriever import Retriever
@@ -38,7 +38,7 @@ def index(known_run, image_folder, tmp_path):
 
 
 def open_searcher(index):
-  retriever, opened = search_cli.open_index(index)
+  retriever, opened = commands.open_index(index)
   return web_page.Searcher(retriever, opened), retriever, opened
 
 

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments import run
+from experiments import figure_files, run
 from experiments.paper import figures, relation_precision, report, runs, tables
 from tests.helpers import fabricated
 
@@ -192,7 +192,7 @@ def test_figures_are_drawn(tmp_path, name):
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
   """The figures drawn from now on."""
   saved = []
-  monkeypatch.setattr(figures, "_save", lambda figure, path: saved.append(figure))
+  monkeypatch.setattr(figure_files, "save", lambda figure, path: saved.append(figure))
   return saved
 
 
@@ -229,14 +229,16 @@ def test_vertical_bars_in_cells_are_escaped():
   [
     ("oracle_relations", ["oracle_", "relations"]),
     ("B+LRC+GSRC-FR", ["B+LRC+", "GSRC-FR"]),
-    ("embed + rank (s)", ["embed +", "rank (s)"]),
+    ("synth_pedes → synth_pedes", ["synth_pedes", "→", "synth_pedes"]),
+    ("synth_pedes → custom", ["synth_pedes", "→ custom"]),
+    ("embed + rank (s)", ["embed + rank", "(s)"]),
     ("uninterruptedness", ["uninterruptedness"]),
   ],
 )
 def test_labels_of_ticks_break_between_words_only(label, lines, monkeypatch):
   ticks = []
   monkeypatch.setattr(
-    figures, "_save", lambda figure, _: ticks.extend(figure.axes[0].get_xticklabels())
+    figure_files, "save", lambda figure, _: ticks.extend(figure.axes[0].get_xticklabels())
   )
   figures.compare_rows([report.Row(label, "R@1", None, (1.0,))], pathlib.Path("x.png"), "percent")
   assert [tick.get_text().split("\n") for tick in ticks] == [lines]
