@@ -23,7 +23,7 @@ RUN pip install --no-cache-dir --constraint requirements.txt .
 RUN if [ -n "${EXTRAS}" ]; then pip install --no-cache-dir --constraint requirements.txt ".[${EXTRAS}]"; fi
 
 RUN useradd --create-home --uid 1000 dgia && mkdir /dgia && chown dgia /dgia
-USER dgia
+USER 1000
 WORKDIR /dgia
 # Built datasets, downloaded weights and compiled programs stay in the volume.
 ENV TFDS_DATA_DIR=/dgia/datasets \

@@ -208,9 +208,7 @@ def _check_images(
   _check_decoding(report, files, show, workers)
   unused = _unused_images(files, set(present))
   if unused:
-    report.add_note(
-      f"{len(unused)} image files that no entry names", first_items(unused, min(show, 3))
-    )
+    report.add_note(f"{len(unused)} image files that no entry names", first_items(unused, show))
 
 
 def _report_missing(

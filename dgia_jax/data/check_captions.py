@@ -49,8 +49,16 @@ def check_captions(report: DataReport, annotations: Annotations, show: int) -> N
     if examples:
       report.add_note(
         f"{len(examples)} captions {kind}",
-        first_items([repr(caption[:_SHOWN_CHARACTERS]) for caption in examples], min(show, 2)),
+        first_items(_shown(examples), show),
       )
+
+
+def _shown(captions: Sequence[str]) -> list[str]:
+  """Captions as examples, the most frequent first and each once, with its number if repeated."""
+  return [
+    repr(caption[:_SHOWN_CHARACTERS]) + (f" ({count} times)" if count > 1 else "")
+    for caption, count in collections.Counter(captions).most_common()
+  ]
 
 
 def _check_copies(report: DataReport, records: Sequence[ImageRecord], show: int) -> None:
@@ -69,7 +77,7 @@ def _check_copies(report: DataReport, records: Sequence[ImageRecord], show: int)
     report.add_note(
       f"{len(copied)} captions are used for several people, by {sum(uses[t] for t in copied)} "
       "pairs: such queries have right answers that count as wrong",
-      first_items(examples, min(show, 3)),
+      first_items(examples, show),
     )
 
 

@@ -174,9 +174,10 @@ def _table_rows(file: str) -> Iterator[_Row]:
     return
   _check_regular(file)
   text = _decoded(pathlib.Path(file).read_bytes(), file)
-  reader = csv.DictReader(
-    text.splitlines(keepends=True), delimiter="\t" if ending == ".tsv" else ",", strict=True
-  )
+  lines = text.splitlines(keepends=True)
+  # Spreadsheets separate by semicolons where the comma is the decimal sign.
+  delimiter = "\t" if ending == ".tsv" else max(",;\t", key="".join(lines[:1]).count)
+  reader = csv.DictReader(lines, delimiter=delimiter, strict=True)
   try:
     for row in reader:
       row.pop(None, None)  # cells beyond the last column
@@ -218,8 +219,10 @@ def _choose_columns(columns: Columns, names: Sequence[str], place: str) -> Colum
     if name not in names:
       raise UserError(f"{place} has no column {name!r}, only {', '.join(map(repr, names[:20]))}")
 
+  by_lower_case = {name.lower(): name for name in reversed(names)}
+
   def usual(fields: Sequence[str]) -> str:
-    return next((field for field in fields if field in names), "")
+    return next((by_lower_case[field] for field in fields if field in by_lower_case), "")
 
   numbered = sorted(filter(_NUMBERED_CAPTION.fullmatch, names))
   captions = columns.captions or [usual(CAPTION_FIELDS)] * bool(usual(CAPTION_FIELDS)) or numbered

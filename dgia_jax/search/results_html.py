@@ -26,7 +26,7 @@ STYLE = """<style>
   overflow-wrap: anywhere; }
 #results figure.correct > a { outline: 5px solid #16a34a; }
 #results .mark { color: #16a34a; font-weight: 600; margin-left: 6px; }
-#results .mark, #results .score { white-space: nowrap; }
+#results .mark, #results .score, #results .less { white-space: nowrap; }
 #results .pages { display: flex; gap: 24px; margin: 16px 0; }
 #results .rank { font-weight: 600; margin-right: 6px; }
 #results .bar { display: flex; flex-wrap: wrap; gap: 4px 16px; margin: 4px 0 12px; }

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from dgia_jax import hub
 from dgia_jax.data import annotations, datasets, tokenizer
 from dgia_jax.data import pairs as pairs_lib
 from dgia_jax.errors import UserError
@@ -51,7 +52,8 @@ def load_tokenizer(
   """Returns the tokenizer of CLIP or SigLIP, or one with a vocabulary that belongs to this run.
 
   Such a vocabulary is stored in the working directory. It is copied from the run or the converted
-  model that `config.pretrained` names, or else learned from the training captions.
+  model that `config.pretrained` names, here or on the hub, or else learned from the training
+  captions.
   """
   settings = config.tokenizer
   if settings.name:
@@ -79,10 +81,21 @@ def load_tokenizer(
 
 
 def _vocabulary_folder(source: str) -> pathlib.Path | None:
-  """The folder with the vocabulary that belongs to the weights of `config.pretrained`, if any."""
+  """The folder with the vocabulary that belongs to the weights of `config.pretrained`, if any.
+
+  Raises:
+    UserError: it is a model on the Hugging Face hub whose files cannot be fetched.
+  """
   if not source:
     return None
-  path = pretrained.local_copy(source, "config.pretrained")
+  path = pretrained.local_copy(source, "config.pretrained").expanduser()
   if workdir_lib.is_run(path):
     return path / workdir_lib.TOKENIZER
+  if not path.exists():
+    path = hub.fetch(
+      source,
+      *((*weights, tokenizer.FILE) for weights in pretrained.HUB_FILES),
+      setting="config.pretrained",
+      hint="download its folder elsewhere and give the path, or give config.tokenizer.name",
+    )
   return path if tokenizer.is_saved(path) else None

@@ -139,6 +139,17 @@ def test_captions(tmp_path):
   assert report.errors == []
 
 
+def test_equal_examples_are_shown_once(tmp_path):
+  texts = [*["a man"] * 3, "tall", *["in red"] * 2, "a boy"]
+  _edit(tmp_path, "custom", lambda entries: entries[0].update(captions=texts))
+  report = _check("custom", tmp_path, show=2)
+  assert "7 captions shorter than 3 words" in report.notes
+  start = next(i for i, line in enumerate(report.lines) if "7 captions shorter" in line)
+  shown = [line.strip() for line in report.lines[start + 1 : start + 4]]
+  assert shown[:2] == ["'a man' (3 times)", "'in red' (2 times)"]
+  assert shown[2] == "... and 2 more (--show 4)"
+
+
 @pytest.mark.parametrize("text", ["a man with a naïve look, 1.80m tall", "it's a T-shirt & jeans"])
 def test_ordinary_captions_give_no_note(tmp_path, text):
   _edit(tmp_path, "custom", lambda entries: entries[0].update(captions=[text]))

@@ -49,6 +49,14 @@ def _tsv_with_a_row_per_caption(folder):
   return folder / "t.tsv"
 
 
+def _csv_of_a_spreadsheet(folder):
+  """Semicolons between columns, and names that begin with a capital letter."""
+  rows = [(path, text, person, split) for path, captions, person, split in _rows(folder)
+          for text in captions]  # fmt: skip
+  _write_csv(folder / "t.csv", ("Filename", "Caption", "ID", "Split"), rows, delimiter=";")
+  return folder / "t.csv"
+
+
 def _folders(folder):
   for path, captions, _, split in _rows(folder / "all"):
     image = folder / "people" / split / path
@@ -102,7 +110,10 @@ def _webdataset(folder):
   return folder / "shards"
 
 
-FORMS = (_csv, _tsv_with_a_row_per_caption, _folders, _imagefolder, _parquet, _webdataset)
+FORMS = (
+  _csv, _csv_of_a_spreadsheet, _tsv_with_a_row_per_caption, _folders, _imagefolder, _parquet,
+  _webdataset,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("write", FORMS)

@@ -2,9 +2,11 @@
 
 import types
 
+import huggingface_hub
 import jax
 import numpy as np
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from dgia_jax.data import datasets, pairs
 from dgia_jax.data import tokenizer as tokenizer_lib
@@ -38,6 +40,46 @@ def test_the_vocabulary_of_a_shipped_model_is_copied(shipped_mini, tmp_path):
     np.testing.assert_array_equal(tokenizer.encode(captions), stored.encode(captions))
   # The bytes of an unknown word are tokens, so no caption is lost.
   assert len({tuple(row) for row in copied.encode(captions)}) == len(captions)
+
+
+class FakeHub:
+  """Replaces the hub by one that has a model, the files of a folder."""
+
+  def __init__(self, monkeypatch, folder):
+    self.folder, self.downloaded = folder, []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", self.snapshot_download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", self.model_info)
+
+  def model_info(self, name, timeout):
+    siblings = [types.SimpleNamespace(rfilename=path.name) for path in self.folder.iterdir()]
+    return types.SimpleNamespace(siblings=siblings)
+
+  def snapshot_download(self, name, allow_patterns=None, local_files_only=False):
+    if local_files_only:
+      raise LocalEntryNotFoundError("not in the cache")
+    self.downloaded += [(name, *allow_patterns)]
+    return str(self.folder)
+
+
+def test_the_vocabulary_of_a_model_on_the_hub_is_copied(shipped_mini, tmp_path, monkeypatch):
+  """As `convert --push_to_hub` uploads it."""
+  fake, stored = FakeHub(monkeypatch, shipped_mini), tokenizer_lib.load_tokenizer(shipped_mini)
+  config = tiny_run.config(pretrained="owner/model", tokenizer__context_length=16)
+  inputs.load_tokenizer(config, tmp_path / "run", ["qqqq zzzz"] * 5)
+  assert fake.downloaded == [("owner/model", "config.json", "model.safetensors", "tokenizer.json")]
+  copied = tokenizer_lib.load_tokenizer(tmp_path / "run" / workdir_lib.TOKENIZER)
+  np.testing.assert_array_equal(copied.encode(CAPTIONS), stored.encode(CAPTIONS))
+
+
+def test_a_model_on_the_hub_without_a_vocabulary_is_refused(shipped_mini, tmp_path, monkeypatch):
+  """Another vocabulary would give the ids of the model other meanings."""
+  for name in ("config.json", "model.safetensors"):
+    (tmp_path / name).symlink_to(shipped_mini / name)
+  FakeHub(monkeypatch, tmp_path)
+  config = tiny_run.config(pretrained="owner/model", tokenizer__context_length=16)
+  with pytest.raises(UserError, match="config.pretrained='owner/model'.*tokenizer.json.*give"):
+    inputs.load_tokenizer(config, tmp_path / "run", ["red coat"])
+  assert not (tmp_path / "run").exists()
 
 
 def test_another_context_length_than_the_pretrained_one_is_refused(shipped_mini, tmp_path):
