@@ -150,24 +150,6 @@ def image_batches(
   return _iterate(load, range(steps_per_epoch(pairs.num_images, batch_size)), workers)
 
 
-def token_batches(
-  tokens_NxL: np.ndarray, *, batch_size: int, rows: Sequence[int] | np.ndarray | None = None
-) -> Iterator[Batch]:
-  """All N encoded captions once and in order, in padded batches of b = len(rows) rows.
-
-  Yields:
-    dicts of "tokens" int32 (b, L), "index" int32 (b,) pair number or -1, "mask" bool (b,).
-  """
-  rows = _checked_rows(batch_size, rows)
-  for step in range(steps_per_epoch(len(tokens_NxL), batch_size)):
-    positions = _positions(step, batch_size, rows, len(tokens_NxL))
-    yield {
-      "tokens": _pad(tokens_NxL[positions], len(rows), 0),
-      "index": _pad(np.asarray(positions, np.int32), len(rows), -1),
-      "mask": np.arange(len(rows)) < len(positions),
-    }
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class _ImageBatch:
   """Creates this process's rows of evaluation batch `step`; pickled to the worker processes."""

@@ -1,6 +1,6 @@
 """Embedding images and texts in batches: the one place where evaluation and search run the towers.
 
-Both towers are compiled for batches of one static shape, split over the mesh. The host prepares
+Both towers are compiled for batches of few static shapes, split over the mesh. The host prepares
 the next batch while the devices compute.
 """
 
@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Float, Int, UInt8
 
 from dgia_jax import sharding
+from dgia_jax.models import caption_batches
 
 Params = Mapping[str, Any]
 Features = Float[np.ndarray, "B D"]
@@ -20,7 +21,7 @@ _BATCHES_IN_FLIGHT = 2
 
 
 class Embedder:
-  """Both towers of a dual encoder, compiled on first use and once per batch size."""
+  """Both towers of a dual encoder, compiled on first use and once per shape of a batch."""
 
   def __init__(
     self,
@@ -37,7 +38,7 @@ class Embedder:
       params_sharding: layout of the parameters, a tree of shardings or one for all.
       postprocess: applied to every batch of features on the devices.
     """
-    self._mesh = mesh
+    self._graphdef, self._mesh = graphdef, mesh
 
     def compiled(encode: Callable[[Any, jax.Array], jax.Array]) -> Callable:
       return jax.jit(
@@ -51,8 +52,14 @@ class Embedder:
     )
     self._encode_texts = compiled(lambda model, tokens: model.encode_text(tokens))
 
-  def whole_batch(self, batch_size: int) -> int:
-    """`batch_size` rounded up to a multiple of the batch shards of the mesh."""
+  def whole_batch(self, batch_size: int, num_inputs: int | None = None) -> int:
+    """`batch_size` rounded up to a multiple of the batch shards of the mesh.
+
+    If there are fewer inputs than that, their number rounded up to a power of two first: a query
+    should not be computed as often as a batch has rows, nor every number of queries be compiled.
+    """
+    if num_inputs is not None:
+      batch_size = min(batch_size, 1 << max(num_inputs - 1, 0).bit_length())
     shards = sharding.batch_shards(self._mesh)
     return -(-batch_size // shards) * shards
 
@@ -69,10 +76,36 @@ class Embedder:
     return self._embed(self._encode_images, params, batches, batch_size)
 
   def embed_texts(
-    self, params: Params, batches: Iterable[Int[np.ndarray, "b L"]], batch_size: int
-  ) -> Iterator[Features]:
-    """As `embed_images`, for token ids."""
-    return self._embed(self._encode_texts, params, batches, batch_size)
+    self,
+    params: Params,
+    tokens_NxL: Int[np.ndarray, "N L"],
+    batch_size: int,
+    on_batch: Callable[[int], Any] = lambda count: None,
+  ) -> Float[np.ndarray, "N D"]:
+    """The features of encoded texts, in their order.
+
+    Texts are sorted by length and cut behind their end tokens, so shapes and order of the programs
+    depend on all texts. Features are those of uncut texts up to rounding.
+
+    Args:
+      params: parameters in the layout given at construction.
+      tokens_NxL: all texts, at least one, the same in every process.
+      batch_size: B, rows of a global batch, a result of `whole_batch`.
+      on_batch: called after each batch with its number of texts.
+    """
+    attends_to_padding = nnx.merge(self._graphdef, params).family.is_siglip
+    batches = list(
+      caption_batches.batches(tokens_NxL, batch_size, by_length=not attends_to_padding)
+    )
+    rows = sharding.batch_rows(self._mesh, batch_size)
+    tokens = (batch.tokens_BxT[rows] for batch in batches)
+    features = self._embed(self._encode_texts, params, tokens, batch_size)
+    features_of_batches = []
+    for batch, features_BxD in zip(batches, features, strict=True):
+      features_of_batches.append(features_BxD[: len(batch.numbers_b)])
+      on_batch(len(batch.numbers_b))
+    sorted_NxD = np.concatenate(features_of_batches)
+    return sorted_NxD[np.argsort(np.concatenate([batch.numbers_b for batch in batches]))]
 
   def _embed(
     self, encode: Callable, params: Params, batches: Iterable[np.ndarray], batch_size: int

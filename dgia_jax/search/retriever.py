@@ -8,7 +8,7 @@ scores, rows = retriever.rank(retriever.embed_texts("a woman in a red coat"), ga
 
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -207,7 +207,16 @@ class Retriever:
     elif (isinstance(images, np.ndarray) or _is_tensor(images)) and images.ndim < 4:
       images = [images]
     pixels = images_lib.ordered_map(self._pixels, images, 0)
-    return self._embed(self._embedder.embed_images, pixels, images, batch_size, progress)
+    num_images = len(images) if hasattr(images, "__len__") else None
+    if progress:
+      import tqdm
+
+      pixels = iter(tqdm.tqdm(pixels, total=num_images, desc="embedding", leave=False))
+    batch_size = self._global_batch(batch_size, num_images)
+    batches = embedder.PaddedBatches(pixels, batch_size)
+    features = [np.zeros((0, self.feature_width), np.float32)]
+    features += self._embedder.embed_images(self._params, batches, batch_size)
+    return _finite(np.concatenate(features)[: batches.num_rows])
 
   def embed_texts(
     self, texts: str | Iterable[str], *, batch_size: int | None = None, progress: bool = False
@@ -223,8 +232,16 @@ class Retriever:
         raise UserError(f"a description is {text!r}: give at least one word")
     # Names of files may hold undecodable bytes, which no tokenizer takes.
     texts = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
-    tokens = iter(self._tokenizer.encode(texts))
-    return self._embed(self._embedder.embed_texts, tokens, texts, batch_size, progress)
+    batch_size = self._global_batch(batch_size, len(texts))
+    if not texts:
+      return np.zeros((0, self.feature_width), np.float32)
+    tokens_NxL = self._tokenizer.encode(texts)
+    if not progress:
+      return _finite(self._embedder.embed_texts(self._params, tokens_NxL, batch_size))
+    import tqdm
+
+    with tqdm.tqdm(total=len(texts), desc="embedding", leave=False) as bar:
+      return _finite(self._embedder.embed_texts(self._params, tokens_NxL, batch_size, bar.update))
 
   def knows_a_word_of(self, text: str) -> bool:
     """Whether the vocabulary has one of a description's words whole rather than in pieces.
@@ -283,30 +300,18 @@ class Retriever:
       raise UserError(f"an image is a {type(image).__name__}: give a path, PIL image or array")
     return images_lib.resized(images_lib.upright_rgb(image), self.image_size, self.resize)
 
-  def _embed(
-    self,
-    embed: Any,
-    rows: Iterator[np.ndarray],
-    inputs: Any,
-    batch_size: int | None,
-    progress: bool,
-  ) -> Float[np.ndarray, "N D"]:
-    """Applies a method of the embedder to rows; `inputs` is what the progress bar counts."""
+  def _global_batch(self, batch_size: int | None, num_inputs: int | None) -> int:
+    """Rows of a batch that is split over the mesh; None stands for the default."""
     if batch_size is not None and batch_size < 1:
       raise UserError(f"batch_size={batch_size}: give 1 or more")
-    if progress:
-      import tqdm
+    return self._embedder.whole_batch(batch_size or self.batch_size, num_inputs)
 
-      total = len(inputs) if hasattr(inputs, "__len__") else None
-      rows = iter(tqdm.tqdm(rows, total=total, desc="embedding", leave=False))
-    batch_size = self._embedder.whole_batch(batch_size or self.batch_size)
-    batches = embedder.PaddedBatches(rows, batch_size)
-    features = [np.zeros((0, self.feature_width), np.float32)]
-    features_NxD = np.concatenate(features + list(embed(self._params, batches, batch_size)))
-    features_NxD = features_NxD[: batches.num_rows]
-    if not np.isfinite(features_NxD).all():
-      raise UserError("the model gives features that are NaN or infinite: its weights are damaged")
-    return features_NxD
+
+def _finite(features_NxD: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
+  """The features; raises UserError if one is not finite."""
+  if not np.isfinite(features_NxD).all():
+    raise UserError("the model gives features that are NaN or infinite: its weights are damaged")
+  return features_NxD
 
 
 def _is_tensor(image: Any) -> bool:

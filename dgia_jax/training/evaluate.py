@@ -74,10 +74,7 @@ class Evaluator:
 
   def embed_tokens(self, params: Params, tokens_NxL: Int[np.ndarray, "N L"]) -> TextFeatures:
     """Unnormalised features of encoded captions, on the host."""
-    batches = batches_lib.token_batches(tokens_NxL, batch_size=self._batch_size, rows=self._rows)
-    tokens = (batch["tokens"] for batch in batches)
-    features = self._embedder.embed_texts(self._towers(params), tokens, self._batch_size)
-    return np.concatenate(list(features))[: len(tokens_NxL)]
+    return self._embedder.embed_texts(self._towers(params), tokens_NxL, self._batch_size)
 
   def _towers(self, params: Params) -> Params:
     """The parameters of the model; computed only where LoRA changes them."""

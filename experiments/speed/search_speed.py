@@ -7,6 +7,7 @@ Prints:  one JSON object: seconds to open the index, milliseconds per query by f
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import tempfile
@@ -37,12 +38,16 @@ def features(kind: str, seed: int, count: int, dim: int, num_images: int) -> Any
   if kind == "persons":
     weight = np.arange(1, dim + 1, dtype=np.float32) ** -0.5
     shared = np.random.default_rng(0).standard_normal(dim, np.float32)
-    persons = np.random.default_rng(1).standard_normal(
-      (min(max(num_images // IMAGES_PER_PERSON, 1), MAX_PERSONS), dim), np.float32
-    )
+    persons = _persons(min(max(num_images // IMAGES_PER_PERSON, 1), MAX_PERSONS), dim)
     person = rng.integers(0, len(persons), count)
     rows = weight * (SHARED * shared + persons[person] + NOISE * rows)
   return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@functools.lru_cache(1)
+def _persons(count: int, dim: int) -> Float[np.ndarray, "count dim"]:
+  """What the features of each person have in common."""
+  return np.random.default_rng(1).standard_normal((count, dim), np.float32)
 
 
 def write_index(

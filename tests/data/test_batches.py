@@ -345,24 +345,3 @@ def test_image_batches(shares):
   assert index.tolist() == [*range(23), -1]
   np.testing.assert_array_equal(image[:23], pairs.images)
   assert not image[23:].any()
-
-
-@pytest.mark.parametrize("shares", [[None], [range(10), range(10, 16)]], ids=str)
-def test_token_batches(shares):
-  tokens_NxL = _tokens(_pairs())
-  shares = [
-    list(batches_lib.token_batches(tokens_NxL, batch_size=16, rows=rows)) for rows in shares
-  ]
-  joined = [
-    {name: np.concatenate([part[name] for part in parts]) for name in ("tokens", "index", "mask")}
-    for parts in zip(*shares, strict=True)
-  ]
-  assert [batch["tokens"].shape for batch in joined] == [(16, 5)] * 3
-  mask = np.concatenate([batch["mask"] for batch in joined])
-  index = np.concatenate([batch["index"] for batch in joined])
-  tokens = np.concatenate([batch["tokens"] for batch in joined])
-  assert mask.sum() == 45
-  assert index[mask].tolist() == list(range(45))
-  assert (index[~mask] == -1).all()
-  np.testing.assert_array_equal(tokens[mask], tokens_NxL)
-  assert tokens.dtype == np.int32

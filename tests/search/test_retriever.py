@@ -128,7 +128,7 @@ def test_images_of_any_kind_and_size_are_resized_like_files(known_run, paths):
   for images in (iter(paths), map(str, paths), opened, arrays):
     np.testing.assert_array_equal(retriever.embed_images(images), expected)
   for image in (paths[0], str(paths[0]), opened[0], arrays[0]):
-    np.testing.assert_array_equal(retriever.embed_images(image), expected[:1])
+    np.testing.assert_allclose(retriever.embed_images(image), expected[:1], atol=1e-6)
   gray = opened[0].convert("L")
   np.testing.assert_array_equal(
     retriever.embed_images(gray), retriever.embed_images(np.asarray(gray.convert("RGB")))
@@ -142,14 +142,14 @@ def test_tensors_and_rows_of_datasets_are_images(known_run, paths):
   files = [Image.open(path).convert("RGB") for path in paths]
   rows = [{"image": image, "caption": "a man"} for image in files]
   np.testing.assert_array_equal(retriever.embed_images(rows), expected)
-  np.testing.assert_array_equal(retriever.embed_images(rows[0]), expected[:1])
+  np.testing.assert_allclose(retriever.embed_images(rows[0]), expected[:1], atol=1e-6)
   tensors = [torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in files]
   np.testing.assert_array_equal(retriever.embed_images(tensors), expected)
   floats = [tensor / 255 for tensor in tensors]
   np.testing.assert_array_equal(retriever.embed_images(floats), expected)
-  np.testing.assert_array_equal(retriever.embed_images(tensors[1]), expected[1:2])
+  np.testing.assert_allclose(retriever.embed_images(tensors[1]), expected[1:2], atol=1e-6)
   batch = torch.stack([tensors[0], tensors[0]])
-  np.testing.assert_array_equal(retriever.embed_images(batch), expected[[0, 0]])
+  np.testing.assert_allclose(retriever.embed_images(batch), expected[[0, 0]], atol=1e-6)
   for wrong, reason in (
     (tensors[0].permute(1, 2, 0), r"shape \(40, 30, 3\): give \(3, height, width\)"),
     (floats[0] * 2 - 1, "outside 0 to 1"),
@@ -163,7 +163,8 @@ def test_tensors_and_rows_of_datasets_are_images(known_run, paths):
 def test_a_string_is_one_description(known_run):
   retriever = Retriever.from_pretrained(known_run, batch_size=8)
   expected = retriever.embed_texts(TEXTS)
-  np.testing.assert_array_equal(retriever.embed_texts(TEXTS[0]), expected[:1])
+  # Fewer texts make a smaller batch, and rounding may differ.
+  np.testing.assert_allclose(retriever.embed_texts(TEXTS[0]), expected[:1], atol=1e-6)
   smaller = retriever.embed_texts(iter(TEXTS), batch_size=1, progress=True)
   np.testing.assert_allclose(smaller, expected, atol=1e-6)
   assert retriever.embed_texts("caf\udce9").shape == (1, retriever.feature_width)

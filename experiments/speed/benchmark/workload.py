@@ -127,11 +127,14 @@ def batch(workload: Workload, size: int) -> dict[str, np.ndarray]:
 def captions(workload: Workload) -> Int[np.ndarray, "N L"]:
   """Encoded captions of all pairs: random words between start and end token, padded with 0."""
   settings = workload.config.tokenizer
-  return _captions(workload.num_pairs, settings.context_length, settings.vocab_size)
+  return made_up_captions(workload.num_pairs, settings.context_length, settings.vocab_size)
 
 
 @functools.cache
-def _captions(num_captions, context_length, vocab_size):
+def made_up_captions(
+  num_captions: int, context_length: int, vocab_size: int
+) -> Int[np.ndarray, "N L"]:
+  """As `captions`, of a given number and size."""
   random = np.random.default_rng(0)
   variance = math.log1p((STD_TOKENS / MEAN_TOKENS) ** 2)  # of the logarithm
   length_N = random.lognormal(math.log(MEAN_TOKENS) - variance / 2, variance**0.5, num_captions)
