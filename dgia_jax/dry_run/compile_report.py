@@ -22,7 +22,7 @@ from dgia_jax import sharding
 from dgia_jax.data import catalog
 from dgia_jax.data.synth_pedes.settings import Settings
 from dgia_jax.data.token_ids import TokenIds
-from dgia_jax.dry_run import flops, hlo_collectives, topology
+from dgia_jax.dry_run import flops, hlo_collectives, hlo_estimates, topology
 from dgia_jax.errors import UserError
 from dgia_jax.method import compilation, memory_bank, train_state
 from dgia_jax.models import dual_encoder
@@ -89,7 +89,9 @@ def measure(config: ConfigDict, name: str, num_pairs: int) -> dict[str, Any]:
   Returns:
     Plain numbers and strings: `chips`, `mesh`, `fits`, `memory_bytes` (per device: each kind, the
     `total`, and what the chip `has`), `flops` and `flops_counted` (per device and step: by XLA,
-    which counts the body of a loop once, and analytically), `collectives` (`kind`, `shapes`,
+    which counts the body of a loop once, and analytically), `bytes_accessed` (likewise by XLA), for
+    TPUs `estimated_cycles`, `product_flops` and `padded_product_flops` (of a step, see
+    `hlo_estimates`), `collectives` (`kind`, `shapes`,
     `bytes` per device, `times` per step, `looped`, `source`, and `of_bank`: whether it belongs to
     the search, gather or update of the bank) and `compile_seconds`. When the compiler runs out of
     memory, `memory_bytes` holds its total.
@@ -135,7 +137,14 @@ def measure(config: ConfigDict, name: str, num_pairs: int) -> dict[str, Any]:
     arguments = sizes.argument_size_in_bytes + sizes.output_size_in_bytes
     total = arguments - sizes.alias_size_in_bytes + sizes.temp_size_in_bytes
     facts["flops"] = compiled.cost_analysis()["flops"]
-    facts["collectives"] = [_plain(one) for one in hlo_collectives.collectives(compiled.as_text())]
+    facts["bytes_accessed"] = compiled.cost_analysis()["bytes accessed"]
+    text = compiled.as_text()
+    facts["collectives"] = [_plain(one) for one in hlo_collectives.collectives(text)]
+    if side := topology.MATRIX_UNIT_SIDE.get(topology.parse(name)[0]):
+      products = hlo_estimates.products(text)
+      facts["estimated_cycles"] = hlo_estimates.cycles(text)
+      facts["product_flops"] = sum(one.flops for one in products)
+      facts["padded_product_flops"] = sum(one.padded_flops(side) for one in products)
   memory["activations and temporaries"] = max(total - sum(memory.values()), 0)
   memory |= {"total": total, "has": has}
   return facts | {

@@ -62,7 +62,7 @@ def _bytes(dtype: str, dims: tuple[int, ...]) -> int:
   return math.prod(dims) * bits // 8
 
 
-def _shapes(text: str) -> list:
+def shapes_in(text: str) -> list[tuple[str, tuple[int, ...]]]:
   """All array shapes in a piece of text, in order: [("f32", (64, 512)), ...]."""
   shapes = []
   for dtype, dims in _SHAPE.findall(text):
@@ -93,17 +93,19 @@ def _parts(tuple_text):
 
 
 @dataclasses.dataclass
-class _Computation:
-  instructions: dict  # name -> (shape text, opcode, rest of the line)
-  calls: list  # (called computation, times, whether by a loop)
+class Computation:
+  """One computation of a program."""
+
+  instructions: dict[str, tuple[str, str, str]]  # name -> (shape text, opcode, rest of the line)
+  calls: list[tuple[str, int, bool]]  # (called computation, times, whether by a loop)
 
 
-def _parse(text):
-  """HLO text -> ({computation name: _Computation}, name of the entry); callers come last in it."""
+def parse(text: str) -> tuple[dict[str, Computation], str]:
+  """HLO text -> ({computation name: Computation}, name of the entry); callers come last in it."""
   computations, entry, current = {}, None, None
   for line in text.splitlines():
     if (head := _COMPUTATION.match(line)) is not None:
-      current = computations[head[2]] = _Computation({}, [])
+      current = computations[head[2]] = Computation({}, [])
       entry = head[2] if head[1] else entry
     elif current is not None and (match := _INSTRUCTION.match(line)) is not None:
       name, right = match.groups()
@@ -133,12 +135,12 @@ def _trips(rest, caller, computations):
   condition = computations[re.search(r"\bcondition=%?([\w.\-]+)", rest)[1]]
   for _, opcode, compared in condition.instructions.values():
     if opcode == "compare" and "direction=LT" in compared:
-      counter, limit = _names(compared)[:2]
+      counter, limit = operand_names(compared)[:2]
       place = re.search(r"\bindex=(\d+)", condition.instructions[counter][2])
       limit = _constant(limit, condition)
-      _, opcode, elements = caller.instructions[_names(rest)[0]]
+      _, opcode, elements = caller.instructions[operand_names(rest)[0]]
       if place and limit is not None and opcode == "tuple":
-        start = _constant(_names(elements)[int(place[1])], caller)
+        start = _constant(operand_names(elements)[int(place[1])], caller)
         return 1 if start is None else max(limit - start, 0)
   return 1
 
@@ -152,11 +154,11 @@ def _constant(name, computation):
       return int(value) if re.fullmatch(r"-?\d+", value) else None
     if opcode not in ("copy", "bitcast"):
       return None
-    name = _names(rest)[0]
+    name = operand_names(rest)[0]
   return None
 
 
-def _runs(computations, entry):
+def executions(computations: dict[str, Computation], entry: str) -> dict[str, list]:
   """Executions of each computation, and whether in a loop: {name: [times, in a loop]}."""
   waiting = collections.Counter(
     name for computation in computations.values() for name, _, _ in computation.calls
@@ -182,19 +184,19 @@ def _largest(kind, started, shape, operands):
   if started and kind in ("all-gather", "collective-permute"):
     output = _parts(shape)[1]  # (input, output, ...)
   size = lambda shapes: sum(_bytes(*one) for one in shapes)
-  return max(_shapes(output), operands, key=size)
+  return max(shapes_in(output), operands, key=size)
 
 
 def _operands(rest, instructions):
   """Shapes of an instruction's operands, which the text names."""
   shapes = []
-  for name in _names(rest):
+  for name in operand_names(rest):
     if name in instructions:
-      shapes += _shapes(instructions[name][0])
+      shapes += shapes_in(instructions[name][0])
   return shapes
 
 
-def _names(rest):
+def operand_names(rest: str) -> list[str]:
   """Names of an instruction's operands; some texts put a shape before each."""
   inside = re.sub(r"/\*.*?\*/", "", rest[: _closing(rest)])
   return re.findall(r"%?([\w.\-]+)(?:,|$)", inside)
@@ -242,8 +244,8 @@ def collectives(text: str) -> list[Collective]:
   Args:
     text: HLO text of a compiled program, from `compiled.as_text()`.
   """
-  computations, entry = _parse(text)
-  runs, sources = _runs(computations, entry), _sources(text)
+  computations, entry = parse(text)
+  runs, sources = executions(computations, entry), _sources(text)
   listed, chains = [], {}
   for name, computation in computations.items():
     times, in_loop = runs[name]

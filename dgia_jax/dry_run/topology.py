@@ -15,6 +15,8 @@ from dgia_jax.errors import UserError
 GIB = 2**30
 # cloud.google.com/tpu/docs, "HBM capacity per chip".
 HBM_BYTES = {"v4": 32 * GIB, "v5e": 16 * GIB, "v5p": 95 * GIB, "v6e": 32 * GIB}
+# Side of a matrix unit, which multiplies tiles of this size: cloud.google.com/tpu/docs.
+MATRIX_UNIT_SIDE = {"v4": 128, "v5e": 128, "v5p": 128, "v6e": 256}
 # Two cores of these chips act as one device, as on a Cloud TPU VM.
 _MEGACORE = ("v4", "v5p")
 
