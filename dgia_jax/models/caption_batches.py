@@ -1,8 +1,8 @@
 """Batches of captions that are only encoded: sorted by length and cut to a few static lengths.
 
 Tokens after the end token cannot change a caption's feature (see `text_tower`), and most captions
-fill a third of the context. Sorted captions need less padding than captions that share a sequence
-(`caption_packing`), because a batch may hold captions from anywhere in a split.
+fill a third of the context. Slots of packed captions (`caption_packing`) fit one set of captions,
+so every split and every query would be compiled; these few lengths serve all.
 """
 
 from collections.abc import Iterator
