@@ -109,13 +109,21 @@ def _with_config_file(arguments: list[str]) -> list[str]:
 
 
 def _without_options(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
-  """Splits off the dataset's own options, which a config file need not list."""
-  options = {}
-  for argument in arguments:
-    if argument.startswith(_OPTIONS) and "=" in argument:
-      name, _, value = argument.removeprefix(_OPTIONS).partition("=")
-      options[name] = value
-  return [a for a in arguments if not (a.startswith(_OPTIONS) and "=" in a)], options
+  """Splits off the dataset's own options, which a config file need not list.
+
+  Raises:
+    UserError: an option at the end has no value.
+  """
+  options, others, left = {}, [], iter(arguments)
+  for argument in left:
+    if not argument.startswith(_OPTIONS):
+      others.append(argument)
+      continue
+    name, equals, value = argument.removeprefix(_OPTIONS).partition("=")
+    options[name] = value if equals else next(left, None)
+    if options[name] is None:
+      raise UserError(f"{argument}: give it a value, {argument}=VALUE")
+  return others, options
 
 
 def _set_options(config: ConfigDict, options: dict[str, str]) -> None:

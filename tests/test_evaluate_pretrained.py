@@ -2,6 +2,7 @@
 
 import json
 
+import huggingface_hub
 import numpy as np
 import pytest
 from absl import flags
@@ -225,6 +226,13 @@ def test_a_folder_of_transformers(evaluate, clip, clip_scores, tmp_path):
     outcome = evaluate(f"--pretrained={clip}", f"--config.tokenizer.name={clip}", *CLIP)
     assert_scored(outcome, tmp_path / "scored", clip_scores, str(clip))
   assert (tmp_path / "scored" / "contact_sheet.png").exists()
+
+
+def test_a_name_on_the_hub(evaluate, clip, clip_scores, tmp_path, monkeypatch):
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(clip))
+  name = "owner/model"
+  outcome = evaluate(f"--pretrained={name}", f"--config.tokenizer.name={name}", *CLIP)
+  assert_scored(outcome, tmp_path / "scored", clip_scores, name)
 
 
 @pytest.mark.parametrize(

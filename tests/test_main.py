@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from dgia_jax.errors import UserError
 from dgia_jax.training import checkpoint
 from tests.helpers.command_line import STEPS, TINY, command
 from tests.helpers.paths import ROOT
@@ -172,6 +173,21 @@ def test_a_setting_whose_name_is_a_word_of_python_can_be_set(monkeypatch):
     assert main.FLAGS.config.loss.weights["global"] == 0.25
   finally:
     main.FLAGS.unparse_flags()
+
+
+@pytest.mark.parametrize("option", [["camera=0.5"], ["camera", "0.5"]])
+def test_an_option_of_the_dataset_that_no_config_file_lists_can_be_set(option, monkeypatch):
+  from dgia_jax import main, run_flags
+
+  arguments = ["main", "--config=synth_pedes:small", f"--config.dataset.options.{option[0]}"]
+  monkeypatch.setattr(sys, "argv", arguments)
+  try:
+    assert run_flags.parse([*arguments, *option[1:]]) == ["main"]
+    assert main.FLAGS.config.dataset.options.camera == 0.5
+  finally:
+    main.FLAGS.unparse_flags()
+  with pytest.raises(UserError, match="options.seed: give it a value"):
+    run_flags.parse([*arguments, *option[1:], "--config.dataset.options.seed"])
 
 
 def test_a_missing_workdir_is_named(environment):

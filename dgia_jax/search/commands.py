@@ -103,6 +103,10 @@ def query(options: argparse.Namespace) -> None:
     index.identities.correct(*part, [match.files for match in matches])
     for part, matches in zip(parts, results, strict=True)
   ]
+  for name, matches in zip(names, results, strict=True):
+    if not matches:
+      paths = f" whose path matches {options.only}" if options.only else ""
+      cli.print_to_stderr(f"{printable(name)}: no image was found{printable(paths)}")
   for text in texts:
     if not retriever.knows_a_word_of(text):
       cli.print_to_stderr(f"{printable(text)}: {UNKNOWN_WORDS}")

@@ -27,6 +27,7 @@ STYLE = """<style>
 #results figure.correct > a { outline: 5px solid #16a34a; }
 #results .mark { color: #16a34a; font-weight: 600; margin-left: 6px; }
 #results .mark, #results .score, #results .less { white-space: nowrap; }
+#results label { margin-right: 6px; }
 #results .pages { display: flex; gap: 24px; margin: 16px 0; }
 #results .rank { font-weight: 600; margin-right: 6px; }
 #results .bar { display: flex; flex-wrap: wrap; gap: 4px 16px; margin: 4px 0 12px; }

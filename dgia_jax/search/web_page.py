@@ -173,7 +173,7 @@ class Searcher:
     )
     if query.text.strip() or query.like >= 0:
       less = html.escape(dataclasses.replace(query, less=match.row, page=1).to_address())
-      caption += f' · <a class="less" href="{less}" target="_self">less like this</a>'
+      caption += f' <a class="less" href="{less}" target="_self">less like this</a>'
     caption += f"<br>{name}"
     if match.copies:
       copies = ", ".join(_text_of(path.relative_to(self._index.images)) for path in match.copies)

@@ -56,6 +56,8 @@ def test_index_then_query(known_run, image_folder, tmp_path, capsys):
   assert search_cli.main([*ask, "a red coat", "--top", "2"]) == 0
   lines = capsys.readouterr().out.splitlines()
   assert lines[0] == "a red coat" and len(lines) == 3
+  assert search_cli.main([*ask, "a red coat", "--only", "nowhere/*"]) == 0
+  assert "a red coat: no image was found whose path matches nowhere/*" in capsys.readouterr().err
   assert lines[2].split() == ["2", f"{scores[0][1]:.3f}", answers[0]["results"][1]["path"]]
 
 
