@@ -27,17 +27,17 @@ STYLE = """<style>
 #results figure.correct > a { outline: 5px solid #16a34a; }
 #results .mark { color: #16a34a; font-weight: 600; margin-left: 6px; }
 #results .mark, #results .score, #results .less { white-space: nowrap; }
-#results label { margin-right: 6px; }
 #results .pages { display: flex; gap: 24px; margin: 16px 0; }
 #results .rank { font-weight: 600; margin-right: 6px; }
 #results .bar { display: flex; flex-wrap: wrap; gap: 4px 16px; margin: 4px 0 12px; }
 #results a { color: var(--link-text-color); margin: 0; padding: 0; }
 #results .zoom { position: absolute; opacity: 0; }
 #results .zoom:focus-visible ~ figcaption label { outline: 2px solid; }
-#results label { color: var(--link-text-color); cursor: pointer; }
+#results label { color: var(--link-text-color); cursor: pointer; margin-right: 6px; }
 #results .zoom:checked ~ a img { position: fixed; inset: 0; z-index: 1000; width: 100vw;
   height: 100vh; aspect-ratio: auto; background: rgba(0, 0, 0, 0.85); }
-#results .zoom:checked ~ figcaption label { position: fixed; inset: 0; z-index: 1001; opacity: 0; }
+#results .zoom:checked ~ figcaption label { position: fixed; inset: 0; z-index: 1001; opacity: 0;
+  margin: 0; }
 #results svg { display: block; margin: 16px 0 0; max-width: 100%; }
 footer { display: none !important; }
 </style>"""
