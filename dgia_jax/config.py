@@ -36,7 +36,7 @@ RUNTIME_FIELDS = (
   "mesh", "gradient_accumulation", "log_every_steps", "dataset.data_dir", "dataset.source",
   "dataset.annotations", "dataset.images", "dataset.workers", "checkpoint", "model.attention",
   "model.pack_captions", "model.remat", "model.full_last_block", "eval.batch_size",
-  "eval.before_training", "eval.contact_sheet", "profile", "wandb",
+  "eval.before_training", "eval.contact_sheet", "eval.test_time", "profile", "wandb",
 )  # fmt: skip
 CHOICES = {
   "dataset.resize": tuple(images.RESIZE_FILTERS),
@@ -211,6 +211,15 @@ def base() -> ConfigDict:
   config.eval.select_on = "val"  # split whose R@1 chooses the best epoch: val or test
   config.eval.before_training = False  # score the initial weights as well, as epoch 0
   config.eval.contact_sheet = True  # draw ten test captions with their best images at the end
+  # Not in the paper, training/test_time.py: corrections of the final text-to-image ranking, scored
+  # beside the plain one.
+  config.eval.test_time = ConfigDict()
+  config.eval.test_time.smooth_neighbours = 0  # images that an image is averaged with; 0 = off
+  # Share of an image's mean cosine to its nearest training captions that is subtracted; 0 = off.
+  config.eval.test_time.hubness_weight = 0.0
+  config.eval.test_time.rerank_candidates = 0  # best images, ranked by shared neighbours; 0 = off
+  config.eval.test_time.rerank_neighbours = 10  # k of k-reciprocal neighbours, among candidates
+  config.eval.test_time.rerank_weight = 2.0  # of shared neighbours, from 0 to 1, beside cosines
 
   config.checkpoint = ConfigDict()
   config.checkpoint.keep = 2  # newest checkpoints kept, besides the best
@@ -314,7 +323,7 @@ def check(config: ConfigDict) -> None:
     ("batch_size", "gradient_accumulation", "num_epochs", "eval_every_epochs", "log_every_steps",
      "loss.temperature", "global_association.k", "eval.batch_size",
      "checkpoint.keep", "tokenizer.context_length", "optimizer.learning_rate",
-     "optimizer.layer_decay", "lora.alpha"),
+     "optimizer.layer_decay", "lora.alpha", "eval.test_time.rerank_neighbours"),
   )  # fmt: skip
   for field, choices in CHOICES.items():
     if get(config, field) not in choices:
@@ -343,6 +352,8 @@ def check(config: ConfigDict) -> None:
                 "strict_mining.local_threshold_num_stds",
                 "strict_mining.global_threshold_num_stds", "optimizer.weight_decay",
                 "optimizer.epsilon", "loss.epsilon", "optimizer.clip_norm",
+                "eval.test_time.smooth_neighbours", "eval.test_time.hubness_weight",
+                "eval.test_time.rerank_candidates", "eval.test_time.rerank_weight",
                 "lora.rank"):  # fmt: skip
     check_range(config, field, 0, math.inf)
   check_range(config, "seed", 0, MAX_SEED)

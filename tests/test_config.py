@@ -158,6 +158,7 @@ def test_differences_ignore_where_and_how_a_run_runs():
   runtime |= {"dataset.annotations", "dataset.images", "model.remat", "model.pack_captions"}
   runtime |= {"model.full_last_block"}
   runtime |= {"eval.batch_size", "eval.before_training", "eval.contact_sheet"}
+  runtime |= {f"eval.test_time.{name}" for name in config_lib.base().eval.test_time}
   runtime |= {"profile.steps", "profile.start_step"}
   # An empty group holds nothing to differ in.
   assert ignored == runtime | {"dataset.options"}

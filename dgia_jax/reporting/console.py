@@ -18,7 +18,7 @@ import rich.text
 from clu import parameter_overview
 
 from dgia_jax.errors import printable
-from dgia_jax.reporting.score_labels import DIRECTIONS, SCORES, percents
+from dgia_jax.reporting.score_labels import CORRECTIONS, DIRECTIONS, SCORES, percents
 from dgia_jax.reporting.stored_scores import METRICS, StoredScores
 
 LOSS_PARTS = ("itc", "local", "global", "consistency")
@@ -112,9 +112,9 @@ class Console:
     Args:
       split: the scores are of this split.
       results: the content of results.json: {"before_training": {"epoch", "t2i", "i2t"}, "last":
-        likewise, "best": {.., "selected_on"}, "best_by_split": {split: like "best"},
-        "chance_R1": {direction: percent}, "ema": {"last": .., "best": ..} of the average of the
-        weights}; each may be absent.
+        likewise, with "test_time" if its ranking was corrected, "best": {.., "selected_on"},
+        "best_by_split": {split: like "best"}, "chance_R1": {direction: percent}, "ema": {"last":
+        .., "best": ..} of the average of the weights}; each may be absent.
     """
     models = [
       ("before training", results.get("before_training")),
@@ -133,7 +133,7 @@ class Console:
       if scores is not None:
         on_split = f" on {scores['selected_on']}" if "selected_on" in scores else ""
         names_of_epoch.setdefault(scores["epoch"], []).append(f"{name}{on_split}")
-        scores_of_epoch[scores["epoch"]] = scores
+        scores_of_epoch[scores["epoch"]] = scores_of_epoch.get(scores["epoch"], {}) | scores
     for epoch, names in names_of_epoch.items():
       title = f"results on {split}, epoch {epoch} ({', '.join(names)})"
       self._show_scores(title, scores_of_epoch[epoch], results.get("chance_R1"))
@@ -226,6 +226,9 @@ class Console:
     for direction, name in DIRECTIONS.items():
       by_chance = [f"{chance[direction]:.2f}"] if chance else []
       table.add_row(name, *percents(scores[direction]), *by_chance)
+      if direction == "t2i":
+        for correction, corrected in scores.get("test_time", {}).items():
+          table.add_row(f"  {CORRECTIONS[correction]}", *percents(corrected), *by_chance)
     self._show(title, table)
 
   def _show(self, title: str, table: rich.table.Table) -> None:

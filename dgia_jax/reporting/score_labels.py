@@ -4,6 +4,12 @@ from collections.abc import Mapping
 
 SCORES = {"R1": "R@1", "R5": "R@5", "R10": "R@10", "mAP": "mAP", "mINP": "mINP"}
 DIRECTIONS = {"t2i": "text to image", "i2t": "image to text"}
+CORRECTIONS = {
+  "smoothed": "gallery smoothed",
+  "hubs_corrected": "hubs corrected",
+  "reranked": "re-ranked",
+  "together": "all of these",
+}
 
 
 def percents(scores: Mapping[str, float]) -> list[str]:

@@ -67,6 +67,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   )
   asking.add_argument("--only", default="", metavar="GLOB", help='paths to search: "*/entrance/*"')
   asking.add_argument("--fold", action="store_true", help="list copies of a picture once")
+  asking.add_argument(
+    "--rerank", action="store_true", help="prefer images that look like others of the best"
+  )
   asking.add_argument("--top", type=int, default=20, help="images per query (default: 20)")
   asking.add_argument("--sheet", help="draw the results to this PNG file")
   asking.add_argument("--json", action="store_true", help="print one JSON object per query")

@@ -96,6 +96,7 @@ def query(options: argparse.Namespace) -> None:
       without=[*files, *options.less_like],
       only=options.only,
       fold=options.fold,
+      rerank=options.rerank,
     )
     for query_NxD, (_, files) in zip(queries, parts, strict=True)
   ]

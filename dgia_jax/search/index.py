@@ -334,6 +334,7 @@ class SearchIndex:
     without: Iterable[str | os.PathLike] = (),
     only: str = "",
     fold: bool = False,
+    rerank: bool = False,
   ) -> list[Match]:
     """The images that fit a query best, best first.
 
@@ -343,13 +344,19 @@ class SearchIndex:
       without: image files that are left out of the results, such as the query itself.
       only: glob that results' paths inside the folder of images match; "" for all.
       fold: show a picture that is stored several times once, with its copies.
+      rerank: order the best by `matches.reranked_order`; their scores stay cosines.
     """
     among_M = self._matching(only) if only.strip() else None
     without = {os.path.realpath(path) for path in without}
     # A power of two: each number compiles its own search, and every page asks for another.
-    wanted = 1 << (max(top + len(without), 1) - 1).bit_length()
+    least = matches_lib.CANDIDATES if rerank else 1
+    wanted = 1 << (max(top + len(without), least) - 1).bit_length()
     while True:
       (scores,), (rows,) = self._gallery.search(query_D[None], wanted, among_M)
+      if rerank:
+        candidates_CxD = self.features(rows[: matches_lib.CANDIDATES])
+        order = matches_lib.reranked_order(scores, candidates_CxD)
+        scores, rows = scores[order], rows[order]
       matches = [
         Match(self.images / self.paths[row], float(score), int(row))
         for score, row in zip(scores, rows, strict=True)

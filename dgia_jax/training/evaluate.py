@@ -18,7 +18,7 @@ from dgia_jax.errors import UserError
 from dgia_jax.method import lora, losses, train_state, trainable
 from dgia_jax.models import embedder as embedder_lib
 from dgia_jax.reporting import contact_sheet
-from dgia_jax.training import checkpoint, retrieval_metrics
+from dgia_jax.training import checkpoint, retrieval_metrics, test_time
 from dgia_jax.training import setup as setup_lib
 from dgia_jax.training import workdir as workdir_lib
 
@@ -101,12 +101,39 @@ class Evaluator:
     }
     return scores, (images_MxD, texts_NxD)
 
+  def score_corrected(
+    self, params: Params, split: str, features: tuple[ImageFeatures, TextFeatures]
+  ) -> dict[str, Scores]:
+    """{"test_time": text-to-image scores by correction} where `eval.test_time` asks for some.
+
+    Args:
+      params: see above; they embed the training captions, the reference of `test_time.hubness`.
+      split: whose captions are the queries and whose images are the gallery.
+      features: of the split.
+    """
+    correction = test_time.Correction(**self._setup.config.eval.test_time)
+    if not correction.parts():
+      return {}
+    pairs, (images_MxD, texts_NxD), references_NxD = self._setup.splits[split], features, None
+    if correction.hubness_weight:
+      tokens_NxL = self._setup.tokenizer.encode(self._setup.train_pairs.captions)
+      references_NxD = self.embed_tokens(params, tokens_NxL)
+    scores = {}
+    for name, part in correction.parts().items():
+      gallery_MxD, adjust = part.prepare(images_MxD, references_NxD)
+      ids = pairs.person_of_pair_N, pairs.person_of_image_M
+      scores[name] = self.rank(
+        texts_NxD, gallery_MxD, *ids, adjust=adjust, block=test_time.RERANK_BLOCK
+      )
+    return {"test_time": scores}
+
   def rank(
     self,
     queries_QxD: Float[np.ndarray, "Q D"],
     gallery_GxD: Float[np.ndarray, "G D"],
     query_ids_Q: Int[np.ndarray, " Q"],
     gallery_ids_G: Int[np.ndarray, " G"],
+    **options: Any,
   ) -> dict[str, float]:
     """`retrieval_metrics.retrieval_metrics_from_features`, computed on the mesh of the run."""
     mesh = self._setup.mesh
@@ -118,6 +145,7 @@ class Evaluator:
       query_ids_Q,
       gallery_ids_G,
       layouts=(sharding.batch(mesh), sharding.replicated(mesh)),
+      **options,
     )
 
 
@@ -182,7 +210,9 @@ def score_pretrained(
   workdir_lib.check(workdir, config)
   setup = setup_lib.create(config, workdir, splits)
   state = setup_lib.initial_state(setup, console.print)
-  scores, features = Evaluator(setup).score(state.params, "test")
+  evaluator = Evaluator(setup)
+  scores, features = evaluator.score(state.params, "test")
+  scores |= evaluator.score_corrected(state.params, "test", features)
   digest = checkpoint.digest(state, setup.train_pairs.num_pairs)
   results = {"last": {"epoch": 0, "step": 0, **scores}, "digest": digest}
   results |= {"pretrained": config.pretrained, **_facts(setup, start)}
@@ -209,6 +239,7 @@ def report(
   def restore_and_score(step):
     state, record = checkpoints.restore(step, setup.mesh, setup.abstract_state)
     scores, features = evaluator.score(state.params, "test")
+    scores |= evaluator.score_corrected(state.params, "test", features)
     average = evaluator.score_average(state, "test")
     at = {"epoch": record["epoch"], "step": step}
     return state, record, at | scores, average and at | average, features

@@ -137,6 +137,7 @@ def retrieval_metrics_from_features(
   ks: Sequence[int] = KS,
   block: int = BLOCK,
   layouts: tuple[jax.sharding.Sharding, jax.sharding.Sharding] | None = None,
+  adjust: jax.tree_util.Partial | None = None,
 ) -> dict[str, float]:
   """Like `retrieval_metrics` on cosine similarities, without storing the (Q, G) matrix.
 
@@ -147,6 +148,8 @@ def retrieval_metrics_from_features(
     query_ids, gallery_ids, ks, block: as in `retrieval_metrics`.
     layouts: shardings of a block of queries and of the gallery, to rank on a mesh; None ranks on
       one device.
+    adjust: maps cosines (R, G) of a block of queries and the gallery's features of norm 1 to the
+      similarities that are ranked; None ranks by cosine.
 
   Raises:
     ValueError: as `retrieval_metrics`.
@@ -163,7 +166,7 @@ def retrieval_metrics_from_features(
   gallery_GxD, gallery_ids_G = jax.device_put((gallery_GxD, gallery_ids_G), gallery_layout)
 
   def score(rows, ids):
-    return _cosine_statistics(rows, gallery_GxD, ids, gallery_ids_G)
+    return _cosine_statistics(rows, gallery_GxD, ids, gallery_ids_G, adjust)
 
   return _summary(_in_blocks(score, query_QxD, query_ids_Q, block, query_layout), ks)
 
@@ -193,11 +196,16 @@ def _unit(x_NxD: jax.Array) -> jax.Array:
 
 @jax.jit
 def _cosine_statistics(
-  query_QxD: jax.Array, gallery_GxD: jax.Array, query_ids_Q: jax.Array, gallery_ids_G: jax.Array
+  query_QxD: jax.Array,
+  gallery_GxD: jax.Array,
+  query_ids_Q: jax.Array,
+  gallery_ids_G: jax.Array,
+  adjust: jax.tree_util.Partial | None,
 ) -> RankingStatistics:
-  similarity_QxG = jnp.dot(
-    _unit(query_QxD), _unit(gallery_GxD).T, precision=jax.lax.Precision.HIGHEST
-  )
+  gallery_GxD = _unit(gallery_GxD)
+  similarity_QxG = jnp.dot(_unit(query_QxD), gallery_GxD.T, precision=jax.lax.Precision.HIGHEST)
+  if adjust is not None:
+    similarity_QxG = adjust(similarity_QxG, gallery_GxD)
   return ranking_statistics(similarity_QxG, query_ids_Q, gallery_ids_G)
 
 

@@ -112,6 +112,20 @@ def test_scores_of_both_directions_and_models():
   assert to_image in rows(text) and "without" not in text
 
 
+def test_corrected_scores_stand_below_the_plain_ones():
+  corrected = {"reranked": {**BOTH["t2i"], "R1": 43.5}, "smoothed": BOTH["t2i"]}
+  last = {"epoch": 8, **BOTH, "test_time": corrected}
+  # The same epoch is the best on test, whose record knows no corrections.
+  by_split = {"test": {"epoch": 8, "selected_on": "test", **BOTH}}
+  results = {"last": last, "chance_R1": CHANCE, "best_by_split": by_split}
+  text = shown(lambda console: console.final("test", results))
+  names = [line.split()[:2] for line in text.splitlines()]
+  place = names.index(["text", "to"])
+  assert rows(text)[place + 1] == "re-ranked 43.50 70.00 80.50 35.00 100.00 0.25".split()
+  assert names[place + 2 : place + 4] == [["gallery", "smoothed"], ["image", "to"]]
+  assert max(map(len, text.splitlines())) <= 80
+
+
 def test_scores_before_training_come_first():
   before = {"epoch": 0, "step": 0, **BOTH}
   results = {"last": {"epoch": 8, **BOTH}, "before_training": before}

@@ -12,9 +12,10 @@ import pytest
 
 from dgia_jax import files, sharding
 from dgia_jax.errors import UserError
-from dgia_jax.search import codes, export, image_files, index_files
+from dgia_jax.search import codes, export, image_files, index_files, matches
 from dgia_jax.search import index as index_lib
 from dgia_jax.search.retriever import Retriever
+from dgia_jax.training import test_time
 from tests.helpers.known_run import draw_image
 
 
@@ -52,6 +53,27 @@ def test_an_index_finds_what_a_ranking_finds(retriever, image_folder, tmp_path, 
   like = index.matches(index.features([4])[0], 3, without=[image_folder / index.paths[4]])
   assert len(like) == 3 and index.paths[4] not in [index.paths[match.row] for match in like]
   assert index.matches(index.features([4])[0], 1)[0].row == 4
+
+
+def test_the_best_results_are_reranked(retriever, image_folder, tmp_path, monkeypatch):
+  index_lib.build(retriever, "run", image_folder, tmp_path / "i")
+  index = index_lib.SearchIndex(tmp_path / "i", retriever.mesh)
+  query_D = retriever.embed_texts("a red coat")[0]
+  plain = index.matches(query_D, 10)
+  features = index.features([match.row for match in plain])
+  assert index.matches(query_D, 10, rerank=False) == plain
+  for candidates in (100, 10, 6, 1):
+    monkeypatch.setattr(matches, "CANDIDATES", candidates)
+    scores = test_time.rerank((features @ query_D)[None], features, candidates)[0]
+    expected = [plain[place] for place in np.argsort(-scores, kind="stable")]
+    assert [m.row for m in expected][candidates:] == [m.row for m in plain][candidates:]
+    for top in (10, 3, 1):  # the order does not depend on how many are shown
+      assert index.matches(query_D, top, rerank=True) == expected[:top]
+    if candidates >= 10:
+      assert expected != plain and sorted(expected, key=plain.index) == plain
+  some = index.matches(query_D, 5, only="a/*", without=[plain[0].path], rerank=True)
+  assert some and all("/a/" in str(match.path) for match in some)
+  assert index.matches(query_D, 5, only="nothing/*", rerank=True) == []
 
 
 def test_a_stopped_indexing_continues(retriever, image_folder, tmp_path, monkeypatch):

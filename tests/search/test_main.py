@@ -13,6 +13,7 @@ from PIL import Image
 from dgia_jax import files
 from dgia_jax.search import __main__ as search_cli
 from dgia_jax.search import commands, export
+from dgia_jax.search.index import SearchIndex
 from dgia_jax.search.retriever import Retriever
 from tests.helpers import known_run as known_run_lib
 
@@ -59,6 +60,14 @@ def test_index_then_query(known_run, image_folder, tmp_path, capsys):
   assert search_cli.main([*ask, "a red coat", "--only", "nowhere/*"]) == 0
   assert "a red coat: no image was found whose path matches nowhere/*" in capsys.readouterr().err
   assert lines[2].split() == ["2", f"{scores[0][1]:.3f}", answers[0]["results"][1]["path"]]
+
+  assert search_cli.main([*ask, "a red coat", "--rerank", "--json"]) == 0
+  reranked = json.loads(capsys.readouterr().out)["results"]
+  matches = SearchIndex(tmp_path / "i", model.mesh).matches(
+    model.embed_texts("a red coat")[0], 10, rerank=True
+  )
+  assert [one["path"] for one in reranked] == [str(match.path) for match in matches]
+  assert [one["score"] for one in reranked] != sorted((o["score"] for o in reranked), reverse=True)
 
 
 def test_a_shipped_model_needs_no_run_and_no_network(

@@ -3,11 +3,13 @@
 import io
 import json
 
+import numpy as np
 import pytest
 
 from dgia_jax.errors import UserError
 from dgia_jax.reporting.console import Console
-from dgia_jax.training import evaluate, train
+from dgia_jax.training import checkpoint, evaluate, retrieval_metrics, test_time, train
+from dgia_jax.training import setup as setup_lib
 from tests.helpers import tiny_run
 
 pytestmark = pytest.mark.integration
@@ -59,3 +61,44 @@ def test_a_run_starts_from_a_shipped_model_and_is_its_equal_before_training(ship
   with pytest.raises(UserError, match="mini is a model of the size tiny.*config.model.name=tiny$"):
     other = tiny_run.config(pretrained="mini", **own)
     train.train(other, tmp_path / "other", Console(file=output), splits)
+
+
+def test_corrections_at_test_time_stand_beside_plain_scores(tmp_path):
+  splits, off = tiny_run.splits(), Console(file=io.StringIO())
+  plain = train.train(tiny_run.config(num_epochs=1), tmp_path / "run", off, splits)
+  asked = dict(smooth_neighbours=2, hubness_weight=0.5, rerank_candidates=9, rerank_neighbours=3)
+  asked = {f"eval__test_time__{name}": value for name, value in asked.items()}
+  scores, outputs = [], []
+  for devices in (1, 8):
+    config, output = tiny_run.config(num_epochs=1, mesh__data=devices, **asked), io.StringIO()
+    results = evaluate.evaluate(config, tmp_path / "run", Console(file=output), splits)
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
+    scores.append(results["last"].pop("test_time"))
+    outputs.append(output.getvalue())
+    assert results["last"] == plain["last"]  # the run's config.json need not know the corrections
+  assert list(scores[0]) == ["smoothed", "hubs_corrected", "reranked", "together"]
+  assert outputs[0].count("re-ranked") == outputs[1].count("all of these") == 1
+  assert any(corrected != plain["last"]["t2i"] for corrected in scores[0].values())
+  for name in scores[0]:
+    assert scores[1][name] == pytest.approx(scores[0][name]), name
+
+  # The scores are those of the similarities that the corrections define.
+  setup = setup_lib.create(config, tmp_path / "run", splits)
+  state, _ = checkpoint.Checkpoints(tmp_path / "run", read_only=True).restore(
+    plain["last"]["step"], setup.mesh, setup.abstract_state
+  )
+  images_MxD, texts_NxD = evaluate.Evaluator(setup).embed(state.params, splits["test"])
+  images_MxD = images_MxD / np.linalg.norm(images_MxD, axis=1, keepdims=True)
+  cosines_NxM = texts_NxD / np.linalg.norm(texts_NxD, axis=1, keepdims=True) @ images_MxD.T
+  expected = retrieval_metrics.retrieval_metrics(
+    np.asarray(test_time.rerank(cosines_NxM, images_MxD, 9, 3)),
+    splits["test"].person_of_pair_N,
+    splits["test"].person_of_image_M,
+  )
+  assert scores[0]["reranked"] == pytest.approx(expected)
+
+
+def test_a_single_correction_is_scored_alone():
+  correction = test_time.Correction(rerank_candidates=5)
+  assert correction.parts() == {"reranked": correction}
+  assert test_time.Correction(rerank_neighbours=4).parts() == {}
