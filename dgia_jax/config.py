@@ -218,7 +218,7 @@ def base() -> ConfigDict:
   # Share of an image's mean cosine to its nearest training captions that is subtracted; 0 = off.
   config.eval.test_time.hubness_weight = 0.0
   config.eval.test_time.rerank_candidates = 0  # best images, ranked by shared neighbours; 0 = off
-  config.eval.test_time.rerank_neighbours = 10  # k of k-reciprocal neighbours, among candidates
+  config.eval.test_time.rerank_neighbours = 6  # k of k-reciprocal neighbours, among candidates
   config.eval.test_time.rerank_weight = 2.0  # of shared neighbours, from 0 to 1, beside cosines
 
   config.checkpoint = ConfigDict()

@@ -24,7 +24,7 @@ POWER = 3  # of the cosines that weigh the neighbours of `smooth`
 HUBNESS_NEIGHBOURS = 64  # reference texts in the mean of `hubness`
 EXPANSION = 3  # candidates, the own one first, whose neighbourhoods are averaged
 # Of re-ranking, chosen on val (docs/findings.md); the latter two are defaults of the config, too.
-CANDIDATES, NEIGHBOURS, WEIGHT = 100, 10, 2.0
+CANDIDATES, NEIGHBOURS, WEIGHT = 100, 6, 2.0
 
 Features = Float[Array | np.ndarray, "G D"]
 
@@ -178,7 +178,7 @@ def rerank(
     neighbours: K of `neighbourhood_overlap`.
     weight: 0 changes nothing.
   """
-  count = min(candidates, len(gallery_GxD))
+  gallery_GxD, count = jnp.asarray(gallery_GxD), min(candidates, len(gallery_GxD))
   best_RxC = jax.lax.top_k(similarity_RxG, count)[1]
 
   def rerank_one(similarity_G, best_C):

@@ -1,9 +1,9 @@
 """Pretrained weights are scored without training, in a directory that stays free for a run."""
 
+import contextlib
 import io
 import json
 
-import numpy as np
 import pytest
 
 from dgia_jax.errors import UserError
@@ -64,41 +64,41 @@ def test_a_run_starts_from_a_shipped_model_and_is_its_equal_before_training(ship
 
 
 def test_corrections_at_test_time_stand_beside_plain_scores(tmp_path):
-  splits, off = tiny_run.splits(), Console(file=io.StringIO())
-  plain = train.train(tiny_run.config(num_epochs=1), tmp_path / "run", off, splits)
+  splits, folder = tiny_run.splits(), tmp_path / "run"
+  one_epoch = dict(num_epochs=1, mesh__data=-1)
+  plain = train.train(tiny_run.config(**one_epoch), folder, Console(file=io.StringIO()), splits)
   asked = dict(smooth_neighbours=2, hubness_weight=0.5, rerank_candidates=9, rerank_neighbours=3)
-  asked = {f"eval__test_time__{name}": value for name, value in asked.items()}
-  scores, outputs = [], []
-  for devices in (1, 8):
-    config, output = tiny_run.config(num_epochs=1, mesh__data=devices, **asked), io.StringIO()
-    results = evaluate.evaluate(config, tmp_path / "run", Console(file=output), splits)
-    assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
-    scores.append(results["last"].pop("test_time"))
-    outputs.append(output.getvalue())
-    assert results["last"] == plain["last"]  # the run's config.json need not know the corrections
-  assert list(scores[0]) == ["smoothed", "hubs_corrected", "reranked", "together"]
-  assert outputs[0].count("re-ranked") == outputs[1].count("all of these") == 1
-  assert any(corrected != plain["last"]["t2i"] for corrected in scores[0].values())
-  for name in scores[0]:
-    assert scores[1][name] == pytest.approx(scores[0][name]), name
+  fields = {f"eval__test_time__{name}": value for name, value in asked.items()}
+  # The corrections may differ from those of the run's config.json.
+  config, output = tiny_run.config(**one_epoch, **fields), io.StringIO()
+  results = evaluate.evaluate(config, folder, Console(file=output), splits)
+  assert json.loads((folder / "results.json").read_text()) == results
+  corrected = results["last"].pop("test_time")
+  assert results["last"] == plain["last"] and "test_time" in results["best"]
+  assert output.getvalue().count("re-ranked") == output.getvalue().count("all of these") == 1
 
-  # The scores are those of the similarities that the corrections define.
-  setup = setup_lib.create(config, tmp_path / "run", splits)
-  state, _ = checkpoint.Checkpoints(tmp_path / "run", read_only=True).restore(
-    plain["last"]["step"], setup.mesh, setup.abstract_state
-  )
-  images_MxD, texts_NxD = evaluate.Evaluator(setup).embed(state.params, splits["test"])
-  images_MxD = images_MxD / np.linalg.norm(images_MxD, axis=1, keepdims=True)
-  cosines_NxM = texts_NxD / np.linalg.norm(texts_NxD, axis=1, keepdims=True) @ images_MxD.T
-  expected = retrieval_metrics.retrieval_metrics(
-    np.asarray(test_time.rerank(cosines_NxM, images_MxD, 9, 3)),
-    splits["test"].person_of_pair_N,
-    splits["test"].person_of_image_M,
-  )
-  assert scores[0]["reranked"] == pytest.approx(expected)
+  # On one device, from features that are embedded again.
+  setup = setup_lib.create(config, folder, splits)
+  with contextlib.closing(checkpoint.Checkpoints(folder, read_only=True)) as checkpoints:
+    state, _ = checkpoints.restore(plain["last"]["step"], setup.mesh, setup.abstract_state)
+  evaluator = evaluate.Evaluator(setup)
+  images_MxD, texts_NxD = evaluator.embed(state.params, splits["test"])
+  _, references_NxD = evaluator.embed(state.params, splits["train"])
+  parts = test_time.Correction(**asked).parts()
+  assert list(corrected) == list(parts) == ["smoothed", "hubs_corrected", "reranked", "together"]
+  ids = splits["test"].person_of_pair_N, splits["test"].person_of_image_M
+  for name, part in parts.items():
+    gallery_MxD, adjust = part.prepare(images_MxD, references_NxD)
+    expected = retrieval_metrics.retrieval_metrics_from_features(
+      texts_NxD, gallery_MxD, *ids, adjust=adjust, block=5
+    )
+    assert corrected[name] == pytest.approx(expected), name
+    assert corrected[name] != plain["last"]["t2i"], name
 
 
 def test_a_single_correction_is_scored_alone():
   correction = test_time.Correction(rerank_candidates=5)
   assert correction.parts() == {"reranked": correction}
   assert test_time.Correction(rerank_neighbours=4).parts() == {}
+  defaults = test_time.Correction(**tiny_run.config().eval.test_time)
+  assert defaults == test_time.Correction()  # of the config and of the module

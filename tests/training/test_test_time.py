@@ -102,7 +102,7 @@ def test_reranking(count):
   for row in expected:
     best = np.argsort(-row, kind="stable")[:count]
     row[best] += 1.5 * slow_overlap(gallery[best], 4)
-  rerank = jax.jit(test_time.rerank, static_argnums=(2, 3))
+  rerank = jax.jit(test_time.rerank, static_argnums=(2, 3, 4))
   ranked = rerank(similarity, gallery.astype(np.float32), count, 4, 1.5)
   np.testing.assert_allclose(ranked, expected, atol=1e-5)
   if count < GALLERY:  # the others keep their scores and come after the candidates
