@@ -205,7 +205,13 @@ def test_captions_without_mistakes_name_only_true_and_visible_attributes():
   assert hidden > 100  # otherwise nearly every view would show all attributes
 
 
-def test_sentences_contain_the_mentions_and_no_other_attribute():
+def options_of(mention):
+  """The words that may stand for a mention."""
+  return wording.options(mention.attribute, mention.value, mention.vague, mention.rare)
+
+
+@pytest.mark.parametrize("settings", [TINY, TINY.replace(rare_words=0.6)], ids=["usual", "rare"])
+def test_sentences_contain_the_mentions_and_no_other_attribute(settings):
   # Nouns the sentences need when only a colour is named, and "she carries".
   plain = set(
     "a an the and is in with wearing dressed carrying holding has hair head shirt".split()
@@ -215,17 +221,17 @@ def test_sentences_contain_the_mentions_and_no_other_attribute():
   )
   plain |= {"seen", *wording.options("gender", "man", vague=True)}
   for number in range(60):
-    for image, (person, _, seen) in enumerate(views_of(TINY, number)):
+    for image, (person, _, seen) in enumerate(views_of(settings, number)):
       rng = np.random.default_rng([8, number, image])
-      mentions = captions.choose(person, seen, TINY, rng)
+      mentions = captions.choose(person, seen, settings, rng)
       sentence = captions.write(mentions, rng)
       rest = " " + re.sub(r"[.,]", "", sentence) + " "
       for mention in mentions:
-        phrases = wording.options(mention.attribute, mention.value, mention.vague)
+        phrases = options_of(mention)
         assert any(f" {phrase} " in rest or not phrase for phrase in phrases), (mention, sentence)
       allowed = set(plain)
       for mention in mentions:
-        for phrase in wording.options(mention.attribute, mention.value, mention.vague):
+        for phrase in options_of(mention):
           allowed |= set(phrase.split())
       assert set(rest.split()) <= allowed, (sentence, set(rest.split()) - allowed)
       assert sentence.endswith(".") and "  " not in sentence and len(sentence.split()) <= 40
@@ -245,6 +251,36 @@ def test_wrong_and_vague_words_have_the_configured_frequency():
   assert 0.25 < wrong / total < 0.33 and 0.36 < vague / total < 0.44
 
 
+def test_rare_words_have_the_configured_frequency_and_change_nothing_else():
+  settings = TINY.replace(attributes_per_caption=(1, 1))
+  usual, rare = (
+    draw_person(settings.replace(rare_words=share), "train", 3) for share in (0.0, 1.0)
+  )
+  assert all(np.array_equal(a["image"], b["image"]) for a, b in zip(usual, rare, strict=True))
+  settings = TINY.replace(rare_words=0.3, attributes_per_caption=(6, 6))
+  mentions = [
+    mention
+    for number in range(80)
+    for image, (person, _, seen) in enumerate(views_of(settings, number))
+    for mention in captions.choose(person, seen, settings, np.random.default_rng(image + number))
+  ]
+  assert 0.26 < np.mean([mention.rare for mention in mentions]) < 0.34
+
+
+def test_rare_words_are_not_among_the_usual_and_vague_ones():
+  usual, rare = set(), set()
+  for attribute in people.VOCABULARY:
+    for value in people.values_of(attribute):
+      usual |= {*wording.options(attribute, value), *wording.options(attribute, value, vague=True)}
+      rare |= set(wording.options(attribute, value, rare=True))
+      assert wording.options(attribute, value, vague=True, rare=True) == wording.options(
+        attribute, value, vague=True
+      )
+  assert len(rare) > 100 and not rare & usual
+  spoken = {word for phrase in usual for word in phrase.split()}
+  assert {w for w in rare if w in spoken} == set()
+
+
 def test_captions_name_the_configured_number_of_attributes():
   settings = TINY.replace(attributes_per_caption=(2, 3))
   counts = {len(captions.choose(p, seen, settings, np.random.default_rng(n)))
@@ -257,6 +293,7 @@ def test_every_value_has_words():
     for value in people.values_of(attribute):
       assert all(wording.options(attribute, value))
       assert wording.options(attribute, value, vague=True)
+      assert all(wording.options(attribute, value, rare=True))
 
 
 # --- annotators -----------------------------------------------------------------------------------

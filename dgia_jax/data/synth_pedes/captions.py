@@ -65,11 +65,12 @@ _ANYONE = wording.options("gender", "man", vague=True)
 
 @dataclasses.dataclass(frozen=True)
 class Mention:
-  """One attribute in a caption: its value, which may be wrong, and whether the word is vague."""
+  """One attribute in a caption: its value, which may be wrong, and which words may name it."""
 
   attribute: str
   value: str
-  vague: bool = False
+  vague: bool = False  # a broader word, which takes precedence over a rare one
+  rare: bool = False  # a word of `rare_words`
 
 
 def sayable(person: Person, seen: Collection[str]) -> list[str]:
@@ -109,7 +110,10 @@ def choose(
     mistakes = rng.random(3)
     if mistakes[0] < settings.wrong:
       value = _wrong(attribute, value, mistakes[2], rng)
-    mentions.append(Mention(attribute, value, bool(mistakes[1] < settings.vague)))
+    vague = bool(mistakes[1] < settings.vague)
+    # Drawn only if needed, so that captions without rare words stay what they were.
+    rare = bool(settings.rare_words and rng.random() < settings.rare_words)
+    mentions.append(Mention(attribute, value, vague, rare))
   return mentions
 
 
@@ -130,7 +134,9 @@ def write(
   It contains no other attribute. Pronouns follow the mentioned gender, if any.
   """
   pick = functools.partial(annotator.pick, rng=rng)
-  phrases = {m.attribute: pick(wording.options(m.attribute, m.value, m.vague)) for m in mentions}
+  phrases = {
+    m.attribute: pick(wording.options(m.attribute, m.value, m.vague, m.rare)) for m in mentions
+  }
   gender = next((m.value for m in mentions if m.attribute == "gender" and not m.vague), None)
   subject = _joined([phrases.get("build"), phrases.get("gender") or pick(_ANYONE)])
   worn, carried = _worn(phrases), _carried(phrases, rng)
@@ -165,7 +171,7 @@ def _looks(mentioned: Mapping[str, str]) -> list[str]:
   """Noun phrases of hair and face."""
   style, colour = mentioned.get("hair.style"), mentioned.get("hair.colour")
   phrases = []
-  if style in wording.options("hair.style", "bald"):
+  if style in wording.BALD:
     phrases.append(f"a {style} head")
   elif style in wording.HAIR_SUFFIXES:
     phrases.append(_joined([colour, "hair", style]))

@@ -35,6 +35,7 @@ class Settings:
   # of a person complement each other more.
   attributes_per_caption: tuple[int, int] = (4, 7)
   vague: float = 0.1  # probability of a broader word for an attribute, such as "dark" for navy
+  rare_words: float = 0.0  # probability of a rarer word, such as "crimson"; see rare_words.py
   wrong: float = 0.05  # probability of a wrong value for an attribute
   # Annotators with habits, who prefer some words, sentences and attributes; 0: all captions are
   # by one annotator without habits.
@@ -114,6 +115,7 @@ _RANGES = (
   ("width", 8, 1024),
   ("seed", 0, 2**31 - 1),
   ("vague", 0, 1),
+  ("rare_words", 0, 1),
   ("wrong", 0, 1),
   ("annotators", 0, 10_000),
   ("camera", 0, 2),

@@ -1,5 +1,8 @@
 """The words of captions: the usual and the vague names of every attribute value."""
 
+from collections.abc import Collection
+
+from dgia_jax.data.synth_pedes import rare_words
 from dgia_jax.data.synth_pedes.people import COLOURS
 
 # --- colours: usual words, and the one word of a hurried annotator --------------------------------
@@ -105,24 +108,38 @@ BROAD_NOUN = {
   "hat": "hat", "upper": "top", "lower": "bottoms", "shoes": "shoes", "bag": "bag",
   "item": "object",
 }  # fmt: skip
-# Hair styles that follow the word "hair": "black hair in a bun".
-HAIR_SUFFIXES = KIND_WORDS["hair.style"]["ponytail"][0] + KIND_WORDS["hair.style"]["bun"][0]
-_PLURALS = [*KIND_WORDS["shoes.type"].values()]
-_PLURALS += [w for kind, w in KIND_WORDS["lower.type"].items() if "skirt" not in kind]
-PLURAL_NOUNS = frozenset(word for usual, vague in _PLURALS for word in usual + vague)
 
 
-def options(attribute: str, value: str, vague: bool = False) -> tuple[str, ...]:
+def options(attribute: str, value: str, vague: bool = False, rare: bool = False) -> tuple[str, ...]:
   """Returns the words or short phrases for a value; "" omits the attribute.
 
   Args:
     attribute: a key of `people.VOCABULARY`.
     value: one of its values.
     vague: whether to return the broad words instead of the usual ones.
+    rare: whether to return the rarer words of `rare_words`; `vague` takes precedence.
   """
+  if rare and not vague:
+    return rare_words.options(attribute, value)
   if attribute == "hair.colour":
     return (_VAGUE_HAIR[value],) if vague else (value,)
   if attribute.endswith((".colour", ".accent")):
     return (VAGUE_COLOUR[value],) if vague else COLOUR_WORDS[value]
   usual, broad = KIND_WORDS[attribute][value]
   return broad if vague else usual
+
+
+def _every_option(attribute: str, values: Collection[str]) -> frozenset[str]:
+  """All words for some values of an attribute."""
+  kinds = ({}, {"vague": True}, {"rare": True})
+  return frozenset(
+    w for value in values for kind in kinds for w in options(attribute, value, **kind)
+  )
+
+
+BALD = _every_option("hair.style", ["bald"]) - {""}
+# Hair styles that follow the word "hair": "black hair in a bun".
+HAIR_SUFFIXES = _every_option("hair.style", ["ponytail", "bun"]) - {""}
+PLURAL_NOUNS = _every_option("shoes.type", KIND_WORDS["shoes.type"]) | _every_option(
+  "lower.type", [kind for kind in KIND_WORDS["lower.type"] if "skirt" not in kind]
+)
