@@ -127,7 +127,7 @@ def measure(
   for start in range(0, num_queries, BATCH):
     for name, index in indices.items():
       results[name].append(index.search(queries[start : min(start + BATCH, num_queries)], TOP))
-  if contenders == ("codes",):
+  if contenders == ("codes",) and num_queries:
     parts = index_files.read_parts(folder)
     features_NxD = index_files.open_features(folder, parts, dim, verify=False)
     results["float32"].append(nearest_of_all(features_NxD, queries[:num_queries], TOP))
