@@ -191,7 +191,7 @@ def variants(file):
 
 def test_the_search_for_variants_finds_some():
   assert {"synth_pedes", "cuhk_pedes", "icfg_pedes", "rstp_reid", "custom"} <= set(CONFIG_FILES)
-  assert variants("synth_pedes") == ["", "small", "plus"]
+  assert variants("synth_pedes") == ["", "scratch", "small", "plus"]
   assert variants("icfg_pedes") == ["", "paper", "plus", "holdout"]
   assert variants("custom") == ["", "tiny", "plus", "tiny_plus"]
 
@@ -232,6 +232,19 @@ def test_pod_takes_the_batch_as_its_variant_and_scales_the_rate():
   for variant in ("0", "-64", "64.5"):
     with pytest.raises(UserError, match="configs/pod.py"):
       pod.get_config(variant)
+
+
+def test_the_embedded_default_fine_tunes_mini_with_the_released_start_epochs():
+  from configs import synth_pedes
+
+  released, scratch = config_lib.base(), synth_pedes.get_config("scratch")
+  for variant in ("", "plus"):
+    config = synth_pedes.get_config(variant)
+    assert (config.pretrained, config.model.name, config.tokenizer.name) == ("mini", "mini", "")
+    for group in ("local_association", "global_association"):
+      assert config[group] == released[group] != scratch[group]
+    assert config.eval.before_training and not config.eval.select_on == "test"
+  assert (scratch.pretrained, scratch.model.name) == ("", "tiny")
 
 
 def test_paper_equations_and_released_defaults():

@@ -11,8 +11,10 @@ from typing import Any
 
 Fields = dict[str, Any]  # config field -> value
 
-# Fields of every run; they save disk space over dozens of runs.
-COMMON: Fields = {"eval.contact_sheet": False, "checkpoint.keep": 1}
+# Fields of every run; they save disk space and time over dozens of runs.
+COMMON: Fields = {
+  "eval.contact_sheet": False, "eval.before_training": False, "checkpoint.keep": 1,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +86,7 @@ WARM = Schedule(
   },
   start=BASELINE | {"num_epochs": 10},
 )
-# Two thirds of the embedded dataset's people: dozens of runs then take about an hour.
+# For `--variant scratch`: two thirds of its people, dozens of runs then take about an hour.
 FEWER = {"dataset.options.train_people": 1800}
 WARM_FEWER = Schedule(WARM.fields | FEWER, WARM.start | FEWER)
 
@@ -95,7 +97,7 @@ DATASETS: Mapping[str, Dataset] = {
     Dataset("cuhk_pedes", "CUHK-PEDES", protocol="test_best"),
     Dataset("icfg_pedes", "ICFG-PEDES", protocol="test_best"),
     Dataset("rstp_reid", "RSTPReid", protocol="test_best"),
-    Dataset(EMBEDDED, "synth_pedes", "val", {"warm": WARM_FEWER}, "warm"),
+    Dataset(EMBEDDED, "synth_pedes", "val", {"warm": WARM_FEWER}),
     Dataset("custom", "custom", "val", {"warm": WARM}),
   )
 }

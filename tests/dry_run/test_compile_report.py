@@ -26,7 +26,7 @@ PAIRS = 10_000
 
 
 def config(**fields):
-  chosen = synth_pedes.get_config()
+  chosen = synth_pedes.get_config("scratch")
   chosen.batch_size = 16
   chosen.mesh.fsdp = 2
   with chosen.unlocked():

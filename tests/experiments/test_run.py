@@ -8,6 +8,8 @@ from experiments import run
 from experiments.paper import runs, tables
 from tests.helpers import fabricated
 
+WARM = ("--variant", "scratch", "--schedule", "warm")  # each seed trains its own start first
+
 
 def planned(capsys: pytest.CaptureFixture, *arguments: str) -> list[list[str]]:
   """The commands printed by a dry run, split as in a shell, without those of the starts."""
@@ -28,7 +30,8 @@ def test_a_dry_run_prints_one_command_for_each_missing_run(tmp_path, capsys):
 
 
 def test_the_starts_come_first(tmp_path, capsys):
-  assert run.main(["modules", "--workdir", str(tmp_path), "--seeds", "0,1", "--dry_run"]) == 0
+  arguments = ["modules", "--workdir", str(tmp_path), "--seeds", "0,1", *WARM]
+  assert run.main([*arguments, "--dry_run"]) == 0
   lines = capsys.readouterr().out.splitlines()
   assert [line for line in lines if line.startswith("#")] == ["# first these:", "# then these:"]
   first = lines[1 : lines.index("# then these:")]
@@ -40,7 +43,7 @@ def test_the_starts_come_first(tmp_path, capsys):
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path, capsys):
-  options = runs.Options(tables.DATASETS["synth_pedes"], tmp_path, schedule="warm")
+  options = runs.Options(tables.DATASETS["synth_pedes"], tmp_path)
   finished = runs.make_run(options, tables.EXPERIMENTS["main"].settings[0], 0)
   fabricated.finish(finished, last=20.0)
   arguments = ("--workdir", str(tmp_path))
@@ -84,7 +87,7 @@ def test_set_variant_schedule_and_source_reach_the_command(tmp_path, capsys):
   # The embedded dataset has no files; `--source synth_pedes` only adds it as a test dataset.
   (command,) = planned(capsys, "main", "--workdir", str(tmp_path), "--source", "synth_pedes")
   assert not [word for word in command if "dataset.source" in word]
-  (command,) = planned(capsys, "main", "--workdir", str(tmp_path))
+  (command,) = planned(capsys, "main", "--workdir", str(tmp_path), *WARM)
   assert f"--config.num_epochs={tables.WARM.fields['num_epochs']}" in command
   (command,) = planned(capsys, "main", "--workdir", str(tmp_path), "--schedule", "config")
   assert not [word for word in command if "num_epochs" in word]
@@ -117,7 +120,7 @@ def test_mistakes_end_in_one_line_and_code_2(tmp_path, capsys, arguments, messag
 
 
 def test_a_damaged_run_folder_is_one_line(tmp_path, capsys):
-  options = runs.Options(tables.DATASETS["synth_pedes"], tmp_path, schedule="warm")
+  options = runs.Options(tables.DATASETS["synth_pedes"], tmp_path)
   finished = runs.make_run(options, tables.EXPERIMENTS["main"].settings[0], 0)
   fabricated.finish(finished, last=20.0)
   (finished.folder / "results.json").write_text('{"last": 3}')

@@ -16,6 +16,7 @@ from tests.helpers import fabricated
 from tests.helpers.paths import ROOT
 
 EXPERIMENTS = tables.EXPERIMENTS
+WARM = {"variant": "scratch", "schedule": "warm"}  # each seed trains its own start first
 
 
 def options(
@@ -42,8 +43,9 @@ def test_a_setting_changes_the_fields_it_names():
   assert dict(config.loss.weights) == {
     "itc": 1.0, "local": 0.0, "global": 1.0, "consistency": 0.0,
   }  # fmt: skip
-  assert config.seed == 5
-  assert config.num_epochs == tables.WARM.fields["num_epochs"]
+  assert config.seed == 5 and config.pretrained == "mini"
+  warm = runs.make_run(options(**WARM), settings["B+GSRC-FR"], 5).config
+  assert warm.num_epochs == tables.WARM.fields["num_epochs"]
 
 
 def test_the_same_config_is_the_same_run_in_every_table():
@@ -71,21 +73,21 @@ def test_folders_differ_by_dataset_setting_and_seed():
 
 
 def test_all_settings_of_a_seed_start_from_one_run_in_any_workdir():
-  planned = [runs.make_run(options(), s, 4) for s in EXPERIMENTS["reference"].settings]
+  planned = [runs.make_run(options(**WARM), s, 4) for s in EXPERIMENTS["reference"].settings]
   (start,) = {run.start.folder for run in planned}
   assert all(run.config.pretrained == str(start) for run in planned)
   assert (
     planned[0].start.config.loss.weights["global"] == 0 and not planned[0].start.config.pretrained
   )
   assert planned[0].start.start is None
-  other = runs.make_run(options("elsewhere"), EXPERIMENTS["reference"].settings[0], 4)
+  other = runs.make_run(options("elsewhere", **WARM), EXPERIMENTS["reference"].settings[0], 4)
   assert other.folder.name == planned[0].folder.name
-  cold = runs.make_run(options(schedule=""), EXPERIMENTS["reference"].settings[0], 4)
+  cold = runs.make_run(options(variant="scratch"), EXPERIMENTS["reference"].settings[0], 4)
   assert cold.start is None and not cold.config.pretrained
 
 
 def test_an_override_applies_to_the_start_too():
-  overridden = options(overrides={"batch_size": 32, "num_epochs": 2})
+  overridden = options(overrides={"batch_size": 32, "num_epochs": 2}, **WARM)
   run = runs.make_run(overridden, EXPERIMENTS["main"].settings[0], 0)
   assert run.config.batch_size == run.start.config.batch_size == 32
   assert (run.config.num_epochs, run.start.config.num_epochs) == (2, 10)
