@@ -341,5 +341,69 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         ),
       ),
     ),
+    Experiment(
+      name="gates",
+      title="Confidence gates on updates of the memory bank",
+      printed_in="",
+      form="beyond",
+      settings=(
+        WHOLE,
+        *(
+          Setting(f"gate-{gate}", {"bank.gate": gate}, description=f"DGIA; {description}")
+          for gate, description in (
+            ("pair", "cosine of the pair's own features"),
+            ("rank", "rank of its caption among the bank's for its image"),
+            ("neighbours", "agreement of its mined neighbours"),
+            ("running", "running mean of the cosine of each row"),
+          )
+        ),
+        Setting(
+          "half-rate",
+          {"bank.update_rate": 0.5},
+          description="DGIA; no gate, slower updates: a gate slows them, too",
+        ),
+      ),
+    ),
+    Experiment(
+      name="ideas",
+      title="Published ideas, added to the method",
+      printed_in="",
+      form="beyond",
+      settings=(
+        WHOLE,
+        Setting(
+          "masked-clean",
+          {"augment.clean_mask_ratio": 0.15},
+          description="DGIA; 15 % of the words of the undistorted caption masked",
+        ),
+        Setting(
+          "light-clean",
+          {"augment.clean_flip_prob": 0.5, "augment.clean_padding": 3},
+          description="DGIA; the undistorted image mirrored and shifted",
+        ),
+        Setting(
+          "masked+light-clean",
+          {
+            "augment.clean_mask_ratio": 0.15,
+            "augment.clean_flip_prob": 0.5,
+            "augment.clean_padding": 3,
+          },
+          description="DGIA; both",
+        ),
+        Setting(
+          "smoothing", {"loss.label_smoothing": 0.1}, description="DGIA; label smoothing 0.1"
+        ),
+        Setting(
+          "teacher",
+          {"ema.decay": 0.99, "bank.features": "ema"},
+          description="DGIA; averaged weights fill the bank, one more forward pass",
+        ),
+        Setting(
+          "calibrated",
+          {"global_association.weights": "calibrated"},
+          description="DGIA; neighbours weighted by their probability of being right",
+        ),
+      ),
+    ),
   )
 }

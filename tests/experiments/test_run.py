@@ -56,7 +56,7 @@ def test_all_trains_shared_runs_once(tmp_path, capsys):
   commands = planned(capsys, "all", "--workdir", str(tmp_path))
   # Settings of Tables 4-6 and Figure 4, eight other mask ratios, three reference runs, and the
   # ideas beyond the paper.
-  beyond = len(tables.EXPERIMENTS["plus"].settings) - 1
+  beyond = sum(len(tables.EXPERIMENTS[name].settings) - 1 for name in ("plus", "gates", "ideas"))
   assert len(commands) == 9 + 8 + 3 + beyond
 
 
