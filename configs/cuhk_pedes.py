@@ -11,17 +11,17 @@ Not yet run with this code: only their owners distribute the dataset and CLIP's 
 
 from ml_collections import ConfigDict
 
-from dgia_jax import config as config_lib
+from dgia_jax import recipes
 from dgia_jax.errors import UserError
 
 
 def get_config(variant: str = "") -> ConfigDict:
   """The config of a variant: "" (released code), "paper" or "plus"."""
-  config = config_lib.benchmark("cuhk_pedes")
+  config = recipes.benchmark("cuhk_pedes")
   if variant == "paper":
-    config_lib.paper_equations(config)
+    recipes.paper_equations(config)
   elif variant == "plus":
-    config_lib.beyond_paper(config)
+    recipes.beyond_paper(config)
   elif variant:
     raise UserError(f"configs/cuhk_pedes.py has no variant {variant!r}: use none, :paper or :plus")
   return config

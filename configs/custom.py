@@ -12,6 +12,7 @@ relations (docs/findings.md).
 from ml_collections import ConfigDict
 
 from dgia_jax import config as config_lib
+from dgia_jax import recipes
 from dgia_jax.errors import UserError
 
 
@@ -26,7 +27,7 @@ def get_config(variant: str = "") -> ConfigDict:
       f"configs/custom.py has no variant {variant!r}: use none, :tiny, :plus or :tiny_plus"
     )
   if variant in ("tiny", "tiny_plus"):
-    config_lib.from_scratch(config)
+    recipes.from_scratch(config)
     config.tokenizer.context_length = 64
     config.tokenizer.vocab_size = 4096
     config.dataset.image_size = (64, 32)
@@ -34,5 +35,5 @@ def get_config(variant: str = "") -> ConfigDict:
     config.local_association.start_epoch = 9
     config.global_association.start_epoch = 9
   if variant in ("plus", "tiny_plus"):
-    config_lib.beyond_paper(config)
+    recipes.beyond_paper(config)
   return config

@@ -13,18 +13,18 @@ Not yet run with this code: only their owners distribute the dataset and CLIP's 
 
 from ml_collections import ConfigDict
 
-from dgia_jax import config as config_lib
+from dgia_jax import recipes
 from dgia_jax.errors import UserError
 
 
 def get_config(variant: str = "") -> ConfigDict:
   """The config of a variant: "" (released code), "paper", "plus" or "holdout"."""
-  config = config_lib.benchmark("icfg_pedes")
+  config = recipes.benchmark("icfg_pedes")
   config.dataset.options = dict(holdout=0)
   if variant == "paper":
-    config_lib.paper_equations(config)
+    recipes.paper_equations(config)
   elif variant == "plus":
-    config_lib.beyond_paper(config)
+    recipes.beyond_paper(config)
   elif variant == "holdout":
     config.dataset.options.holdout = 310
     config.eval.select_on = "val"

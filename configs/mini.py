@@ -9,6 +9,7 @@ embedded dataset, as do the difficulty and the variety of clothes.
 from ml_collections import ConfigDict
 
 from dgia_jax import config as config_lib
+from dgia_jax import recipes
 from dgia_jax.errors import UserError
 
 WORLD = dict(
@@ -31,7 +32,7 @@ def get_config(variant: str = "") -> ConfigDict:
   """The config of the pretraining, which has no variants."""
   if variant:
     raise UserError(f"configs/mini.py has no variant {variant!r}: use none")
-  config = config_lib.from_scratch(config_lib.base())
+  config = recipes.from_scratch(config_lib.base())
   config.dataset.name = "synth_pedes"
   config.dataset.options = WORLD
   config.dataset.image_size = (64, 32)

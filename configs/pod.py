@@ -15,7 +15,7 @@ Epochs and warm-up stay as released, so steps become few: 17 per epoch at 4,096,
 
 from ml_collections import ConfigDict
 
-from dgia_jax import config as config_lib
+from dgia_jax import recipes
 from dgia_jax.errors import UserError
 from dgia_jax.method import optimizer
 
@@ -26,7 +26,7 @@ def get_config(variant: str = "") -> ConfigDict:
     raise UserError(
       f"configs/pod.py has no variant {variant!r}: give the pairs of the global batch, as in :8192"
     )
-  config = config_lib.benchmark("cuhk_pedes")
+  config = recipes.benchmark("cuhk_pedes")
   released_batch, released_rate = config.batch_size, config.optimizer.learning_rate
   config.batch_size = int(variant or 4096)
   config.optimizer.learning_rate = optimizer.scaled_learning_rate(

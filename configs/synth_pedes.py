@@ -14,6 +14,7 @@ score on two CPU cores: see README.md.
 from ml_collections import ConfigDict
 
 from dgia_jax import config as config_lib
+from dgia_jax import recipes
 from dgia_jax.errors import UserError
 
 
@@ -36,7 +37,7 @@ def get_config(variant: str = "") -> ConfigDict:
   config.optimizer.learning_rate = 7e-4
   config.eval.before_training = True
   if variant == "plus":
-    config_lib.beyond_paper(config)
+    recipes.beyond_paper(config)
   elif variant:
     raise UserError(
       f"configs/synth_pedes.py has no variant {variant!r}: use none, :plus, :scratch or :small"
@@ -46,7 +47,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 def _embedded() -> ConfigDict:
   """What the variants share."""
-  config = config_lib.from_scratch(config_lib.base())
+  config = recipes.from_scratch(config_lib.base())
   config.dataset.name = "synth_pedes"
   config.dataset.image_size = (64, 32)
   config.batch_size = 64

@@ -236,15 +236,6 @@ def base() -> ConfigDict:
   return config.lock()
 
 
-def benchmark(name: str) -> ConfigDict:
-  """The released recipe on a benchmark of the paper, from CLIP ViT-B/16."""
-  config = base()
-  config.dataset.name = name
-  config.pretrained = "openai/clip-vit-base-patch16"
-  config.eval.select_on = "test"  # as the paper; results.json also gives the choice by val
-  return config
-
-
 def from_stored(stored: Mapping) -> ConfigDict:
   """The config that a run's config.json describes, under today's names."""
   config = base()
@@ -258,53 +249,6 @@ def _with_tuples(tree: Any) -> Any:
   if isinstance(tree, Mapping):
     return {key: _with_tuples(value) for key, value in tree.items()}
   return tuple(tree) if isinstance(tree, list) else tree
-
-
-def paper_equations(config: ConfigDict) -> ConfigDict:
-  """Switches `config`, in place, to the paper's equations where the released code differs."""
-  config.loss.itc_reduction = "sum"  # Eq. 1-2
-  config.global_association.loss_over = "batch"  # Eq. 13
-  config.augment.mask_first = False  # every word is masked with the same probability
-  config.num_epochs = 40
-  return config
-
-
-def beyond_paper(config: ConfigDict) -> ConfigDict:
-  """Switches on, in place, the filters that mine fewer wrong relations (docs/findings.md).
-
-  On both datasets tried, the share of correct global relations nearly doubles at the same cost.
-  R@1 does not rise with it, and falls on one of four splits.
-  """
-  config.strict_mining.require_text_match = True
-  config.strict_mining.reciprocal = True
-  return config
-
-
-def from_scratch(config: ConfigDict) -> ConfigDict:
-  """Switches `config`, in place, to a recipe for tiny towers without pretrained weights, on a CPU.
-
-  At first features mean nothing and nearly all cosines are high, so the temperature is warmer and
-  the losses that need relations start later (`start_epoch`, set by the caller).
-  """
-  config.pretrained = ""
-  config.tokenizer.name = ""
-  config.tokenizer.context_length = 32
-  config.tokenizer.vocab_size = 1024
-  config.dataset.workers = 0
-  config.model.name = "tiny"
-  config.model.dtype = "float32"
-  config.model.remat = True  # as fast here, in less memory: small towers wait for memory
-  config.loss.temperature = 0.05
-  config.batch_size = 128
-  config.augment.padding = 4
-  config.optimizer.learning_rate = 2e-3
-  config.optimizer.warmup_epochs = 1
-  config.optimizer.lr_update = "step"
-  config.optimizer.epsilon = 1e-8
-  config.optimizer.weight_decay = 0.05
-  config.optimizer.decoupled = True
-  config.optimizer.bias_lr_multiplier = 1.0
-  return config
 
 
 def frozen_blocks(config: ConfigDict) -> dict[str, int]:

@@ -7,6 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from dgia_jax import config as config_lib
+from dgia_jax import recipes
 from dgia_jax.errors import UserError
 from tests.helpers.paths import ROOT
 from tests.helpers.settings import leaves
@@ -251,7 +252,7 @@ def test_paper_equations_and_released_defaults():
   base = config_lib.base()
   assert (base.loss.itc_reduction, base.global_association.loss_over) == ("mean", "all")
   assert base.augment.mask_first and base.optimizer.epsilon == 1e-3
-  paper = config_lib.paper_equations(config_lib.base())
+  paper = recipes.paper_equations(config_lib.base())
   assert (paper.loss.itc_reduction, paper.global_association.loss_over) == ("sum", "batch")
   assert not paper.augment.mask_first and paper.num_epochs == 40
 

@@ -15,12 +15,13 @@ LAYERS = (
   "errors", "user_files", "files", "bucket", "remote", "older_names", "hub", "quiet_transformers",
   "cli", "full_disk",
   "stop_signals", "worker_processes", "distributed", "sharding", "data",
-  "models", "method", "config_ranges", "config", "run_flags", "reporting", "training", "search",
-  "dry_run", "convert", "main", "__main__",
+  "models", "method", "config_ranges", "config", "recipes", "run_flags", "reporting", "training",
+  "search", "dry_run", "convert", "main", "__main__",
 )  # fmt: skip
 # They turn settings into arguments; all others are given arrays and numbers.
 SEE_THE_CONFIG = {
-  "config_ranges", "config", "older_names", "run_flags", "main", "convert", "reporting.model_card",
+  "config_ranges", "config", "recipes", "older_names", "run_flags", "main", "convert",
+  "reporting.model_card",
   "method.train_step",
   "training.setup", "training.setup_checks", "training.evaluate", "training.train",
   "training.checkpoint", "training.run_weights",

@@ -7,9 +7,18 @@ config are trained once, even if they appear in several tables.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
-Fields = dict[str, Any]  # config field -> value
+from experiments.paper.additions import ADDITIONS
+from experiments.paper.settings import (
+  BASELINE,
+  LOCAL,
+  LOCAL_AND_GLOBAL,
+  WHOLE,
+  Experiment,
+  Fields,
+  Setting,
+  only,
+)
 
 # Fields of every run; they save disk space and time over dozens of runs.
 COMMON: Fields = {
@@ -52,30 +61,6 @@ class Dataset:
   schedule: str = ""
 
 
-def _only(*losses: str, **fields: Any) -> Fields:
-  """Fields that keep the contrastive loss and the named ones, and switch off the others.
-
-  `__` in the name of another field stands for a dot.
-  """
-  off = {
-    f"loss.weights.{name}": 0.0 for name in ("local", "global", "consistency") if name not in losses
-  }
-  return off | {name.replace("__", "."): value for name, value in fields.items()}
-
-
-BASELINE = _only()
-LOCAL = _only("local")
-LOCAL_AND_GLOBAL = _only("local", "global")
-
-# Beyond the paper: `dgia_jax.method.strict_mining`.
-RECIPROCAL = {"strict_mining.reciprocal": True}
-TEXT_MATCH = {"strict_mining.require_text_match": True}
-RAISED = {
-  "strict_mining.local_threshold_num_stds": 2.5,
-  "strict_mining.global_threshold_num_stds": 2.5,
-}
-OTHER_IMAGES = {"global_association.exclude_same_image": True}
-
 # For tiny towers on one CPU core; relations are mined from the same epochs on as in the paper.
 WARM = Schedule(
   fields={
@@ -111,48 +96,6 @@ PROTOCOLS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Setting:
-  """A row of a table, or a point of a figure.
-
-  Attributes:
-    label: as printed in the paper.
-    fields: config fields; {} is the whole method.
-    oracle: name of the oracle in `experiments.oracle` that provides relations or captions.
-    description: for labels that do not explain themselves.
-  """
-
-  label: str
-  fields: Fields
-  oracle: str = ""
-  description: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-  """A table or figure.
-
-  Attributes:
-    name: on the command line.
-    title: heading of the report.
-    printed_in: table or figure of the paper; "" for additions of ours.
-    form: function of `experiments.paper.render` that makes the report.
-    settings: in the paper's order.
-    paper_table: argument of `paper_numbers.ablation`; "" for other forms.
-    measure: module of `experiments.paper.measures`; "" if results.json is enough.
-  """
-
-  name: str
-  title: str
-  printed_in: str
-  form: str
-  settings: tuple[Setting, ...]
-  paper_table: str = ""
-  measure: str = ""
-
-
-WHOLE = Setting("DGIA", {})
-
 EXPERIMENTS: Mapping[str, Experiment] = {
   experiment.name: experiment
   for experiment in (
@@ -171,7 +114,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
       settings=(
         Setting("B", BASELINE, description="contrastive loss only"),
         Setting("B+LRC", LOCAL, description="with local association"),
-        Setting("B+GSRC-FR", _only("global"), description="with global association"),
+        Setting("B+GSRC-FR", only("global"), description="with global association"),
         Setting("B+LRC+GSRC-FR", LOCAL_AND_GLOBAL, description="with both"),
         Setting("B+LRC+GSRC-FR+IASC-CL", {}, description="with both and consistency: DGIA"),
       ),
@@ -186,12 +129,12 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         Setting("B", BASELINE, description="contrastive loss only"),
         Setting(
           "B+LRC-I",
-          _only("local", local_association__modality="image"),
+          only("local", local_association__modality="image"),
           description="image similarity",
         ),
         Setting(
           "B+LRC-T",
-          _only("local", local_association__modality="text"),
+          only("local", local_association__modality="text"),
           description="text similarity",
         ),
         Setting("B+LRC", LOCAL, description="both must exceed the threshold"),
@@ -207,12 +150,12 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         Setting("BFE", LOCAL, description="B+LRC of Table 4"),
         Setting(
           "BFE+GSRC-T",
-          _only("local", "global", global_association__anchor="text"),
+          only("local", "global", global_association__anchor="text"),
           description="text anchors",
         ),
         Setting(
           "BFE+GSRC-IT",
-          _only("local", "global", global_association__anchor="both"),
+          only("local", "global", global_association__anchor="both"),
           description="mean of both",
         ),
         Setting("BFE+GSRC-FR", LOCAL_AND_GLOBAL, description="image anchors"),
@@ -276,134 +219,6 @@ EXPERIMENTS: Mapping[str, Experiment] = {
       settings=(WHOLE,),
       measure="attention",
     ),
-    Experiment(
-      name="reference",
-      title="Gain from true identities",
-      printed_in="",
-      form="ablation",
-      settings=(
-        Setting("baseline", BASELINE, description="contrastive loss only"),
-        Setting(
-          "augmented",
-          _only("consistency", local_association__modality="none"),
-          description="baseline with the distorted view, without mined relations",
-        ),
-        Setting("method", {}, description="all four losses, mined relations"),
-        Setting(
-          "oracle_relations",
-          {},
-          oracle="relations",
-          description="ORACLE: all four losses, true relations",
-        ),
-        Setting(
-          "oracle_captions",
-          BASELINE,
-          oracle="captions",
-          description="ORACLE: baseline, captions swapped within each person",
-        ),
-      ),
-    ),
-    Experiment(
-      name="plus",
-      title="Beyond the paper",
-      printed_in="",
-      form="beyond",
-      settings=(
-        WHOLE,
-        Setting(
-          "reciprocal",
-          RECIPROCAL,
-          description="DGIA; neighbours must retrieve the anchor in return",
-        ),
-        Setting(
-          "text-match", TEXT_MATCH, description="DGIA; neighbours' captions must also be similar"
-        ),
-        Setting(
-          "reciprocal+text-match",
-          RECIPROCAL | TEXT_MATCH,
-          description="DGIA; both filters: `:plus`",
-        ),
-        Setting("raised", RAISED, description="DGIA; thresholds follow the batch"),
-        Setting(
-          "raised+reciprocal+text-match",
-          RAISED | RECIPROCAL | TEXT_MATCH,
-          description="DGIA; all three",
-        ),
-        Setting(
-          "other-images",
-          OTHER_IMAGES,
-          description="DGIA; the image's other captions are not neighbours",
-        ),
-        Setting(
-          "raised+reciprocal+text-match+other-images",
-          RAISED | RECIPROCAL | TEXT_MATCH | OTHER_IMAGES,
-          description="DGIA; all four",
-        ),
-      ),
-    ),
-    Experiment(
-      name="gates",
-      title="Confidence gates on updates of the memory bank",
-      printed_in="",
-      form="beyond",
-      settings=(
-        WHOLE,
-        *(
-          Setting(f"gate-{gate}", {"bank.gate": gate}, description=f"DGIA; {description}")
-          for gate, description in (
-            ("pair", "cosine of the pair's own features"),
-            ("rank", "rank of its caption among the bank's for its image"),
-            ("neighbours", "agreement of its mined neighbours"),
-            ("running", "running mean of the cosine of each row"),
-          )
-        ),
-        Setting(
-          "half-rate",
-          {"bank.update_rate": 0.5},
-          description="DGIA; no gate, slower updates: a gate slows them, too",
-        ),
-      ),
-    ),
-    Experiment(
-      name="ideas",
-      title="Published ideas, added to the method",
-      printed_in="",
-      form="beyond",
-      settings=(
-        WHOLE,
-        Setting(
-          "masked-clean",
-          {"augment.clean_mask_ratio": 0.15},
-          description="DGIA; 15 % of the words of the undistorted caption masked",
-        ),
-        Setting(
-          "light-clean",
-          {"augment.clean_flip_prob": 0.5, "augment.clean_padding": 3},
-          description="DGIA; the undistorted image mirrored and shifted",
-        ),
-        Setting(
-          "masked+light-clean",
-          {
-            "augment.clean_mask_ratio": 0.15,
-            "augment.clean_flip_prob": 0.5,
-            "augment.clean_padding": 3,
-          },
-          description="DGIA; both",
-        ),
-        Setting(
-          "smoothing", {"loss.label_smoothing": 0.1}, description="DGIA; label smoothing 0.1"
-        ),
-        Setting(
-          "teacher",
-          {"ema.decay": 0.99, "bank.features": "ema"},
-          description="DGIA; averaged weights fill the bank, one more forward pass",
-        ),
-        Setting(
-          "calibrated",
-          {"global_association.weights": "calibrated"},
-          description="DGIA; neighbours weighted by their probability of being right",
-        ),
-      ),
-    ),
+    *ADDITIONS,
   )
 }

@@ -1,0 +1,142 @@
+"""Tables that are not in the paper: what identities are worth, and ideas beyond the method."""
+
+from experiments.paper.settings import BASELINE, WHOLE, Experiment, Setting, only
+
+# `dgia_jax.method.strict_mining`.
+RECIPROCAL = {"strict_mining.reciprocal": True}
+TEXT_MATCH = {"strict_mining.require_text_match": True}
+RAISED = {
+  "strict_mining.local_threshold_num_stds": 2.5,
+  "strict_mining.global_threshold_num_stds": 2.5,
+}
+OTHER_IMAGES = {"global_association.exclude_same_image": True}
+
+ADDITIONS = (
+  Experiment(
+    name="reference",
+    title="Gain from true identities",
+    printed_in="",
+    form="ablation",
+    settings=(
+      Setting("baseline", BASELINE, description="contrastive loss only"),
+      Setting(
+        "augmented",
+        only("consistency", local_association__modality="none"),
+        description="baseline with the distorted view, without mined relations",
+      ),
+      Setting("method", {}, description="all four losses, mined relations"),
+      Setting(
+        "oracle_relations",
+        {},
+        oracle="relations",
+        description="ORACLE: all four losses, true relations",
+      ),
+      Setting(
+        "oracle_captions",
+        BASELINE,
+        oracle="captions",
+        description="ORACLE: baseline, captions swapped within each person",
+      ),
+    ),
+  ),
+  Experiment(
+    name="plus",
+    title="Beyond the paper",
+    printed_in="",
+    form="beyond",
+    settings=(
+      WHOLE,
+      Setting(
+        "reciprocal",
+        RECIPROCAL,
+        description="DGIA; neighbours must retrieve the anchor in return",
+      ),
+      Setting(
+        "text-match", TEXT_MATCH, description="DGIA; neighbours' captions must also be similar"
+      ),
+      Setting(
+        "reciprocal+text-match",
+        RECIPROCAL | TEXT_MATCH,
+        description="DGIA; both filters: `:plus`",
+      ),
+      Setting("raised", RAISED, description="DGIA; thresholds follow the batch"),
+      Setting(
+        "raised+reciprocal+text-match",
+        RAISED | RECIPROCAL | TEXT_MATCH,
+        description="DGIA; all three",
+      ),
+      Setting(
+        "other-images",
+        OTHER_IMAGES,
+        description="DGIA; the image's other captions are not neighbours",
+      ),
+      Setting(
+        "raised+reciprocal+text-match+other-images",
+        RAISED | RECIPROCAL | TEXT_MATCH | OTHER_IMAGES,
+        description="DGIA; all four",
+      ),
+    ),
+  ),
+  Experiment(
+    name="gates",
+    title="Confidence gates on updates of the memory bank",
+    printed_in="",
+    form="beyond",
+    settings=(
+      WHOLE,
+      *(
+        Setting(f"gate-{gate}", {"bank.gate": gate}, description=f"DGIA; {description}")
+        for gate, description in (
+          ("pair", "cosine of the pair's own features"),
+          ("rank", "rank of its caption among the bank's for its image"),
+          ("neighbours", "agreement of its mined neighbours"),
+          ("running", "running mean of the cosine of each row"),
+        )
+      ),
+      Setting(
+        "half-rate",
+        {"bank.update_rate": 0.5},
+        description="DGIA; no gate, slower updates: a gate slows them, too",
+      ),
+    ),
+  ),
+  Experiment(
+    name="ideas",
+    title="Published ideas, added to the method",
+    printed_in="",
+    form="beyond",
+    settings=(
+      WHOLE,
+      Setting(
+        "masked-clean",
+        {"augment.clean_mask_ratio": 0.15},
+        description="DGIA; 15 % of the words of the undistorted caption masked",
+      ),
+      Setting(
+        "light-clean",
+        {"augment.clean_flip_prob": 0.5, "augment.clean_padding": 3},
+        description="DGIA; the undistorted image mirrored and shifted",
+      ),
+      Setting(
+        "masked+light-clean",
+        {
+          "augment.clean_mask_ratio": 0.15,
+          "augment.clean_flip_prob": 0.5,
+          "augment.clean_padding": 3,
+        },
+        description="DGIA; both",
+      ),
+      Setting("smoothing", {"loss.label_smoothing": 0.1}, description="DGIA; label smoothing 0.1"),
+      Setting(
+        "teacher",
+        {"ema.decay": 0.99, "bank.features": "ema"},
+        description="DGIA; averaged weights fill the bank, one more forward pass",
+      ),
+      Setting(
+        "calibrated",
+        {"global_association.weights": "calibrated"},
+        description="DGIA; neighbours weighted by their probability of being right",
+      ),
+    ),
+  ),
+)
