@@ -4,15 +4,15 @@ Commands: python -m dgia_jax.main --config mini --workdir runs/mini
           python -m experiments.ship_mini --run runs/mini
 Writes:   dgia_jax/models/shipped/mini
 
-The scores are those on the embedded dataset, before any training on it.
+The scores are those on the embedded dataset, before any training on it: with the words that the
+model has read (`synth_pedes:scratch`), and with the rarer ones that it has not (`synth_pedes`).
 """
 
 import argparse
 import pathlib
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
@@ -42,17 +42,18 @@ annotators. The weights are stored in float16.
 
 ## Zero-shot scores
 
-On the {split} split of the embedded dataset before any training on it, in percent ({queries:,}
-captions, {gallery:,} images; `{options}`):
+On the test split of the embedded dataset before any training on it, in percent.
+{tables}"""
+TABLE = """
+`{config}` ({queries:,} captions, {gallery:,} images; `{options}`):
 
-{table}"""
+{table}
+"""
+VARIANTS = ("scratch", "")  # of configs/synth_pedes.py, on whose test splits the model is scored
 
 
-def ship(run: pathlib.Path) -> dict[str, Any]:
+def ship(run: pathlib.Path) -> None:
   """Converts a run, scores the result by its name, and writes the card.
-
-  Returns:
-    The zero-shot scores, as `evaluate.score_pretrained` does.
 
   Raises:
     UserError: `run` is no evaluated run of a model.
@@ -60,51 +61,49 @@ def ship(run: pathlib.Path) -> dict[str, Any]:
   folder = shipped.FOLDER / NAME
   convert.convert(run, folder, dtype="float16")
   made = config_lib.from_stored(workdir_lib.read_config(run, "--run"))
-  config = synth_pedes.get_config()
-  config.pretrained, config.model.name = NAME, made.model.name
-  config.tokenizer.context_length = pretrained.read_config(folder).context_length
-  config.eval.contact_sheet = False
+  results = user_files.read_json(run / workdir_lib.RESULTS, "--run")
+  temperature = run_weights.load(run, setting="--run").temperature
+  tables = [score(variant, folder, made.model.name) for variant in VARIANTS]
+  text = NOTES.format(
+    command=command(made),
+    device=results["device"],
+    temperature=temperature,
+    tables="".join(tables),
+  )
   with tempfile.TemporaryDirectory() as temporary:
-    scores = evaluate.score_pretrained(config, temporary, Console())
-    results = user_files.read_json(run / workdir_lib.RESULTS, "--run")
-    temperature = run_weights.load(run, setting="--run").temperature
     path = pathlib.Path(temporary, "notes.md")
-    options = dict(config.dataset.options)
-    files.write_text(path, notes(made, results["device"], temperature, scores, options))
+    files.write_text(path, text)
     convert.convert(run, folder, dtype="float16", notes=path)
-  return scores
 
 
-def notes(
-  made: ConfigDict,
-  device: str,
-  temperature: float,
-  scores: Mapping[str, Any],
-  options: Mapping[str, Any],
-) -> str:
-  """What the card says besides the facts of every converted run.
+def score(variant: str, folder: pathlib.Path, size: str) -> str:
+  """Scores the shipped model on the test split of a variant of the embedded dataset.
 
   Args:
-    made: the config of the pretraining.
-    device: that it ran on.
-    temperature: the learned one.
-    scores: the content of results.json of the evaluation.
-    options: of the dataset on which it was evaluated.
+    variant: of configs/synth_pedes.py.
+    folder: of the model.
+    size: `config.model.name` of the model.
+
+  Returns:
+    The scores as a Markdown table under a line that describes the split.
   """
+  config = synth_pedes.get_config(variant)
+  config.pretrained, config.model.name = NAME, size
+  config.tokenizer.context_length = pretrained.read_config(folder).context_length
+  config.eval.contact_sheet = False
+  with tempfile.TemporaryDirectory() as workdir:
+    scores = evaluate.score_pretrained(config, workdir, Console())
   heads = ["", *SCORES.values(), "R@1 by chance"]
   lines = [heads, ["---"] + ["---:"] * (len(heads) - 1)]
   lines += [
     [title, *percents(scores["last"][direction]), f"{scores['chance_R1'][direction]:.2f}"]
     for direction, title in DIRECTIONS.items()
   ]
-  return NOTES.format(
-    command=command(made),
-    device=device,
-    temperature=temperature,
-    split=scores["split"],
+  return TABLE.format(
+    config="synth_pedes" + (f":{variant}" if variant else ""),
     queries=scores["queries"],
     gallery=scores["gallery"],
-    options=", ".join(f"{name}={value}" for name, value in sorted(options.items())),
+    options=", ".join(f"{name}={value}" for name, value in sorted(config.dataset.options.items())),
     table="\n".join(f"| {' | '.join(line)} |" for line in lines),
   )
 
