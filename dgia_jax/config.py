@@ -153,6 +153,12 @@ def base() -> ConfigDict:
   # The same for the cosines of global neighbours.
   config.strict_mining.global_threshold_num_stds = 0.0
 
+  # Not in the paper, see method/caption_exchange.py.
+  config.caption_exchange = ConfigDict()
+  # Probability that an image is trained with the caption of a neighbour that global association
+  # mined for it in its last epoch, if there is one, instead of its own; 0 = off.
+  config.caption_exchange.prob = 0.0
+
   config.bank = ConfigDict()
   config.bank.update_rate = 0.9  # alpha: weight of a row's new feature, from the second epoch on
   # Not in the paper, method/confidence_gate.py: scale alpha by a confidence in the pair: off, pair,
@@ -285,6 +291,7 @@ def check(config: ConfigDict) -> None:
     )
   for field in ("bank.update_rate", "augment.flip_prob", "augment.erase_prob",
                 "augment.mask_ratio", "augment.clean_flip_prob", "augment.clean_mask_ratio",
+                "caption_exchange.prob",
                 "augment.erase_area", "loss.label_smoothing", "optimizer.betas",
                 "optimizer.layer_decay"):  # fmt: skip
     check_range(config, field, 0, 1)

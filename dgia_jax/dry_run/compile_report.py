@@ -107,7 +107,7 @@ def measure(config: ConfigDict, name: str, num_pairs: int) -> dict[str, Any]:
   memory = {
     "parameters": sharding.device_bytes(state.params, layouts.params),
     "optimizer": sharding.device_bytes(state.opt_state, layouts.opt_state),
-    "bank": sharding.device_bytes(state.bank, layouts.bank),
+    "bank": sharding.device_bytes((state.bank, state.pairs), (layouts.bank, layouts.pairs)),
     **({} if state.ema is None else {"average": sharding.device_bytes(state.ema, layouts.ema)}),
     "batch": sharding.device_bytes(batch, {key: sharding.batch(mesh) for key in batch}),
   }

@@ -18,8 +18,8 @@
 
 `train_step` puts them together: start reading there. Around the paper: `gradient_cache` (large
 batches in little memory), `compilation`, `train_state`, and additions that are off by default:
-`strict_mining`, `confidence_gate` with `caption_ranks`, `calibration`; `trainable` (frozen blocks),
-`lora`, `learnable_temperature` and `ema`.
+`strict_mining`, `caption_exchange`, `confidence_gate` with `caption_ranks`, `calibration`;
+`trainable` (frozen blocks), `lora`, `learnable_temperature` and `ema`.
 """
 
 from dgia_jax.method.global_association import global_loss

@@ -366,3 +366,29 @@ def update(
     )
 
   return update_shards(bank, index, image_index, features, new_weight, confidence)
+
+
+def write(fields: Any, index: Int[Array | np.ndarray, " B"], values: Any, *, mesh: Mesh) -> Any:
+  """Replaces rows of arrays that are laid out as a bank is, in place on their owners.
+
+  Args:
+    fields: a tree of arrays (N, ...); donate it to have it updated in place.
+    index: rows, each at most once; a number outside the arrays writes nothing.
+    values: the same tree of arrays (B, ...).
+    mesh: the mesh that holds the arrays.
+  """
+
+  @functools.partial(
+    jax.shard_map,
+    mesh=mesh,
+    in_specs=(P(BANK_AXES), P(), P()),
+    out_specs=P(BANK_AXES),
+    check_vma=False,
+  )
+  def write_shards(shards, index_B, values):
+    num_rows = jax.tree.leaves(shards)[0].shape[0]
+    local_B = index_B - _shard_index(mesh) * num_rows
+    target_B = jnp.where((local_B >= 0) & (local_B < num_rows), local_B, num_rows)
+    return jax.tree.map(lambda f, v: f.at[target_B].set(v, mode="drop"), shards, values)
+
+  return write_shards(fields, index, values)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from dgia_jax import sharding
-from dgia_jax.method import memory_bank
+from dgia_jax.method import caption_exchange, memory_bank
 
 
 @flax.struct.dataclass
@@ -21,6 +21,7 @@ class TrainState:
   opt_state: optax.OptState
   bank: memory_bank.Bank
   ema: Any = None  # moving average of the trained parameters; None if there is none
+  pairs: Any = None  # `caption_exchange.PairMemory`; None without an exchange of captions
 
 
 def layout(mesh: jax.sharding.Mesh, state: TrainState) -> TrainState:
@@ -36,6 +37,7 @@ def layout(mesh: jax.sharding.Mesh, state: TrainState) -> TrainState:
     opt_state=sharding.parameters(mesh, state.opt_state),
     bank=jax.tree.map(lambda _: sharding.bank_rows(mesh), state.bank),
     ema=sharding.parameters(mesh, state.ema),
+    pairs=jax.tree.map(lambda _: sharding.bank_rows(mesh), state.pairs),
   )
 
 
@@ -48,6 +50,7 @@ def initializer(
   select_trained: Callable[[Any], Any] = lambda params: params,
   averaged: bool = False,
   with_confidence: bool = False,
+  pair_memory: tuple[int, int] | None = None,
 ) -> Callable[[], TrainState]:
   """A function without arguments that returns a fresh state; to be traced.
 
@@ -59,17 +62,21 @@ def initializer(
     select_trained: the parameters -> those that the optimizer is to change.
     averaged: whether the state holds a moving average of the trained parameters.
     with_confidence: whether the bank holds a confidence per row, see `confidence_gate`.
+    pair_memory: (tokens of a caption, neighbours of a pair), sizes of a
+      `caption_exchange.PairMemory`; None for a state without one.
   """
 
   def init():
     params = init_params()
     trained = select_trained(params)
+    rows = memory_bank.padded_rows(num_pairs)
     return TrainState(
       step=jnp.zeros((), jnp.int32),
       params=params,
       opt_state=optimizer.init(trained),
-      bank=memory_bank.create(memory_bank.padded_rows(num_pairs), feature_dim, with_confidence),
+      bank=memory_bank.create(rows, feature_dim, with_confidence),
       ema=trained if averaged else None,
+      pairs=caption_exchange.create(rows, *pair_memory) if pair_memory else None,
     )
 
   return init

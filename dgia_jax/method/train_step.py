@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from dgia_jax.method import (
   calibration,
+  caption_exchange,
   confidence_gate,
   ema,
   gradient_cache,
@@ -79,6 +80,7 @@ def train_step(
   local_started = epoch >= config.local_association.start_epoch
   global_started = epoch >= config.global_association.start_epoch
   mask, weights = batch["mask"], config.loss.weights
+  exchange_prob = config.caption_exchange.prob
   targets_of = functools.partial(
     relation_targets, relation_label=config.local_association.relation_label
   )
@@ -91,7 +93,7 @@ def train_step(
     matching = functools.partial(similarity_distribution_matching, **scaled)
     relations = mine_local(clean, batch)
     neighbours = no_neighbours(mask.shape[0], config.global_association.k)
-    if weights["global"]:
+    if weights["global"] or exchange_prob:
       neighbours = mine_global(state.bank, clean, batch)
     anchors = memory_bank.gather((state.bank.image, state.bank.text), neighbours.rows, mesh=mesh)
 
@@ -122,10 +124,15 @@ def train_step(
     total = sum(weights[name] * value for name, value in values.items())
     return total, (values, total, tau, clean, relations, neighbours, anchors)
 
+  key, tokens = jax.random.fold_in(jax.random.key(config.seed), state.step), batch["tokens"]
+  if exchange_prob:
+    exchange_key = jax.random.fold_in(key, caption_exchange.DRAW)
+    tokens = caption_exchange.exchanged_tokens(
+      state.pairs, batch, exchange_key, exchange_prob, mesh=mesh
+    )
   views = two_views(
-    jax.random.fold_in(jax.random.key(config.seed), state.step), batch["image"], batch["tokens"],
-    settings=config.augment, masking=masking, pixel_statistics=pixel_statistics,
-    distorted=bool(weights["consistency"]),
+    key, batch["image"], tokens, settings=config.augment, masking=masking,
+    pixel_statistics=pixel_statistics, distorted=bool(weights["consistency"]),
   )  # fmt: skip
   needed = local_started if config.local_association.start_epoch > 1 else None
   trained = select_trained(state.params)
@@ -148,15 +155,18 @@ def train_step(
     block_rows=config.bank.block_rows,
   )  # fmt: skip
   rate = config.bank.update_rate * confidence
+  # Features without a finite loss are kept out. That the update waits for the loss also tells the
+  # compiler that all reads are over, so it writes in place; otherwise it copies the whole bank.
+  row_mask = mask & jnp.isfinite(total)
   bank = memory_bank.update(
     state.bank, batch["index"], batch["image_index"], *written, jnp.where(epoch == 1, 1.0, rate),
-    mesh=mesh, confidence=confidence,
-    # Features without a finite loss are kept out. That the update waits for the loss also tells the
-    # compiler that all reads are over, so it writes in place; otherwise it copies the whole bank.
-    row_mask=mask & jnp.isfinite(total),
+    mesh=mesh, confidence=confidence, row_mask=row_mask,
   )  # fmt: skip
   relations &= ~jnp.eye(mask.shape[0], dtype=bool) & local_started
   neighbours = neighbours._replace(valid=neighbours.valid & mask[:, None] & global_started)
+  pairs = state.pairs
+  if exchange_prob:
+    pairs = caption_exchange.remember(pairs, batch, neighbours, mesh=mesh, row_mask=row_mask)
   num_pairs = jnp.sum(mask)
   metrics = {f"loss_{name}": value for name, value in values.items()} | {
     "loss": total,
@@ -174,6 +184,7 @@ def train_step(
     opt_state=opt_state,
     bank=bank,
     ema=ema.update(state.ema, trained, config.ema.decay, state.step),
+    pairs=pairs,
   )
   packed = jnp.packbits(relations, axis=1)
   return next_state, StepOutput(metrics, num_pairs, batch["index"], packed, neighbours)

@@ -325,8 +325,10 @@ def digest(state: train_state.TrainState, num_pairs: int) -> str:
   Returns:
     64 hexadecimal digits.
   """
-  bank = jax.tree.map(lambda rows: array_digests.on_host(rows)[:num_pairs], state.bank)
-  tree = {"params": state.params, "bank": bank, "ema": state.ema}  # None has no arrays
+  per_pair = jax.tree.map(
+    lambda rows: array_digests.on_host(rows)[:num_pairs], {"bank": state.bank, "pairs": state.pairs}
+  )
+  tree = {"params": state.params, "ema": state.ema, **per_pair}  # None has no arrays
   return array_digests.digest_of_arrays(checkpoint_arrays.named(tree))
 
 

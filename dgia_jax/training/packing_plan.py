@@ -21,8 +21,9 @@ def choose_packing(setup: TrainingSetup, tokens_NxL: Int[np.ndarray, "N L"]) -> 
     The packing; None where it would not compute fewer tokens than captions padded one by one.
   """
   config, context_length = setup.config, tokens_NxL.shape[1]
-  # SigLIP's text tower attends to padding.
-  if not config.model.pack_captions or setup.size.family.is_siglip:
+  # SigLIP's text tower attends to padding; exchanged captions have lengths that are not known now.
+  unpackable = setup.size.family.is_siglip or config.caption_exchange.prob
+  if not config.model.pack_captions or unpackable:
     return None
   longest_R = batches.longest_at_each_rank(
     _lengths(tokens_NxL),

@@ -257,6 +257,11 @@ def init_state(setup: TrainingSetup) -> Callable[[], train_state.TrainState]:
     select_trained=setup.select_trained,
     averaged=config.ema.decay > 0,
     with_confidence=config.bank.gate == "running",
+    pair_memory=(
+      (config.tokenizer.context_length, config.global_association.k)
+      if config.caption_exchange.prob
+      else None
+    ),
   )
 
 

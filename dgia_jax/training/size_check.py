@@ -75,7 +75,7 @@ def estimate(setup: TrainingSetup) -> list[Need]:
     ),
     Need(
       f"the memory bank of {setup.train_pairs.num_pairs:,} pairs",
-      sharding.device_bytes(state.bank, layouts.bank),
+      sharding.device_bytes((state.bank, state.pairs), (layouts.bank, layouts.pairs)),
       "use more devices, which share it",
     ),
     Need(

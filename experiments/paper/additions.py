@@ -108,6 +108,11 @@ ADDITIONS = (
     settings=(
       WHOLE,
       Setting(
+        "exchange",
+        {"caption_exchange.prob": 0.7},
+        description="DGIA; images take captions of their mined neighbours",
+      ),
+      Setting(
         "masked-clean",
         {"augment.clean_mask_ratio": 0.15},
         description="DGIA; 15 % of the words of the undistorted caption masked",

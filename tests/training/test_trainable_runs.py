@@ -35,6 +35,8 @@ FEATURES = {
   "ema": EMA | {"freeze__image_blocks": 1}, "all": ALL,
   "gate and teacher": GATE, "rank": {"bank__gate": "rank"}, "calibrated": CALIBRATED,
   "neighbours": {"bank__gate": "neighbours"},
+  # Neighbours are mined from the second epoch on, and captions are exchanged in the third.
+  "exchange": {"caption_exchange__prob": 0.7, "num_epochs": 3},
 }  # fmt: skip
 each_feature = pytest.mark.parametrize("fields", FEATURES.values(), ids=FEATURES)
 
@@ -69,15 +71,29 @@ def parts(monkeypatch):
 @each_feature
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, fields):
   whole = run(tmp_path / "whole", **fields)
-  with stopped_after(7):  # within the second epoch
+  num_steps = 5 * fields.get("num_epochs", 2)
+  with stopped_after(num_steps - 3):  # within the last epoch
     run(tmp_path / "stopped", **fields)
-  assert checkpoint.steps_saved(tmp_path / "stopped")[-1] == 7
+  assert checkpoint.steps_saved(tmp_path / "stopped")[-1] == num_steps - 3
   assert run(tmp_path / "stopped", **fields)["digest"] == whole["digest"]
   steps = {name: checkpoint.Checkpoints(tmp_path / name).latest() for name in ("whole", "stopped")}
-  assert set(steps.values()) == {10}
+  assert set(steps.values()) == {num_steps}
   # The digest leaves Adam's averages out.
   last = [json.loads((tmp_path / name / "results.json").read_text()) for name in steps]
   assert last[0]["last"] == last[1]["last"] and last[0].get("ema") == last[1].get("ema")
+
+
+@pytest.mark.integration
+def test_captions_are_exchanged_from_the_epoch_after_the_first_mining(tmp_path):
+  def losses(prob):
+    fields = {"num_epochs": 3, "global_association__threshold": -1.0, "log_every_steps": 1}
+    run(tmp_path / str(prob), **fields, caption_exchange__prob=prob, model__pack_captions=False)
+    lines = (tmp_path / str(prob) / "metrics.jsonl").read_text().splitlines()
+    return [line["loss_itc"] for line in map(json.loads, lines) if "loss_itc" in line]
+
+  own, exchanged = losses(0.0), losses(1.0)
+  assert own[:10] == exchanged[:10]  # two epochs of five steps
+  assert all(a != b for a, b in zip(own[10:], exchanged[10:], strict=True))
 
 
 def three_steps(setup_of_run):
