@@ -5,8 +5,8 @@
       --config.dataset.annotations=FILE.json --config.dataset.images=FOLDER
 
 Variants: none starts from CLIP ViT-B/16 and follows the released recipe; `:tiny` trains tiny
-towers from scratch at 64 x 32 in minutes on a CPU. `:plus` and `:tiny_plus` mine fewer wrong
-relations (docs/findings.md).
+towers from scratch at 64 x 32 in minutes on a CPU. `:plus` and `:tiny_plus` exchange the
+captions of mined neighbours (docs/findings.md).
 """
 
 from ml_collections import ConfigDict

@@ -243,7 +243,8 @@ def test_the_embedded_default_fine_tunes_mini_with_the_released_start_epochs():
     config = synth_pedes.get_config(variant)
     assert (config.pretrained, config.model.name, config.tokenizer.name) == ("mini", "mini", "")
     for group in ("local_association", "global_association"):
-      assert config[group] == released[group] != scratch[group]
+      start_epoch = config[group].start_epoch
+      assert start_epoch == released[group].start_epoch != scratch[group].start_epoch
     assert config.eval.before_training and not config.eval.select_on == "test"
   assert (scratch.pretrained, scratch.model.name) == ("", "tiny")
 

@@ -10,6 +10,9 @@ RAISED = {
   "strict_mining.global_threshold_num_stds": 2.5,
 }
 OTHER_IMAGES = {"global_association.exclude_same_image": True}
+EXCHANGE = {"caption_exchange.prob": 0.7}
+NO_LOCAL = {"loss.weights.local": 0.0, "local_association.modality": "none"}
+PLUS = EXCHANGE | NO_LOCAL  # `recipes.beyond_paper`
 
 ADDITIONS = (
   Experiment(
@@ -57,7 +60,7 @@ ADDITIONS = (
       Setting(
         "reciprocal+text-match",
         RECIPROCAL | TEXT_MATCH,
-        description="DGIA; both filters: `:plus`",
+        description="DGIA; both filters",
       ),
       Setting("raised", RAISED, description="DGIA; thresholds follow the batch"),
       Setting(
@@ -107,11 +110,9 @@ ADDITIONS = (
     form="beyond",
     settings=(
       WHOLE,
-      Setting(
-        "exchange",
-        {"caption_exchange.prob": 0.7},
-        description="DGIA; images take captions of their mined neighbours",
-      ),
+      Setting("no-local", NO_LOCAL, description="DGIA; no relations are mined inside a batch"),
+      Setting("exchange", EXCHANGE, description="DGIA; images take captions of mined neighbours"),
+      Setting("plus", PLUS, description="DGIA; both: `:plus`"),
       Setting(
         "masked-clean",
         {"augment.clean_mask_ratio": 0.15},

@@ -2,7 +2,9 @@
 
 import pytest
 
-from experiments.paper import paper_numbers, render, tables
+from configs import synth_pedes
+from dgia_jax import config as config_lib
+from experiments.paper import additions, paper_numbers, render, tables
 
 EXPERIMENTS = tables.EXPERIMENTS
 
@@ -25,6 +27,12 @@ def test_every_table_and_figure_is_declared_and_has_a_form():
 def test_rows_are_in_the_papers_order(name):
   published = paper_numbers.numbers()[EXPERIMENTS[name].paper_table]["settings"]
   assert labels(name) == published
+
+
+def test_the_setting_plus_is_the_variant_plus():
+  variant = config_lib.recipe(synth_pedes.get_config("plus"))
+  released = config_lib.recipe(synth_pedes.get_config())
+  assert variant == released | additions.PLUS
 
 
 def test_mask_ratios_are_the_papers():
