@@ -43,8 +43,8 @@ ADDITIONS = (
     ),
   ),
   Experiment(
-    name="plus",
-    title="Beyond the paper",
+    name="strict_mining",
+    title="Stricter mining",
     printed_in="",
     form="beyond",
     settings=(
@@ -113,6 +113,11 @@ ADDITIONS = (
       Setting("no-local", NO_LOCAL, description="DGIA; no relations are mined inside a batch"),
       Setting("exchange", EXCHANGE, description="DGIA; images take captions of mined neighbours"),
       Setting("plus", PLUS, description="DGIA; both: `:plus`"),
+      Setting(
+        "plus+masked-clean",
+        PLUS | {"augment.clean_mask_ratio": 0.15},
+        description="`:plus`; 15 % of the words of the undistorted caption masked",
+      ),
       Setting(
         "masked-clean",
         {"augment.clean_mask_ratio": 0.15},

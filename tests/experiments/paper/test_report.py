@@ -162,10 +162,18 @@ def test_relation_accuracy_of_each_epoch_and_the_last(tmp_path):
 def test_beyond_the_paper_reports_the_precision_of_relations(tmp_path):
   values = {"DGIA": {0: 60.0, 1: 61.0}, "reciprocal": {0: 63.0}}
   log = [train_line(10, 2, 40.0, 1.0), train_line(20, 3, 70.0, 1.0)]
-  prepare(tmp_path, "synth_pedes", "plus", values, log=log)
-  prepare(tmp_path, "synth_pedes", "plus", {"text-match": {0: 59.0}})
+  prepare(tmp_path, "synth_pedes", "strict_mining", values, log=log)
+  prepare(tmp_path, "synth_pedes", "strict_mining", {"text-match": {0: 59.0}})
   text, rows = reported(
-    tmp_path, "synth_pedes", "plus", "--seeds", "0,1", "--protocol", "last", "--split", "test"
+    tmp_path,
+    "synth_pedes",
+    "strict_mining",
+    "--seeds",
+    "0,1",
+    "--protocol",
+    "last",
+    "--split",
+    "test",
   )
   assert "| DGIA | correct global relations, last epoch | – | 70.00 ± 0.00 |  | 2 |" in text
   assert "| other-images | correct global relations, last epoch | – | not run |  | 0 |" in text
@@ -176,7 +184,9 @@ def test_beyond_the_paper_reports_the_precision_of_relations(tmp_path):
   assert ("text-match", "correct global relations, last epoch") not in rows
 
 
-@pytest.mark.parametrize("name", ["main", "modules", "mask_ratio", "relation_accuracy", "plus"])
+@pytest.mark.parametrize(
+  "name", ["main", "modules", "mask_ratio", "relation_accuracy", "strict_mining"]
+)
 def test_figures_are_drawn(tmp_path, name):
   log = [train_line(10, 2, 40.0, 1.0), train_line(20, 3, 70.0, 1.0)]
   values = {s.label: {0: 60.0, 1: 61.0} for s in tables.EXPERIMENTS[name].settings[:2]}
