@@ -4,7 +4,8 @@
       --config.dataset.source=FOLDER/RSTPReid
 
 Variants: `:paper` follows the paper: its equations, and 40 epochs; `:plus` exchanges the captions
-of mined neighbours (docs/findings.md).
+of mined neighbours (docs/findings.md); `:strong` combines what should score highest
+(docs/reproducing.md).
 Expected (the paper, best test epoch): R@1 61.30, mAP 47.20.
 Not yet run with this code: only their owners distribute the dataset and CLIP's weights.
 """
@@ -16,13 +17,17 @@ from dgia_jax.errors import UserError
 
 
 def get_config(variant: str = "") -> ConfigDict:
-  """The config of a variant: "" (released code), "paper" or "plus"."""
+  """The config of a variant: "" (released code), "paper", "plus" or "strong"."""
   config = recipes.benchmark("rstp_reid")
   config.num_epochs = 16
   if variant == "paper":
     recipes.paper_equations(config)
   elif variant == "plus":
     recipes.beyond_paper(config)
+  elif variant == "strong":
+    recipes.strong(config)
   elif variant:
-    raise UserError(f"configs/rstp_reid.py has no variant {variant!r}: use none, :paper or :plus")
+    raise UserError(
+      f"configs/rstp_reid.py has no variant {variant!r}: use none, :paper, :plus or :strong"
+    )
   return config

@@ -193,7 +193,7 @@ def variants(file):
 def test_the_search_for_variants_finds_some():
   assert {"synth_pedes", "cuhk_pedes", "icfg_pedes", "rstp_reid", "custom"} <= set(CONFIG_FILES)
   assert variants("synth_pedes") == ["", "scratch", "small", "plus"]
-  assert variants("icfg_pedes") == ["", "paper", "plus", "holdout"]
+  assert variants("icfg_pedes") == ["", "paper", "plus", "strong", "holdout"]
   assert variants("custom") == ["", "tiny", "plus", "tiny_plus"]
 
 
@@ -247,6 +247,17 @@ def test_the_embedded_default_fine_tunes_mini_with_the_released_start_epochs():
       assert start_epoch == released[group].start_epoch != scratch[group].start_epoch
     assert config.eval.before_training and not config.eval.select_on == "test"
   assert (scratch.pretrained, scratch.model.name) == ("", "tiny")
+
+
+@pytest.mark.parametrize("file", ["cuhk_pedes", "icfg_pedes", "rstp_reid"])
+def test_the_strong_recipe_never_chooses_by_test_scores(file):
+  get_config = importlib.import_module(f"configs.{file}").get_config
+  plus, strong = get_config("plus"), get_config("strong")
+  assert strong.eval.select_on == "val"
+  assert strong.optimizer.learning_rate == plus.optimizer.learning_rate / 2
+  assert strong.caption_exchange.prob == plus.caption_exchange.prob > 0
+  # ICFG-PEDES has no val, so some of its training people become val.
+  assert strong.dataset.options.get("holdout", 0) == (310 if file == "icfg_pedes" else 0)
 
 
 def test_paper_equations_and_released_defaults():
