@@ -20,7 +20,7 @@ def calls(monkeypatch):
 
 
 def run(monkeypatch, *arguments):
-  config = f"--config={ROOT / 'configs' / 'synth_pedes.py'}"
+  config = f"--config={ROOT / 'configs' / 'synth_pedes.py'}:scratch"
   monkeypatch.setattr("sys.argv", ["train", config, *arguments])
   train.run()
 
