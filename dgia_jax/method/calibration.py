@@ -7,7 +7,7 @@ their variances,
 
     P(same person | s) = sigmoid((m1 - m0) / var * (s - (m1 + m0) / 2)),
 
-which is linear discriminant analysis with equal priors. It is fitted anew in every step, in closed
+which is linear discriminant analysis with equal priors. It is fitted in every step, in closed
 form. A relation of pair i to bank row j has s = [cos(v_i, Bt_j) + cos(t_i, Bv_j)] / 2, which mining
 by images has not looked at. Own captions are trained on, so P is rather too low than too high.
 """

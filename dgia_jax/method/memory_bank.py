@@ -181,6 +181,12 @@ def _shard_index(mesh: Mesh) -> Any:
   return index
 
 
+def _own_rows(rows: Array, num_rows: int, mesh: Mesh) -> tuple[Array, Array]:
+  """Positions in this device's shard, and whether it owns the row at all; inside shard_map."""
+  local = rows - _shard_index(mesh) * num_rows
+  return local, (local >= 0) & (local < num_rows)
+
+
 def _to_mergers(candidates_BxC: Array) -> Array:
   """Sends each query's candidates to the device that merges it: (B, C) -> (b, S C), by shard."""
   exchange = functools.partial(jax.lax.all_to_all, axis_name=BANK_AXES, tiled=True)
@@ -291,8 +297,7 @@ def gather(fields: Any, rows: Int[Array | np.ndarray, "..."], *, mesh: Mesh) -> 
   )
   def gather_shards(rows, shards):
     num_rows = jax.tree.leaves(shards)[0].shape[0]
-    local = rows - _shard_index(mesh) * num_rows
-    owned = (local >= 0) & (local < num_rows)
+    local, owned = _own_rows(rows, num_rows, mesh)
 
     def fetch(field):
       taken = jnp.take(field, jnp.clip(local, 0, num_rows - 1), axis=0)
@@ -348,8 +353,7 @@ def update(
   )
   def update_shards(shard, index_B, image_index_B, features, weight_B, confidence_B):
     num_rows = shard.group.shape[0]
-    local_B = index_B - _shard_index(mesh) * num_rows
-    owned_B = (local_B >= 0) & (local_B < num_rows)
+    local_B, owned_B = _own_rows(index_B, num_rows, mesh)
     source_B = jnp.clip(local_B, 0, num_rows - 1)
     target_B = jnp.where(owned_B, local_B, num_rows)  # out of range: dropped by the scatter
     write = lambda field, value: field.at[target_B].set(value, mode="drop")
@@ -387,8 +391,8 @@ def write(fields: Any, index: Int[Array | np.ndarray, " B"], values: Any, *, mes
   )
   def write_shards(shards, index_B, values):
     num_rows = jax.tree.leaves(shards)[0].shape[0]
-    local_B = index_B - _shard_index(mesh) * num_rows
-    target_B = jnp.where((local_B >= 0) & (local_B < num_rows), local_B, num_rows)
+    local_B, owned_B = _own_rows(index_B, num_rows, mesh)
+    target_B = jnp.where(owned_B, local_B, num_rows)
     return jax.tree.map(lambda f, v: f.at[target_B].set(v, mode="drop"), shards, values)
 
   return write_shards(fields, index, values)

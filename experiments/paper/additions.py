@@ -13,6 +13,8 @@ OTHER_IMAGES = {"global_association.exclude_same_image": True}
 EXCHANGE = {"caption_exchange.prob": 0.7}
 NO_LOCAL = {"loss.weights.local": 0.0, "local_association.modality": "none"}
 PLUS = EXCHANGE | NO_LOCAL  # `recipes.beyond_paper`
+MASKED_CLEAN = {"augment.clean_mask_ratio": 0.15}
+LIGHT_CLEAN = {"augment.clean_flip_prob": 0.5, "augment.clean_padding": 3}
 
 ADDITIONS = (
   Experiment(
@@ -115,26 +117,22 @@ ADDITIONS = (
       Setting("plus", PLUS, description="DGIA; both: `:plus`"),
       Setting(
         "plus+masked-clean",
-        PLUS | {"augment.clean_mask_ratio": 0.15},
+        PLUS | MASKED_CLEAN,
         description="`:plus`; 15 % of the words of the undistorted caption masked",
       ),
       Setting(
         "masked-clean",
-        {"augment.clean_mask_ratio": 0.15},
+        MASKED_CLEAN,
         description="DGIA; 15 % of the words of the undistorted caption masked",
       ),
       Setting(
         "light-clean",
-        {"augment.clean_flip_prob": 0.5, "augment.clean_padding": 3},
+        LIGHT_CLEAN,
         description="DGIA; the undistorted image mirrored and shifted",
       ),
       Setting(
         "masked+light-clean",
-        {
-          "augment.clean_mask_ratio": 0.15,
-          "augment.clean_flip_prob": 0.5,
-          "augment.clean_padding": 3,
-        },
+        MASKED_CLEAN | LIGHT_CLEAN,
         description="DGIA; both",
       ),
       Setting("smoothing", {"loss.label_smoothing": 0.1}, description="DGIA; label smoothing 0.1"),

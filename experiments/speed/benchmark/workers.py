@@ -112,7 +112,7 @@ def measure_in_turn(
     repeats: measurements per implementation.
     calls: calls between two synchronisations; a measurement is the mean over them.
     warm: start every turn with an untimed call, because caches go cold while others run.
-    on_failure: is told the name and error of an implementation that fails, which has no further
+    on_failure: receives the name and error of an implementation that fails, which has no further
       turns; None raises the error.
 
   Returns:
