@@ -130,11 +130,6 @@ ADDITIONS = (
         LIGHT_CLEAN,
         description="DGIA; the undistorted image mirrored and shifted",
       ),
-      Setting(
-        "masked+light-clean",
-        MASKED_CLEAN | LIGHT_CLEAN,
-        description="DGIA; both",
-      ),
       Setting("smoothing", {"loss.label_smoothing": 0.1}, description="DGIA; label smoothing 0.1"),
       Setting(
         "teacher",
@@ -147,5 +142,36 @@ ADDITIONS = (
         description="DGIA; neighbours weighted by their probability of being right",
       ),
     ),
+  ),
+  Experiment(
+    name="loss_weights",
+    title="Weights of the losses",
+    printed_in="",
+    form="beyond",
+    settings=(
+      WHOLE,
+      *(
+        Setting(
+          f"{loss}-x{weight:g}",
+          {f"loss.weights.{loss}": weight},
+          description=f"DGIA; {name} loss with weight {weight:g}",
+        )
+        for loss, name, weights in (
+          ("itc", "contrastive", (3.0, 10.0)),
+          ("local", "local association", (0.1,)),
+          ("global", "global association", (3.0,)),
+          ("consistency", "consistency", (0.3,)),
+        )
+        for weight in weights
+      ),
+    ),
+  ),
+  Experiment(
+    name="loss_sizes",
+    title="Sizes of the losses and of their gradients",
+    printed_in="",
+    form="loss_sizes",
+    settings=(WHOLE,),
+    measure="loss_gradients",
   ),
 )

@@ -9,7 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from experiments.paper import figures, gains, paper_numbers, relation_precision, runs, tables
+from experiments.paper import (
+  figures,
+  gains,
+  loss_sizes,
+  paper_numbers,
+  relation_precision,
+  runs,
+  tables,
+)
 from experiments.paper.collect import CollectedResults, targets
 from experiments.paper.measures import attention as attention_measure
 from experiments.paper.measures import masked_queries as masking
@@ -320,6 +328,7 @@ FORMS: Mapping[str, Callable[[CollectedResults], ReportContent]] = {
   "complexity": complexity,
   "tsne": tsne,
   "attention": attention,
+  "loss_sizes": loss_sizes.report,
 }
 
 

@@ -19,11 +19,13 @@ from dgia_jax.models import pixels as pixels_lib
 from dgia_jax.models.image_tower import ImageTower
 from dgia_jax.reporting.console import Console
 from dgia_jax.training import evaluate, train
+from dgia_jax.training import setup as setup_lib
 from experiments.paper.measures import (
   attention,
   complexity,
   cross_dataset,
   finished,
+  loss_gradients,
   masked_queries,
   tsne,
 )
@@ -230,3 +232,28 @@ def test_the_words_that_add_most_are_chosen(trained, opened):
     relevance = np.asarray(word["relevance"])
     assert relevance.shape == (2, 2) and relevance.min() >= 0
     assert relevance.sum() == pytest.approx(1.0, abs=1e-4) or not relevance.any()
+
+
+def test_gradients_of_the_single_losses_add_up_to_that_of_a_step(trained):
+  config, folder, splits, _ = trained
+  setup = setup_lib.create(config, folder, splits)
+  state = loss_gradients.without_optimizer(setup, setup_lib.initial_state(setup))
+  batch = next(train.global_batches(setup, setup.tokenizer.encode(splits["train"].captions), 0))
+  state = state.replace(step=state.step + 2 * setup.steps_per_epoch)  # all losses have started
+  gradient_of = lambda weights: loss_gradients.gradient_step(setup, weights)(state, batch)[1]
+  single = [gradient_of({name: 2.0}) for name in config.loss.weights]
+  whole = gradient_of(dict.fromkeys(config.loss.weights, 2.0))
+  np.testing.assert_allclose(sum(single), whole, atol=1e-4 * np.abs(whole).max())
+  assert all(np.abs(gradient).max() > 0 for gradient in single)
+
+
+@pytest.mark.integration
+def test_sizes_of_the_losses_before_and_after_a_training(trained):
+  config, folder, splits, _ = trained
+  measured = loss_gradients.measure(config, folder, splits, "last", num_batches=2)
+  assert measured.keys() == {"start", "end"}
+  for by_loss in measured.values():
+    assert set(by_loss) == set(config.loss.weights)
+    assert by_loss["itc"]["cosine"] == pytest.approx(1, abs=1e-5)
+    assert all(abs(of_loss["cosine"]) <= 1.00001 for of_loss in by_loss.values())
+    assert all(of_loss["gradient_norm"] > 0 for of_loss in by_loss.values())

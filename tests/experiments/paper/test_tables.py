@@ -17,7 +17,7 @@ def test_every_table_and_figure_is_declared_and_has_a_form():
   assert list(EXPERIMENTS) == [
     "main", "modules", "local", "global", "mask_ratio", "relation_accuracy", "cross_dataset",
     "masked_queries", "complexity", "tsne", "attention", "reference", "strict_mining",
-    "gates", "ideas",
+    "gates", "ideas", "loss_weights", "loss_sizes",
   ]  # fmt: skip
   assert {experiment.form for experiment in EXPERIMENTS.values()} <= set(render.FORMS)
   assert [name for name, experiment in EXPERIMENTS.items() if experiment.name != name] == []
