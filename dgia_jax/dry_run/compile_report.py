@@ -88,8 +88,8 @@ def measure(config: ConfigDict, name: str, num_pairs: int) -> dict[str, Any]:
 
   Returns:
     Plain numbers and strings: `chips`, `mesh`, `fits`, `memory_bytes` (per device: each kind, the
-    `total`, and what the chip `has`), `flops` and `flops_counted` (per device and step: by XLA,
-    which counts the body of a loop once, and analytically), `bytes_accessed` (likewise by XLA), for
+    `total`, and what the chip `has`), `flops_counted` (per device and step, analytically), `flops`
+    and `bytes_accessed` (by XLA, which counts the body of a loop once; not for GPUs), for
     TPUs `estimated_cycles`, `product_flops` and `padded_product_flops` (of a step, see
     `hlo_estimates`), `collectives` (`kind`, `shapes`,
     `bytes` per device, `times` per step, `looped`, `source`, and `of_bank`: whether it belongs to
@@ -136,8 +136,8 @@ def measure(config: ConfigDict, name: str, num_pairs: int) -> dict[str, Any]:
     sizes = compiled.memory_analysis()
     arguments = sizes.argument_size_in_bytes + sizes.output_size_in_bytes
     total = arguments - sizes.alias_size_in_bytes + sizes.temp_size_in_bytes
-    facts["flops"] = compiled.cost_analysis()["flops"]
-    facts["bytes_accessed"] = compiled.cost_analysis()["bytes accessed"]
+    if costs := compiled.cost_analysis():  # GPUs that are not attached have none
+      facts |= {"flops": costs["flops"], "bytes_accessed": costs["bytes accessed"]}
     text = compiled.as_text()
     facts["collectives"] = [_plain(one) for one in hlo_collectives.collectives(text)]
     if side := topology.MATRIX_UNIT_SIDE.get(topology.parse(name)[0]):

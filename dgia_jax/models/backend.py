@@ -79,7 +79,7 @@ def choose(
 
 def _has_cudnn(gpu: Device, dtype: DTypeLike) -> bool:
   """Whether cuDNN's attention kernel works on this GPU with this dtype."""
-  is_nvidia = "cuda" in getattr(gpu.client, "platform_version", "cuda")
+  is_nvidia = "rocm" not in getattr(gpu.client, "platform_version", "")
   try:
     capability = float(getattr(gpu, "compute_capability", 0))
   except ValueError:  # AMD's capabilities are names, such as "gfx942"

@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from dgia_jax.models.backend import Backend
 from dgia_jax.models.families import Family
+from dgia_jax.models.row_major import row_major
 
 # Indices of the tokens of every sequence that are read: one for all of them, or Q per sequence.
 Positions = int | Int[Array | np.ndarray, "B Q"]
@@ -355,7 +355,7 @@ def run_blocks(
   if backend.attention == "cudnn":  # needs an even number of tokens
     assert segments is None or num_tokens % 2 == 0
     x_BxTxU = jnp.pad(x_BxTxU, ((0, 0), (0, num_tokens % 2), (0, 0)))
-  set_layout = _row_major if backend.row_major else lambda x: x
+  set_layout = row_major if backend.row_major else lambda x: x
   policies = jax.checkpoint_policies
   policy = policies.nothing_saveable if backend.remat else policies.save_only_these_names(_KEPT)
   recompute = functools.partial(
@@ -387,8 +387,3 @@ def run_blocks(
   if backend.full_last_block:
     return tokens_at(apply(x_BxTxU, blocks.last), positions)
   return apply_last(x_BxTxU, blocks.last)
-
-
-def _row_major(x: Array) -> Array:
-  """Makes the compiler store an array in the order of its axes."""
-  return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
