@@ -200,7 +200,9 @@ def _runs_table(data: CollectedResults) -> Table:
     seconds = [
       results["wall_time_seconds"] for results in finished if "wall_time_seconds" in results
     ]
-    fields = ", ".join(f"{name}={value}" for name, value in setting.fields.items())
+    changes = [f"{name}={value}" for name, value in setting.fields.items()]
+    changes += [f"{name} x {factor}" for name, factor in setting.factors.items()]
+    fields = ", ".join(changes)
     rows.append(
       (
         setting.label,

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import importlib
 import json
+import operator
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -119,7 +120,12 @@ def fields_of(
   common = {**tables.COMMON, **schedule_of(options).fields, **options.overrides}
   if start is not None:
     common |= {"pretrained": str(start.folder)}
-  return common | setting.fields | {"seed": seed}
+  fields = common | setting.fields
+  if setting.factors:
+    config = resolve(options, fields)
+    multiplied = lambda name: operator.attrgetter(name)(config) * setting.factors[name]
+    fields |= {name: multiplied(name) for name in setting.factors}
+  return fields | {"seed": seed}
 
 
 def start_of(options: Options, seed: int) -> ExperimentRun | None:

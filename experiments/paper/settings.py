@@ -15,12 +15,14 @@ class Setting:
     fields: config fields; {} is the whole method.
     oracle: name of the oracle in `experiments.oracle` that provides relations or captions.
     description: for labels that do not explain themselves.
+    factors: numbers that multiply config fields, whatever these are in the dataset's config.
   """
 
   label: str
   fields: Fields
   oracle: str = ""
   description: str = ""
+  factors: Fields = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""What fits on which TPU: the training step compiled for slices that are not attached.
+"""What fits on which TPU or GPU: the training step compiled for devices that are not attached.
 
-  pip install "jax[tpu]"
+  pip install "jax[tpu,cuda13]"
   python -m experiments.speed.topologies --out experiments/results/topologies
 
 Compiles every case of `CASES` in a process of its own, minutes of CPU each and at the lowest
@@ -24,7 +24,7 @@ GIB, MIB = 2**30, 2**20
 BASE = {"model.remat": True}
 LARGE = {"model.name": "vit_l_14", "dataset.image_size": [378, 126]}
 
-# (topology, config fields, pairs): from one host to 256 chips, from the benchmark to 10^8 pairs.
+# (topology, config fields, pairs): from one chip to 256, from the benchmark to 10^8 pairs.
 CASES = (
   ("v5e:1x1", {"batch_size": 64}, 68_108),
   ("v5e:2x2", {"batch_size": 64, "model.remat": False}, 68_108),
@@ -41,6 +41,15 @@ CASES = (
   ("v5e:4x4", {"batch_size": 64}, 100_000_000),
   ("v5e:2x2", {"batch_size": 1024, "model.remat": False}, 68_108),
   ("v6e:4x4", {"batch_size": 1024, "mesh.fsdp": 4, **LARGE}, 1_000_000),
+  ("h100:1", {"batch_size": 64, "model.remat": False}, 68_108),
+  ("h100:1", {"batch_size": 256, "model.remat": False}, 68_108),
+  ("h100:1", {"batch_size": 512, "model.remat": False}, 68_108),
+  ("h100:1", {"batch_size": 512, "model.remat": False, "gradient_accumulation": 4}, 68_108),
+  ("h100:1", {"batch_size": 512}, 68_108),
+  ("h200:1", {"batch_size": 1024, "model.remat": False}, 68_108),
+  ("h200:8", {"batch_size": 512, "model.remat": False}, 68_108),
+  ("h200:2x8", {"batch_size": 4096, "mesh.fsdp": 8}, 100_000_000),
+  ("a100:8", {"batch_size": 512, "model.remat": False}, 68_108),
 )
 
 
@@ -88,7 +97,7 @@ def measure(cases: Sequence[Any], path: pathlib.Path) -> dict[str, Any]:
 def table(facts: dict[str, Any]) -> list[str]:
   """The results as Markdown lines."""
   lines = [
-    "# Steps compiled for TPU slices",
+    "# Steps compiled for accelerators that are not attached",
     "",
     "```",
     "python -m experiments.speed.topologies --out experiments/results/topologies",
