@@ -6,7 +6,7 @@
 
 Variants: none starts from CLIP ViT-B/16 and follows the released recipe; `:tiny` trains tiny
 towers from scratch at 64 x 32 in minutes on a CPU. `:plus` and `:tiny_plus` exchange the
-captions of mined neighbours, and train one view in twice the epochs (docs/findings.md).
+captions of mined neighbours (docs/findings.md).
 """
 
 from ml_collections import ConfigDict

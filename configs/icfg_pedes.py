@@ -4,7 +4,7 @@
       --config.dataset.source=FOLDER/ICFG-PEDES
 
 Variants: `:paper` follows the paper's equations where the released code differs from them; `:plus`
-gained more on drawn people at the same cost (docs/findings.md). `:holdout` sets 310 training people
+exchanges the captions of mined neighbours (docs/findings.md). `:holdout` sets 310 training people
 apart as val, which the dataset lacks, trains on the others and chooses the epoch on val: the honest
 protocol, a little below the paper's numbers. `:strong` combines what should score highest
 (docs/reproducing.md) with that protocol.

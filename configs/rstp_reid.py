@@ -3,8 +3,8 @@
   python -m dgia_jax.main --config rstp_reid --workdir runs/rstp_reid \\
       --config.dataset.source=FOLDER/RSTPReid
 
-Variants: `:paper` follows the paper: its equations, and 40 epochs; `:plus` gained more on drawn
-people at the same cost (docs/findings.md); `:strong` combines what should score highest
+Variants: `:paper` follows the paper: its equations, and 40 epochs; `:plus` exchanges the captions
+of mined neighbours (docs/findings.md); `:strong` combines what should score highest
 (docs/reproducing.md).
 Expected (the paper, best test epoch): R@1 61.30, mAP 47.20.
 Not yet run with this code: only their owners distribute the dataset and CLIP's weights.

@@ -12,11 +12,11 @@ RAISED = {
 OTHER_IMAGES = {"global_association.exclude_same_image": True}
 EXCHANGE = {"caption_exchange.prob": 0.7}
 NO_LOCAL = {"loss.weights.local": 0.0, "local_association.modality": "none"}
+PLUS = EXCHANGE | NO_LOCAL  # `recipes.beyond_paper`
 MASKED_CLEAN = {"augment.clean_mask_ratio": 0.15}
 ONE_VIEW = {"loss.weights.consistency": 0.0}
 # Epochs of one view cost half as much as those of two.
 TWICE_AS_LONG = {"num_epochs": 2, "eval_every_epochs": 2}
-PLUS = EXCHANGE | NO_LOCAL | ONE_VIEW | MASKED_CLEAN  # `recipes.beyond_paper`, TWICE_AS_LONG
 LIGHT_CLEAN = {"augment.clean_flip_prob": 0.5, "augment.clean_padding": 3}
 
 ADDITIONS = (
@@ -117,16 +117,16 @@ ADDITIONS = (
       WHOLE,
       Setting("no-local", NO_LOCAL, description="DGIA; no relations are mined inside a batch"),
       Setting("exchange", EXCHANGE, description="DGIA; images take captions of mined neighbours"),
-      Setting("no-local+exchange", NO_LOCAL | EXCHANGE, description="DGIA; both"),
+      Setting("plus", PLUS, description="DGIA; both: `:plus`"),
       Setting(
-        "no-local+exchange+masked-clean",
-        NO_LOCAL | EXCHANGE | MASKED_CLEAN,
-        description="DGIA; both; 15 % of the words of the undistorted caption masked",
+        "plus+masked-clean",
+        PLUS | MASKED_CLEAN,
+        description="`:plus`; 15 % of the words of the undistorted caption masked",
       ),
       Setting(
-        "plus",
-        PLUS,
-        description="`:plus`: the same without the distorted view, in twice the epochs",
+        "plus+masked-clean+one-view",
+        PLUS | MASKED_CLEAN | ONE_VIEW,
+        description="the same without the distorted view, in twice the epochs",
         factors=TWICE_AS_LONG,
       ),
       Setting(
@@ -169,7 +169,6 @@ ADDITIONS = (
           ("itc", "contrastive", (3.0, 10.0)),
           ("local", "local association", (0.1,)),
           ("global", "global association", (3.0,)),
-          ("consistency", "consistency", (0.3,)),
         )
         for weight in weights
       ),
