@@ -116,7 +116,7 @@ def table(facts: dict[str, Any]) -> list[str]:
     "|" + "---|" * 19,
   ]
   for one in facts.values():
-    memory = one["memory_bytes"]
+    memory, parts = one["memory_bytes"], one.get("gradient_accumulation", 1)
     collectives = one["collectives"]
     total = sum(each["bytes"] * each["times"] for each in collectives)
     of_bank = sum(each["bytes"] * each["times"] for each in collectives if each["of_bank"])
@@ -125,7 +125,7 @@ def table(facts: dict[str, Any]) -> list[str]:
     gib = lambda name, memory=memory: f"{memory[name] / GIB:.2f}"
     cells = [
       one["topology"], one["chips"], one["model"], "x".join(map(str, one["mesh"])),
-      f"{one['batch']:,}", f"{one['bank_rows']:,}", "yes" if one["remat"] else "no",
+      f"{one['batch']:,}" + (f" in {parts} parts" if parts > 1 else ""), f"{one['bank_rows']:,}", "yes" if one["remat"] else "no",
       gib("parameters"), gib("optimizer"), gib("bank"), gib("activations and temporaries"),
       gib("total"), gib("has"),
       "yes" if one["fits"] else f"no, {(memory['total'] - memory['has']) / GIB:.2f} GiB over",
