@@ -125,7 +125,8 @@ def table(facts: dict[str, Any]) -> list[str]:
     gib = lambda name, memory=memory: f"{memory[name] / GIB:.2f}"
     cells = [
       one["topology"], one["chips"], one["model"], "x".join(map(str, one["mesh"])),
-      f"{one['batch']:,}" + (f" in {parts} parts" if parts > 1 else ""), f"{one['bank_rows']:,}", "yes" if one["remat"] else "no",
+      f"{one['batch']:,}" + (f" in {parts} parts" if parts > 1 else ""),
+      f"{one['bank_rows']:,}", "yes" if one["remat"] else "no",
       gib("parameters"), gib("optimizer"), gib("bank"), gib("activations and temporaries"),
       gib("total"), gib("has"),
       "yes" if one["fits"] else f"no, {(memory['total'] - memory['has']) / GIB:.2f} GiB over",
