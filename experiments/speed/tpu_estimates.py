@@ -19,15 +19,18 @@ from dgia_jax.dry_run.hlo_estimates import COPIES, OTHERS, PRODUCTS
 from experiments.speed import topologies
 
 NUM_PAIRS = 68_108
-# Clock in GHz: the peak divided by the operations that all matrix units do per cycle.
 _MATRIX_UNITS = {"v4": 8, "v5e": 4, "v5p": 8, "v6e": 4}
+
+
+def flops_per_cycle(chip: str) -> int:
+  """Operations that all matrix units of a chip such as "v5e:1x1" do in a cycle."""
+  generation, _ = topology.parse(chip)
+  return 2 * topology.MATRIX_UNIT_SIDE[generation] ** 2 * _MATRIX_UNITS[generation]
 
 
 def clock(chip: str, device_kind: str) -> float:
   """Cycles per second of a chip such as "v5e:1x1"."""
-  generation, _ = topology.parse(chip)
-  per_cycle = 2 * topology.MATRIX_UNIT_SIDE[generation] ** 2 * _MATRIX_UNITS[generation]
-  return flops.peak_flops(device_kind) / per_cycle
+  return flops.peak_flops(device_kind) / flops_per_cycle(chip)
 
 
 def table(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
