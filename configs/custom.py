@@ -4,9 +4,11 @@
   python -m dgia_jax.main --config custom --workdir runs/mine \\
       --config.dataset.annotations=FILE.json --config.dataset.images=FOLDER
 
-Variants: none starts from CLIP ViT-B/16 and follows the released recipe; `:tiny` trains tiny
-towers from scratch at 64 x 32 in minutes on a CPU. `:plus` and `:tiny_plus` exchange the
-captions of mined neighbours (docs/findings.md).
+- No variant starts from CLIP ViT-B/16 and follows the released recipe.
+- `:mini` fine-tunes `mini`, the model in the package, at 64 x 32 pixels, and `:tiny` trains tiny
+  towers from random weights, both in minutes on a CPU.
+- `:plus`, `:mini_plus` and `:tiny_plus` exchange the captions of mined neighbours
+  (docs/findings.md).
 """
 
 from ml_collections import ConfigDict
@@ -17,16 +19,15 @@ from dgia_jax.errors import UserError
 
 
 def get_config(variant: str = "") -> ConfigDict:
-  """The config of a variant: "" (CLIP), "tiny", "plus" or "tiny_plus"."""
+  """The config of a variant: "" (CLIP), "mini" or "tiny", or "plus", "mini_plus", "tiny_plus"."""
   config = config_lib.base()
   config.dataset.name = "custom"
   config.dataset.options = dict(holdout=0, skip_unreadable=False)
-  config.pretrained = "openai/clip-vit-base-patch16"
-  if variant not in ("", "tiny", "plus", "tiny_plus"):
-    raise UserError(
-      f"configs/custom.py has no variant {variant!r}: use none, :tiny, :plus or :tiny_plus"
-    )
-  if variant in ("tiny", "tiny_plus"):
+  if variant in ("", "plus"):
+    config.pretrained = "openai/clip-vit-base-patch16"
+  elif variant in ("mini", "mini_plus"):
+    recipes.from_mini(config)
+  elif variant in ("tiny", "tiny_plus"):
     recipes.from_scratch(config)
     config.tokenizer.context_length = 64
     config.tokenizer.vocab_size = 4096
@@ -34,6 +35,11 @@ def get_config(variant: str = "") -> ConfigDict:
     config.num_epochs = 12
     config.local_association.start_epoch = 9
     config.global_association.start_epoch = 9
-  if variant in ("plus", "tiny_plus"):
+  else:
+    raise UserError(
+      f"configs/custom.py has no variant {variant!r}: use none, :plus, :mini, :mini_plus, :tiny or"
+      " :tiny_plus"
+    )
+  if variant.endswith("plus"):
     recipes.beyond_paper(config)
   return config

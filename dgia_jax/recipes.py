@@ -73,3 +73,19 @@ def from_scratch(config: ConfigDict) -> ConfigDict:
   config.optimizer.decoupled = True
   config.optimizer.bias_lr_multiplier = 1.0
   return config
+
+
+def from_mini(config: ConfigDict) -> ConfigDict:
+  """Switches `config`, in place, to fine-tuning `mini`, the model in the package, on a CPU.
+
+  Relations start in the released epochs, because features mean something from the start.
+  """
+  from_scratch(config)
+  config.pretrained = "mini"
+  config.model.name = "mini"
+  config.dataset.image_size = (64, 32)
+  config.batch_size = 64
+  config.num_epochs = 8
+  config.optimizer.learning_rate = 7e-4
+  config.eval.before_training = True
+  return config

@@ -194,7 +194,7 @@ def test_the_search_for_variants_finds_some():
   assert {"synth_pedes", "cuhk_pedes", "icfg_pedes", "rstp_reid", "custom"} <= set(CONFIG_FILES)
   assert variants("synth_pedes") == ["", "scratch", "small", "plus"]
   assert variants("icfg_pedes") == ["", "paper", "plus", "strong", "holdout"]
-  assert variants("custom") == ["", "tiny", "plus", "tiny_plus"]
+  assert variants("custom") == ["", "plus", "mini", "mini_plus", "tiny", "tiny_plus"]
 
 
 @pytest.mark.parametrize(
