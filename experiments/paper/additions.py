@@ -119,8 +119,8 @@ ADDITIONS = (
       WHOLE,
       Setting("no-local", NO_LOCAL, description="DGIA; no relations are mined inside a batch"),
       Setting("exchange", EXCHANGE, description="DGIA; images take captions of mined neighbours"),
-      Setting("plus", PLUS, description="DGIA; both"),
-      Setting("plus+decay", PLUS | DECAY, description="the same; weight decay 2: `:plus`"),
+      Setting("plus", PLUS, description="DGIA; both: `:plus`"),
+      Setting("plus+decay", PLUS | DECAY, description="`:plus`; weight decay 2"),
       Setting("DGIA+decay", DECAY, description="DGIA; weight decay 2"),
       Setting("B+decay", BASELINE | DECAY, description="contrastive loss only; weight decay 2"),
       Setting(
