@@ -45,9 +45,7 @@ CHOICES = {
   "loss.itc_reduction": losses.ITC_REDUCTIONS,
   "local_association.modality": local_association.MODALITIES,
   "global_association.anchor": memory_bank.ANCHORS,
-  "global_association.weights": global_association.WEIGHTS,
   "bank.gate": confidence_gate.GATES,
-  "bank.features": memory_bank.FEATURES,
   "global_association.loss_over": global_association.LOSS_ROWS,
   "global_association.exclude": global_association.EXCLUSIONS,
   "optimizer.lr_update": optimizer.LR_UPDATES,
@@ -138,9 +136,6 @@ def base() -> ConfigDict:
   config.global_association.anchor = "image"  # image, text or both: mean cosine (Table 6)
   config.global_association.loss_over = "all"  # rows of the loss: all (released) or batch (Eq. 13)
   config.global_association.exclude = "top1"  # drop the best-ranked row (released) or the own: self
-  # Targets of neighbours: confidence (section 3.3); calibrated (not in the paper): the probability
-  # that they are right, judged by the batch's own captions, see method/calibration.py.
-  config.global_association.weights = "confidence"
   config.global_association.exclude_same_image = False  # drop rows that hold the anchor's own image
   config.global_association.start_epoch = 2  # first epoch with this loss, from 2
 
@@ -164,9 +159,6 @@ def base() -> ConfigDict:
   # Not in the paper, method/confidence_gate.py: scale alpha by a confidence in the pair: off, pair,
   # rank, neighbours, running.
   config.bank.gate = "off"
-  # Whose features of the undistorted view fill the bank: student, the trained weights; ema, their
-  # moving average (not in the paper), at the cost of one more forward pass.
-  config.bank.features = "student"
   config.bank.block_rows = 0  # rows of a shard scored at a time, bounds memory; 0 = by platform
 
   config.augment = ConfigDict()  # of the distorted view
@@ -317,8 +309,6 @@ def check(config: ConfigDict) -> None:
   if len(config.optimizer.betas) != 2:
     raise UserError(f"config.optimizer.betas={config.optimizer.betas}: give two numbers")
   check_trainable(config)
-  if config.bank.features == "ema" and not config.ema.decay:
-    raise UserError("config.bank.features=ema needs averaged weights: set config.ema.decay")
 
 
 def recipe(config: ConfigDict) -> dict[str, Any]:

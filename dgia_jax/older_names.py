@@ -28,8 +28,10 @@ RENAMED_SETTINGS = {
 RENAMED_VALUES: dict[str, dict] = {"bank.gate": {False: "off", True: "pair"}}
 # Settings that were removed in 0.2.0, with the value that switched them off.
 REMOVED_SETTINGS = {
+  "bank.features": "student",
   "global_association.consult_batch": False,
   "global_association.soft_scale": 1.0,
+  "global_association.weights": "confidence",
   "loss.itc_spares_relations": False,
   "sampling.group": 1,
   "sampling.start_epoch": None,  # of no effect while sampling.group is 1

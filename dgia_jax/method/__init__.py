@@ -18,7 +18,7 @@
 
 `train_step` puts them together: start reading there. Around the paper: `gradient_cache` (large
 batches in little memory), `compilation`, `train_state`, and additions that are off by default:
-`strict_mining`, `caption_exchange`, `confidence_gate` with `caption_ranks`, `calibration`;
+`strict_mining`, `caption_exchange`, `confidence_gate` with `caption_ranks`;
 `trainable` (frozen blocks), `lora`, `learnable_temperature` and `ema`.
 """
 

@@ -19,7 +19,6 @@ from dgia_jax.older_names import accepts_older_names
 
 EXCLUSIONS = ("top1", "self")
 LOSS_ROWS = ("all", "batch")
-WEIGHTS = ("confidence", "calibrated")
 
 
 class Neighbours(NamedTuple):
@@ -118,24 +117,19 @@ def _interleave(own_Bx1: Array | np.ndarray, mined_BxK: Array | np.ndarray) -> A
   return together.reshape(-1, *together.shape[2:])
 
 
-def extended_labels(
-  neighbours: Neighbours,
-  soft_scale: float = 1.0,
-  weights: Float[Array | np.ndarray, "B K"] | None = None,
-) -> Float[Array, "E E"]:
+def extended_labels(neighbours: Neighbours, soft_scale: float = 1.0) -> Float[Array, "E E"]:
   """Label matrix Y of the batch extended by its mined rows, E = B (1 + K).
 
   Row b (1 + K) is pair b, and row b (1 + K) + s is slot s of its anchor, so a pair and its
   neighbours stay on one device. Labels are 1 between a pair and its neighbours and 0 elsewhere; in
-  the rows of the batch the neighbours' entries are `weights`, by default the confidence weights. An
-  empty slot has label 0 everywhere but on the diagonal.
+  the rows of the batch the neighbours' entries are the confidence weights. An empty slot has
+  label 0 everywhere but on the diagonal.
   """
   size, k = neighbours.valid.shape
   per_row = lambda own, mined_BxK: _interleave(jnp.full((size, 1), own), mined_BxK)
   anchor_E, slot_E = jnp.divmod(jnp.arange(size * (1 + k)), 1 + k)
   exists_E = per_row(True, neighbours.valid)
-  weights = confidence_weights(neighbours, soft_scale) if weights is None else weights
-  weight_E = per_row(1.0, weights)
+  weight_E = per_row(1.0, confidence_weights(neighbours, soft_scale))
   same_anchor_ExE = anchor_E[:, None] == anchor_E[None, :]
   labels_ExE = jnp.where(slot_E[:, None] == 0, weight_E[None, :], 1.0)
   labels_ExE = jnp.where(same_anchor_ExE & exists_E[None, :] & exists_E[:, None], labels_ExE, 0.0)
@@ -153,7 +147,6 @@ def global_association_loss(
   temperature: float | Float[Array, ""],
   epsilon: float,
   soft_scale: float = 1.0,
-  weights: Float[Array | np.ndarray, "B K"] | None = None,
   row_mask: Bool[Array | np.ndarray, " B"] | None = None,
 ) -> Float[Array, ""]:
   """Similarity distribution matching over the batch extended by its mined rows (Eq. 13-17).
@@ -166,7 +159,6 @@ def global_association_loss(
       rows alone (Eq. 13).
     temperature, epsilon: as in `losses.similarity_distribution_matching`.
     soft_scale: see `confidence_weights`.
-    weights: labels of the neighbours in place of the confidence weights.
     row_mask: False for padded rows; they and their neighbours enter no mean.
 
   Raises:
@@ -186,7 +178,7 @@ def global_association_loss(
   return losses.similarity_distribution_matching(
     extend(image_features, neighbour_images),
     extend(text_features, neighbour_texts),
-    losses.target_distribution(extended_labels(neighbours, soft_scale, weights)),
+    losses.target_distribution(extended_labels(neighbours, soft_scale)),
     temperature,
     epsilon,
     row_mask=_interleave(row_mask[:, None], neighbours.valid),

@@ -44,20 +44,6 @@ def join(tree: Any, mesh: jax.sharding.Mesh) -> Any:
   return jax.lax.with_sharding_constraint(jax.tree.map(merge, tree), sharding.batch(mesh))
 
 
-def encode_in_parts(
-  encode: Callable[[Any], Any], batch: Any, *, parts: int, mesh: jax.sharding.Mesh
-) -> Any:
-  """`encode(batch)` without a gradient, one part after another.
-
-  Args:
-    encode: batch -> features, row by row: a tree of arrays (B, ...).
-    batch, parts, mesh: as in `gradient_of`.
-  """
-  if parts == 1:
-    return jax.lax.stop_gradient(encode(batch))
-  return jax.lax.stop_gradient(join(jax.lax.map(encode, split(batch, parts, mesh)), mesh))
-
-
 def gradient_of(
   loss: Callable[[Any, Any], tuple[jax.Array, Any]],
   encode: Callable[[Any, Any], Any],

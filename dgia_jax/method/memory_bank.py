@@ -37,7 +37,6 @@ BLOCK_SCORES = {"cpu": 2**17}
 BLOCK_SCORES_ELSEWHERE = 2**25
 SEGMENT = 128  # columns of a segment, of which `_top` first looks only at the best
 ANCHORS = ("image", "text", "both")
-FEATURES = ("student", "ema")  # what fills the bank: the trained weights, or their average
 
 
 Leaf = Any  # an array; or its layout or shape, in a bank that describes another

@@ -15,7 +15,6 @@ import optax
 from jaxtyping import Array, Float, Int, UInt8
 
 from dgia_jax.method import (
-  calibration,
   caption_exchange,
   confidence_gate,
   ema,
@@ -28,7 +27,7 @@ from dgia_jax.method.global_association import Neighbours, global_association_lo
 from dgia_jax.method.learnable_temperature import temperature_of
 from dgia_jax.method.local_association import relation_targets
 from dgia_jax.method.losses import itc, masked_mean, similarity_distribution_matching
-from dgia_jax.method.mining import Batch, FeaturePair, MineGlobal, MineLocal
+from dgia_jax.method.mining import Batch, MineGlobal, MineLocal
 from dgia_jax.method.train_state import TrainState
 from dgia_jax.method.views import Encode, encode_views, two_views
 from dgia_jax.models.pixels import PixelStatistics
@@ -97,19 +96,10 @@ def train_step(
       neighbours = mine_global(state.bank, clean, batch)
     anchors = memory_bank.gather((state.bank.image, state.bank.text), neighbours.rows, mesh=mesh)
 
-    neighbour_labels = None
-    if config.global_association.weights == "calibrated":
-      neighbour_labels = calibration.neighbour_labels(clean, *anchors, mask)
-
     l_itc = itc(*clean, tau, config.loss.itc_reduction, mask, config.loss.label_smoothing)
     l_local = matching(*clean, targets_of(relations))
     l_global = global_association_loss(
-      *clean,
-      neighbours,
-      *anchors,
-      loss_over=config.global_association.loss_over,
-      weights=neighbour_labels,
-      **scaled,
+      *clean, neighbours, *anchors, loss_over=config.global_association.loss_over, **scaled
     )
     l_consistency = matching(*distorted, targets_of(mine_local(distorted, batch)))
 
@@ -143,15 +133,8 @@ def train_step(
   )  # fmt: skip
   values, total, tau, clean, relations, neighbours, anchors = auxiliary
   updates, opt_state = optimizer.update(gradient, state.opt_state, trained)
-  written = clean
-  if config.bank.features == "ema":
-    averaged = trainable.merge(state.params, state.ema)
-    written = FeaturePair(*gradient_cache.encode_in_parts(
-      lambda pairs: encode(averaged, *pairs), (views[0][:, 0], views[1][:, 0]),
-      parts=config.gradient_accumulation, mesh=mesh,
-    ))  # fmt: skip
   confidence = confidence_gate.confidence(
-    config.bank.gate, state.bank, batch, written, neighbours, anchors, mesh=mesh,
+    config.bank.gate, state.bank, batch, clean, neighbours, anchors, mesh=mesh,
     block_rows=config.bank.block_rows,
   )  # fmt: skip
   rate = config.bank.update_rate * confidence
@@ -159,7 +142,7 @@ def train_step(
   # compiler that all reads are over, so it writes in place; otherwise it copies the whole bank.
   row_mask = mask & jnp.isfinite(total)
   bank = memory_bank.update(
-    state.bank, batch["index"], batch["image_index"], *written, jnp.where(epoch == 1, 1.0, rate),
+    state.bank, batch["index"], batch["image_index"], *clean, jnp.where(epoch == 1, 1.0, rate),
     mesh=mesh, confidence=confidence, row_mask=row_mask,
   )  # fmt: skip
   relations &= ~jnp.eye(mask.shape[0], dtype=bool) & local_started

@@ -145,16 +145,6 @@ ADDITIONS = (
         description="DGIA; the undistorted image mirrored and shifted",
       ),
       Setting("smoothing", {"loss.label_smoothing": 0.1}, description="DGIA; label smoothing 0.1"),
-      Setting(
-        "teacher",
-        {"ema.decay": 0.99, "bank.features": "ema"},
-        description="DGIA; averaged weights fill the bank, one more forward pass",
-      ),
-      Setting(
-        "calibrated",
-        {"global_association.weights": "calibrated"},
-        description="DGIA; neighbours weighted by their probability of being right",
-      ),
     ),
   ),
   Experiment(

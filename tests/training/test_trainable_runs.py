@@ -28,13 +28,11 @@ CLIP_AND_DECAY = {"optimizer__clip_norm": 0.1, "optimizer__layer_decay": 0.7}
 TEMPERATURE = {"loss__learnable_temperature": True}
 EMA = {"ema__decay": 0.8}
 ALL = LORA | CLIP_AND_DECAY | TEMPERATURE | EMA | {"freeze__text_blocks": 0}
-CALIBRATED = {"global_association__weights": "calibrated", "gradient_accumulation": 2}
-GATE = {"bank__gate": "running", "bank__features": "ema", "gradient_accumulation": 2} | EMA
+GATE = {"bank__gate": "running", "gradient_accumulation": 2}
 FEATURES = {
   "freeze": FREEZE, "lora": LORA, "clip and decay": CLIP_AND_DECAY, "temperature": TEMPERATURE,
   "ema": EMA | {"freeze__image_blocks": 1}, "all": ALL,
-  "gate and teacher": GATE, "rank": {"bank__gate": "rank"}, "calibrated": CALIBRATED,
-  "neighbours": {"bank__gate": "neighbours"},
+  "running gate": GATE, "rank": {"bank__gate": "rank"}, "neighbours": {"bank__gate": "neighbours"},
   # Neighbours are mined from the second epoch on, and captions are exchanged in the third.
   "exchange": {"caption_exchange__prob": 0.7, "num_epochs": 3},
 }  # fmt: skip

@@ -26,9 +26,7 @@ _RELEASED = {
   "global_association.loss_over": "all",
   "global_association.exclude": "top1",
   "global_association.exclude_same_image": False,
-  "global_association.weights": "confidence",
   "bank.gate": "off",
-  "bank.features": "student",
   "optimizer.second_moment": "float32",
 }
 # Tokens of a caption, start and end included: log-normal, and at least _FEWEST_TOKENS.
