@@ -8,7 +8,7 @@ from experiments import run
 from experiments.paper import runs, tables
 from tests.helpers import fabricated
 
-BEYOND = ("strict_mining", "gates", "ideas")  # not in the paper
+BEYOND = ("strict_mining", "gates", "ideas", "loss_weights")  # not in the paper
 WARM = ("--variant", "scratch", "--schedule", "warm")  # each seed trains its own start first
 
 
