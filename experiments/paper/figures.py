@@ -19,6 +19,7 @@ from experiments.paper.report import Row, mean_and_deviation
 
 PAPER, OURS, SECOND = "0.55", "tab:blue", "tab:orange"  # SECOND: another series of ours
 TICK_WIDTH = 12  # characters per line of a tick's label
+_MOST_BESIDE = 7  # settings with which panels stand beside each other, not one above the other
 
 
 class Line(NamedTuple):
@@ -66,9 +67,10 @@ def paired_gains(
     path: of the PNG.
   """
   metrics = list(next(iter(gains.values())))
-  width = 1.0 * len(gains) + 1.0
-  figure = Figure(figsize=(max(3.0, width) * len(metrics), 3.0), layout="constrained")
-  panels = figure.subplots(1, len(metrics), squeeze=False)[0]
+  width = max(3.0, 1.0 * len(gains) + 1.0)
+  rows, columns = (1, len(metrics)) if len(gains) <= _MOST_BESIDE else (len(metrics), 1)
+  figure = Figure(figsize=(width * columns, 3.0 * rows), layout="constrained")
+  panels = list(figure.subplots(rows, columns, squeeze=False).flat)
   for axes, metric in zip(panels, metrics, strict=True):
     axes.axhline(0, color="black", lw=0.8)
     for x, (label, by_metric) in enumerate(gains.items()):
