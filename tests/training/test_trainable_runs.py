@@ -140,8 +140,7 @@ def test_the_bank_holds_features_of_the_trained_weights_not_of_their_average(par
   averaged = trainable.merge(before.params, before.ema)
   pixels = normalize_pixels(batch["image"], made.size.family.pixels)
   own, other = (
-    np.stack(made.encode(params, pixels, batch["tokens"]))
-    for params in (before.params, averaged)
+    np.stack(made.encode(params, pixels, batch["tokens"])) for params in (before.params, averaged)
   )
   rows = np.stack([state.bank.image, state.bank.text])[:, batch["index"]]
   np.testing.assert_allclose(rows, own, atol=1e-4 * np.abs(own).max())
