@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import SingleDeviceSharding
+from jaxtyping import Float
 
 from dgia_jax.dry_run import hlo_estimates, topology
 from dgia_jax.dry_run.hlo_estimates import COPIES, OTHERS, PRODUCTS
@@ -90,8 +91,24 @@ def _flash(q, k, v, causal, num_tokens, segments):
   return jnp.swapaxes(mixed[:, :, :num_tokens], 1, 2)
 
 
-def splash(q, k, v, causal, num_tokens, segments, interpret=False):
-  """The kernel; `interpret` computes it without a TPU."""
+def splash(
+  q: Float[jax.Array, "B T A F"],
+  k: Float[jax.Array, "B T A F"],
+  v: Float[jax.Array, "B T A F"],
+  causal: bool,
+  num_tokens: int,
+  segments: None = None,
+  interpret: bool = False,
+) -> Float[jax.Array, "B T A F"]:
+  """JAX's splash attention kernel, in place of `Attention.attend`.
+
+  Args:
+    q, k, v: queries, keys and values.
+    causal: whether a token sees only those before it.
+    num_tokens: tokens from this one on are padding.
+    segments: not supported.
+    interpret: compute it without a TPU.
+  """
   from jax.experimental.pallas.ops.tpu import splash_attention
 
   q, k, v = map(_heads_first, (q, k, v))
@@ -106,9 +123,9 @@ def splash(q, k, v, causal, num_tokens, segments, interpret=False):
     block_sizes=splash_attention.BlockSizes(**sizes),
     interpret=interpret,
   )
-  numbers = (jnp.arange(length) >= num_tokens).astype(jnp.int32)
-  segments = splash_attention.SegmentIds(numbers, numbers)
-  mixed = jax.vmap(lambda q, k, v: kernel(q, k, v, segment_ids=segments))(
+  padding = (jnp.arange(length) >= num_tokens).astype(jnp.int32)
+  texts = splash_attention.SegmentIds(padding, padding)
+  mixed = jax.vmap(lambda q, k, v: kernel(q, k, v, segment_ids=texts))(
     q * q.shape[-1] ** -0.5, k, v
   )
   return jnp.swapaxes(mixed[:, :, :num_tokens], 1, 2)
