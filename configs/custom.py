@@ -31,7 +31,6 @@ def get_config(variant: str = "") -> ConfigDict:
     recipes.from_scratch(config)
     config.tokenizer.context_length = 64
     config.tokenizer.vocab_size = 4096
-    config.dataset.image_size = (64, 32)
     config.num_epochs = 12
     config.local_association.start_epoch = 9
     config.global_association.start_epoch = 9

@@ -35,7 +35,6 @@ def get_config(variant: str = "") -> ConfigDict:
   config = recipes.from_scratch(config_lib.base())
   config.dataset.name = "synth_pedes"
   config.dataset.options = WORLD
-  config.dataset.image_size = (64, 32)
   config.model.name = "mini"
   config.batch_size = 256
   config.num_epochs = 16

@@ -45,7 +45,6 @@ def _from_scratch(is_small: bool) -> ConfigDict:
   """From random weights: relations start late, since early ones are wrong and cost 2 to 7 R@1."""
   config = recipes.from_scratch(config_lib.base())
   config.dataset.name = "synth_pedes"
-  config.dataset.image_size = (64, 32)
   config.batch_size = 64
   config.dataset.options = dict(train_people=2700)
   config.num_epochs, start_epoch = 10, 9

@@ -59,6 +59,7 @@ def from_scratch(config: ConfigDict) -> ConfigDict:
   config.tokenizer.context_length = 32
   config.tokenizer.vocab_size = 1024
   config.dataset.workers = 0
+  config.dataset.image_size = (64, 32)
   config.model.name = "tiny"
   config.model.dtype = "float32"
   config.model.remat = True  # as fast here, in less memory: small towers wait for memory
@@ -83,7 +84,6 @@ def from_mini(config: ConfigDict) -> ConfigDict:
   from_scratch(config)
   config.pretrained = "mini"
   config.model.name = "mini"
-  config.dataset.image_size = (64, 32)
   config.batch_size = 64
   config.num_epochs = 8
   config.optimizer.learning_rate = 7e-4

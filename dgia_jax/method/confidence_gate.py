@@ -44,7 +44,7 @@ def pair_confidence(features: FeaturePair) -> Float[Array, " B"]:
   return jnp.clip(_cosine_of_rows(*features), 0.0, 1.0)
 
 
-def across_modalities(
+def _across_modalities(
   features: FeaturePair,
   neighbour_images: Float[Array | np.ndarray, "B K D"],
   neighbour_texts: Float[Array | np.ndarray, "B K D"],
@@ -68,7 +68,7 @@ def neighbour_confidence(
   valid_BxK: Bool[Array | np.ndarray, "B K"],
 ) -> Float[Array, " B"]:
   """The mean cosine across modalities of each pair with itself and its neighbours."""
-  cosine_BxK = across_modalities(features, neighbour_images, neighbour_texts)
+  cosine_BxK = _across_modalities(features, neighbour_images, neighbour_texts)
   total_B = _cosine_of_rows(*features) + jnp.sum(jnp.where(valid_BxK, cosine_BxK, 0.0), axis=1)
   return jnp.clip(total_B / (1 + jnp.sum(valid_BxK, axis=1)), 0.0, 1.0)
 

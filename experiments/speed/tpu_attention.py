@@ -23,9 +23,9 @@ from flax import nnx
 from jax.sharding import SingleDeviceSharding
 from jaxtyping import Float
 
+from dgia_jax import cli, files
 from dgia_jax.dry_run import hlo_estimates, topology
 from dgia_jax.dry_run.hlo_estimates import COPIES, OTHERS, PRODUCTS
-from dgia_jax.errors import UserError
 from dgia_jax.models.backend import Backend
 from dgia_jax.models.transformer import Attention
 from experiments.speed.tpu_estimates import flops_per_cycle
@@ -175,11 +175,16 @@ def measure(chip: str, tower: Tower, form: Form) -> dict[str, Any]:
 
 def kernel_cycles(chip: str, tower: Tower) -> float:
   """Fewest cycles for the products of a flash kernel: blocks and matrix units filled up."""
+  tokens = tower.tokens + -tower.tokens % _BLOCK
+  products = hlo_estimates.Product(
+    rows=tokens,
+    inner=tokens,
+    columns=tower.width // tower.heads,
+    count=_KERNEL_PRODUCTS * BATCH * tower.heads,
+    op_name="",
+  )
   side = topology.MATRIX_UNIT_SIDE[topology.parse(chip)[0]]
-  up = lambda size, multiple: -(-size // multiple) * multiple
-  tokens = up(tower.tokens, _BLOCK)
-  one = 2 * tokens * up(tokens, side) * up(tower.width // tower.heads, side)
-  return _KERNEL_PRODUCTS * BATCH * tower.heads * one / flops_per_cycle(chip)
+  return products.padded_flops(side) / flops_per_cycle(chip)
 
 
 def table(facts: Mapping[tuple[str, Tower, Form], Mapping[str, Any]]) -> list[str]:
@@ -218,8 +223,12 @@ def table(facts: Mapping[tuple[str, Tower, Form], Mapping[str, Any]]) -> list[st
   return lines
 
 
-def main() -> None:
-  """Command line."""
+def main() -> int:
+  """Command line; returns the exit code."""
+  return cli.run(_run)
+
+
+def _run() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
   parser.add_argument("--chips", default="v5e:1x1,v6e:1x1", help="topologies of one chip")
   parser.add_argument("--out", type=pathlib.Path, required=True, help="write PATH.md")
@@ -229,14 +238,11 @@ def main() -> None:
   for chip in options.chips.split(","):
     for tower in TOWERS:
       for form in forms(tower):
-        try:
-          facts[chip, tower, form] = measure(chip, tower, form)
-        except UserError as error:
-          sys.exit(str(error))
+        facts[chip, tower, form] = measure(chip, tower, form)
         print(chip, tower.name, form.name, form.tokens, facts[chip, tower, form], flush=True)
   options.out.parent.mkdir(parents=True, exist_ok=True)
-  options.out.with_suffix(".md").write_text("\n".join(table(facts)) + "\n")
+  files.write_text(options.out.with_suffix(".md"), "\n".join(table(facts)) + "\n")
 
 
 if __name__ == "__main__":
-  main()
+  sys.exit(main())
