@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from dgia_jax.models.backend import Backend
 from dgia_jax.models.families import Family
@@ -142,8 +142,8 @@ class Attention(nnx.Module):
     elif num_tokens is not None and num_tokens < x_BxTxU.shape[1]:
       masks.append(place_1x1xT < num_tokens)
     if segments is not None:
-      own_BxQ = jnp.take_along_axis(jnp.asarray(segments), positions, axis=1)
-      masks.append(segments[:, None] == own_BxQ[..., None])
+      own_BxQx1 = tokens_at(jnp.asarray(segments)[..., None], positions)
+      masks.append(segments[:, None] == own_BxQx1)
     visible_BxQxT = functools.reduce(jnp.logical_and, masks) if masks else None
     return self.of_queries(tokens_at(x_BxTxU, positions), x_BxTxU, visible_BxQxT)
 
@@ -174,7 +174,7 @@ class Attention(nnx.Module):
     return self.out(jnp.einsum("baqt,btaf->bqaf", weights_BxAxQxT, v_BxTxAxF))
 
 
-def tokens_at(x_BxTxU: Float[Array, "B T U"], positions: Positions) -> Float[Array, "B Q U"]:
+def tokens_at(x_BxTxU: Shaped[Array, "B T U"], positions: Positions) -> Shaped[Array, "B Q U"]:
   """Some tokens of every sequence."""
   if isinstance(positions, int):
     return x_BxTxU[:, positions : positions + 1]

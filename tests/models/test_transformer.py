@@ -148,6 +148,8 @@ def test_tokens_attend_to_their_own_segment_only(causal):
   read = block.of_tokens(x, positions, segments=segments)
   expected = np.take_along_axis(np.asarray(together), positions[..., None], axis=1)
   np.testing.assert_allclose(read, expected, rtol=1e-5, atol=1e-5)
+  fourth = block.of_tokens(x, 3, segments=segments)
+  np.testing.assert_allclose(fourth, together[:, 3:4], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("remat", [False, True])
