@@ -17,8 +17,6 @@ MASKED_CLEAN = {"augment.clean_mask_ratio": 0.15}
 ONE_VIEW = {"loss.weights.consistency": 0.0}
 # Epochs of one view cost half as much as those of two.
 TWICE_AS_LONG = {"num_epochs": 2, "eval_every_epochs": 2}
-# Forty times that of the embedded dataset's config.
-DECAY = {"optimizer.weight_decay": 2.0}
 LIGHT_CLEAN = {"augment.clean_flip_prob": 0.5, "augment.clean_padding": 3}
 
 ADDITIONS = (
@@ -120,9 +118,6 @@ ADDITIONS = (
       Setting("no-local", NO_LOCAL, description="DGIA; no relations are mined inside a batch"),
       Setting("exchange", EXCHANGE, description="DGIA; images take captions of mined neighbours"),
       Setting("plus", PLUS, description="DGIA; both: `:plus`"),
-      Setting("plus+decay", PLUS | DECAY, description="`:plus`; weight decay 2"),
-      Setting("DGIA+decay", DECAY, description="DGIA; weight decay 2"),
-      Setting("B+decay", BASELINE | DECAY, description="contrastive loss only; weight decay 2"),
       Setting(
         "plus+masked-clean",
         PLUS | MASKED_CLEAN,
