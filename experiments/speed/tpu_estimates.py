@@ -10,10 +10,11 @@ Finished ones are stored in PATH.json, from which a second start resumes. Writes
 import argparse
 import json
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
-from dgia_jax import files
+from dgia_jax import cli, files
 from dgia_jax.dry_run import compile_report, flops, topology
 from dgia_jax.dry_run.hlo_estimates import COPIES, OTHERS, PRODUCTS
 from experiments.speed import topologies
@@ -71,8 +72,12 @@ def table(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
   return lines
 
 
-def main() -> None:
-  """Command line."""
+def main() -> int:
+  """Command line; returns the exit code."""
+  return cli.run(_run)
+
+
+def _run() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
   parser.add_argument("--chips", default="v5e:1x1,v5p:1x1x1,v6e:1x1", help="topologies of one chip")
   parser.add_argument("--batch_size", type=int, default=64)
@@ -94,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  main()
+  sys.exit(main())

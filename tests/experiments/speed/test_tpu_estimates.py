@@ -31,3 +31,11 @@ def test_the_table():
 )
 def test_clocks(chip, kind, gigahertz):
   assert tpu_estimates.clock(chip, kind) == pytest.approx(gigahertz * 1e9, rel=0.01)
+
+
+def test_an_unknown_chip_is_one_line(monkeypatch, tmp_path, capsys):
+  command = ["tpu_estimates", "--chips", "v9:1x1", "--out", str(tmp_path / "report")]
+  monkeypatch.setattr("sys.argv", command)
+  assert tpu_estimates.main() == 2
+  assert capsys.readouterr().err.startswith("error: --topology=v9:1x1")
+  assert not list(tmp_path.iterdir())
