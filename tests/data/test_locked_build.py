@@ -14,9 +14,11 @@ from dgia_jax.errors import UserError
 from tests.helpers import fake_datasets
 from tests.helpers.paths import ROOT
 
-# A limit on the size of files imitates a full disk: writing fails in the same calls.
+# A limit on the size of files imitates a full disk: writing fails in the same calls. Without the
+# second line, modules imported under the limit would leave truncated bytecode in the checkout.
 _FULL_DISK = """
 import resource, signal, sys
+sys.dont_write_bytecode = True
 from dgia_jax.data import __main__ as command
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
