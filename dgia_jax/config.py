@@ -94,6 +94,9 @@ def base() -> ConfigDict:
   config.tokenizer.name = "openai/clip-vit-base-patch16"  # hub name or folder; "" = own vocabulary
   config.tokenizer.context_length = 77  # tokens a caption is cut or padded to
   config.tokenizer.vocab_size = 49408  # of an own vocabulary, at most (name = "")
+  # Not in the paper: words that occur so often in the training captions get tokens of their own,
+  # if the vocabulary of `pretrained` spells them in pieces (name = ""); 0 = none.
+  config.tokenizer.new_words = 0
 
   config.model = ConfigDict()
   config.model.name = "vit_b_16"  # one of dgia_jax.models.dual_encoder.SIZES
@@ -169,7 +172,9 @@ def base() -> ConfigDict:
   config.augment.erase_aspect = (0.3, 3.3)  # smallest and largest height / width
   config.augment.mask_ratio = 0.5  # probability of masking a word, independently
   config.augment.mask_first = True  # always mask the first word (released code, by a slip)
-  # Not in the paper: the same for the undistorted view, lightly.
+  # Not in the paper: share of the image's patches that are left out, which saves their arithmetic.
+  config.augment.patch_drop_ratio = 0.0
+  # Not in the paper: light distortions of the undistorted view.
   config.augment.clean_flip_prob = 0.0  # probability of mirroring the undistorted view
   config.augment.clean_padding = 0  # pixels around its image before a random crop
   config.augment.clean_mask_ratio = 0.0  # probability of masking a word of its caption
@@ -283,13 +288,13 @@ def check(config: ConfigDict) -> None:
     )
   for field in ("bank.update_rate", "augment.flip_prob", "augment.erase_prob",
                 "augment.mask_ratio", "augment.clean_flip_prob", "augment.clean_mask_ratio",
-                "caption_exchange.prob",
+                "augment.patch_drop_ratio", "caption_exchange.prob",
                 "augment.erase_area", "loss.label_smoothing", "optimizer.betas",
                 "optimizer.layer_decay"):  # fmt: skip
     check_range(config, field, 0, 1)
   for field in ("augment.padding", "augment.clean_padding"):
     check_range(config, field, 0, max(size))
-  for field in ("dataset.workers", "augment.erase_aspect",
+  for field in ("dataset.workers", "tokenizer.new_words", "augment.erase_aspect",
                 "checkpoint.every_steps", "profile.steps", "profile.start_step",
                 "bank.block_rows", "optimizer.warmup_epochs",
                 "strict_mining.local_threshold_num_stds",

@@ -27,10 +27,13 @@ def beyond_paper(config: ConfigDict) -> ConfigDict:
   """Switches `config`, in place, to what gained most on drawn people (docs/findings.md).
 
   Images take the captions of their mined neighbours, and no relations are mined inside a batch.
+  Words that `mini` has never read get tokens of their own.
   """
   config.caption_exchange.prob = 0.7
   config.loss.weights["local"] = 0.0
   config.local_association.modality = "none"  # the distorted view is matched to itself alone
+  if config.pretrained == "mini":
+    config.tokenizer.new_words = 3
   return config
 
 

@@ -12,6 +12,8 @@ embedding table:
 
 import typing
 
+NUM_SPECIAL = 3  # at the end of the table: mask, start and end
+
 
 @typing.runtime_checkable
 class Vocabulary(typing.Protocol):
@@ -43,5 +45,5 @@ class TokenIds:
   def __init__(self, vocab_size: int):
     self.vocab_size = vocab_size
     self.pad_id = 0
-    self.mask_id, self.start_id, self.end_id = range(vocab_size - 3, vocab_size)
+    self.mask_id, self.start_id, self.end_id = range(vocab_size - NUM_SPECIAL, vocab_size)
     self.word_ids = range(1, self.mask_id)

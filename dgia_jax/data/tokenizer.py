@@ -23,7 +23,7 @@ from dgia_jax import files, hub
 from dgia_jax.data import siglip_tokenizer
 from dgia_jax.data.siglip_tokenizer import SiglipTokenizer
 from dgia_jax.data.text_cleaning import clean_caption
-from dgia_jax.data.token_ids import TokenIds
+from dgia_jax.data.token_ids import NUM_SPECIAL, TokenIds
 from dgia_jax.errors import UserError
 
 # A caption is cut into contractions, words, single digits and runs of other signs.
@@ -48,7 +48,7 @@ class Tokenizer(TokenIds):
 
   def __init__(self, backend: tokenizers.Tokenizer):
     """Wraps a backend whose model holds the ordinary tokens and whose settings fix L."""
-    super().__init__(backend.get_vocab_size() + 3)
+    super().__init__(backend.get_vocab_size() + NUM_SPECIAL)
     self._backend = backend
     self.context_length = backend.truncation["max_length"]
 
@@ -60,6 +60,37 @@ class Tokenizer(TokenIds):
     encodings = self._backend.encode_batch_fast([clean_caption(caption) for caption in captions])
     ids = np.array([encoding.ids for encoding in encodings], np.int32)
     return ids.reshape(len(captions), self.context_length)
+
+  def words(self, caption: str) -> list[str]:
+    """The words of a caption, cleaned, without digits and signs."""
+    text = clean_caption(caption)
+    parts = self._backend.pre_tokenizer.pre_tokenize_str(text)
+    return [word for _, (start, end) in parts if (word := text[start:end]).isalpha()]
+
+  def pieces(self, word: str) -> list[int]:
+    """The ids that spell a word."""
+    encoding = self._backend.encode(word, add_special_tokens=False)
+    return [
+      number for number, mask in zip(encoding.ids, encoding.attention_mask, strict=True) if mask
+    ]
+
+  def with_words(self, words: Sequence[str]) -> "Tokenizer":
+    """A tokenizer with these words as tokens, in this order after all others but the special ids.
+
+    Args:
+      words: as `words` gives them.
+    """
+    backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+    backend.add_tokens(
+      [tokenizers.AddedToken(word, single_word=True, normalized=False) for word in words]
+    )
+    return _with_special_ids(backend, self.context_length)
+
+  def added_words(self, vocab_size: int) -> list[str]:
+    """The words with which `with_words` enlarged a tokenizer of this V, in the order of ids."""
+    first = vocab_size - NUM_SPECIAL
+    added = self._backend.get_added_tokens_decoder()
+    return [added[number].content for number in sorted(added) if number >= first]
 
   def save(self, folder: pathlib.Path | str) -> None:
     """Writes `tokenizer.json` and its checksum to the folder, which is created if absent."""
@@ -154,7 +185,7 @@ def train_tokenizer(captions: Sequence[str], context_length: int, vocab_size: in
   if vocab_size < 260:
     raise UserError(f"tokenizer.vocab_size={vocab_size} is too small: use at least 260")
   trainer = trainers.BpeTrainer(
-    vocab_size=vocab_size - 3,
+    vocab_size=vocab_size - NUM_SPECIAL,
     min_frequency=2,
     special_tokens=["<pad>"],
     initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),

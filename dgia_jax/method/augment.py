@@ -1,8 +1,9 @@
 """The distorted view of a pair, made on the device (section 3.4).
 
 The clean view is the stored image, normalised. The distorted view loses information on purpose:
-flip, shifted crop and an erased rectangle for the image, masked words for the caption. All draws
-come from one key, so a resumed run sees the same views bit for bit, on any mesh.
+flip, shifted crop and an erased rectangle for the image, masked words for the caption. Not in the
+paper: patches of the image that the tower does not read. All draws come from one key, so a resumed
+run sees the same views bit for bit, on any mesh.
 """
 
 from typing import NamedTuple
@@ -148,3 +149,22 @@ def mask_tokens(
     chosen |= (jnp.arange(tokens.shape[1]) == masking.first_word)[None, :]
   is_word = (tokens >= masking.first_id) & (tokens < masking.end_id)
   return jnp.where(chosen & is_word, masking.mask_id, tokens)
+
+
+def kept_patches(
+  key: Key, num_images: int, num_patches: int, drop_ratio: float
+) -> Int[Array, "B K"] | None:
+  """Which patches of each image the tower reads; None means all.
+
+  As in FLIP (arXiv 2212.00794), every image loses other patches, and all images equally many.
+
+  Args:
+    key: random key.
+    num_images: B.
+    num_patches: T of an image.
+    drop_ratio: share of the patches to leave out; at least one is kept.
+  """
+  if not drop_ratio:
+    return None
+  num_kept = max(1, round(num_patches * (1 - drop_ratio)))
+  return jax.lax.top_k(jax.random.uniform(key, (num_images, num_patches)), num_kept)[1]

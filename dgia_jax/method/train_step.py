@@ -15,6 +15,7 @@ import optax
 from jaxtyping import Array, Float, Int, UInt8
 
 from dgia_jax.method import (
+  augment,
   caption_exchange,
   confidence_gate,
   ema,
@@ -22,7 +23,6 @@ from dgia_jax.method import (
   memory_bank,
   trainable,
 )
-from dgia_jax.method.augment import Masking
 from dgia_jax.method.global_association import Neighbours, global_association_loss, no_neighbours
 from dgia_jax.method.learnable_temperature import temperature_of
 from dgia_jax.method.local_association import relation_targets
@@ -31,6 +31,8 @@ from dgia_jax.method.mining import Batch, MineGlobal, MineLocal
 from dgia_jax.method.train_state import TrainState
 from dgia_jax.method.views import Encode, encode_views, two_views
 from dgia_jax.models.pixels import PixelStatistics
+
+_PATCHES = 4  # of a step's random key: the draws of the patches that are left out
 
 
 class StepOutput(NamedTuple):
@@ -54,8 +56,9 @@ def train_step(
   select_trained: Callable[[dict], dict],
   config: Any,
   mesh: jax.sharding.Mesh,
-  masking: Masking,
+  masking: augment.Masking,
   pixel_statistics: PixelStatistics,
+  num_patches: int,
   steps_per_epoch: int,
 ) -> tuple[TrainState, StepOutput]:
   """Takes one step (section 3).
@@ -72,6 +75,7 @@ def train_step(
     mesh: the mesh.
     masking: which ids of a caption are words, and the mask.
     pixel_statistics: normalise the images.
+    num_patches: of an image.
     steps_per_epoch: turns the step number into the epoch, counted from 1.
   """
   epoch = state.step // steps_per_epoch + 1
@@ -124,12 +128,15 @@ def train_step(
     key, batch["image"], tokens, settings=config.augment, masking=masking,
     pixel_statistics=pixel_statistics, distorted=bool(weights["consistency"]),
   )  # fmt: skip
+  kept = augment.kept_patches(
+    jax.random.fold_in(key, _PATCHES), mask.shape[0], num_patches, config.augment.patch_drop_ratio
+  )
   needed = local_started if config.local_association.start_epoch > 1 else None
   trained = select_trained(state.params)
   gradient, auxiliary = gradient_cache.gradient_of(
     objective,
     lambda part, views: encode_views(encode, trainable.merge(state.params, part), *views, needed),
-    trained, views, parts=config.gradient_accumulation, mesh=mesh,
+    trained, (*views, kept), parts=config.gradient_accumulation, mesh=mesh,
   )  # fmt: skip
   values, total, tau, clean, relations, neighbours, anchors = auxiliary
   updates, opt_state = optimizer.update(gradient, state.opt_state, trained)

@@ -12,7 +12,8 @@ from dgia_jax.method import augment
 from dgia_jax.method.mining import FeaturePair
 from dgia_jax.models.pixels import PixelStatistics, normalize_pixels
 
-Encode = Callable[[dict, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+# (params, pixels, tokens) -> image and text features; may be given the patches to read, too.
+Encode = Callable[..., tuple[jax.Array, jax.Array]]
 
 _CLEAN = 2  # of a step's random key: the draws for the clean view
 
@@ -74,22 +75,31 @@ def encode_views(
   params: dict,
   pixels_BxVxHxWx3: Float[Array, "B V H W 3"],
   tokens_BxVxL: Int[Array, "B V L"],
+  kept_BxK: Int[Array, "B K"] | None = None,
   needed: Bool[Array, ""] | None = None,
 ) -> list[FeaturePair]:
   """Features of every view, in one pass of each tower over all views.
+
+  Views of different sizes, or of which one may not be needed, are encoded one after the other.
 
   Args:
     encode: (params, pixels, tokens) -> image and text features.
     params: parameters.
     pixels_BxVxHxWx3, tokens_BxVxL: from `two_views`.
-    needed: whether the distorted view's features will be used; None means yes. Where they may not
-      be, the views are encoded one after the other, so that the second can be skipped.
+    kept_BxK: the patches that are read of the distorted view, from `augment.kept_patches`.
+    needed: whether the distorted view's features will be used; None means yes. Where they are not,
+      they are not computed.
   """
   size, num_views = tokens_BxVxL.shape[:2]
-  encode_view = lambda v: FeaturePair(*encode(params, pixels_BxVxHxWx3[:, v], tokens_BxVxL[:, v]))
-  if num_views == 2 and needed is not None:
-    clean = encode_view(0)
-    return [clean, jax.lax.cond(needed, lambda: encode_view(1), lambda: clean)]
+  if num_views == 2 and not (kept_BxK is None and needed is None):
+    encode_view = lambda v, *kept: FeaturePair(
+      *encode(params, pixels_BxVxHxWx3[:, v], tokens_BxVxL[:, v], *kept)
+    )
+    clean, distorted = encode_view(0), lambda: encode_view(1, kept_BxK)
+    return [
+      clean,
+      distorted() if needed is None else jax.lax.cond(needed, distorted, lambda: clean),
+    ]
   flat = lambda x: x.reshape(size * num_views, *x.shape[2:])
   image, text = encode(params, flat(pixels_BxVxHxWx3), flat(tokens_BxVxL))
   per_view = lambda x: x.reshape(size, num_views, -1)

@@ -162,10 +162,15 @@ class DualEncoder(nnx.Module):
     return pixels_lib.normalize_pixels(images, self.family.pixels)
 
   def encode_image(
-    self, pixels_BxHxWx3: Float[Array | np.ndarray, "B H W 3"]
+    self,
+    pixels_BxHxWx3: Float[Array | np.ndarray, "B H W 3"],
+    kept_BxK: Int[Array | np.ndarray, "B K"] | None = None,
   ) -> Float[Array, "B D"]:
-    """Encodes pixels of `normalize_pixels`; the features are float32 and not normalised."""
-    return self.image(pixels_BxHxWx3)
+    """Encodes pixels of `normalize_pixels`; the features are float32 and not normalised.
+
+    Only the patches `kept_BxK` of each image are read; None means all.
+    """
+    return self.image(pixels_BxHxWx3, kept_BxK)
 
   def encode_text(self, tokens_BxL: Int[Array | np.ndarray, "B L"]) -> Float[Array, "B D"]:
     """Encodes token ids, L <= context length; the features are float32 and not normalised."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from dgia_jax.models import transformer
 from dgia_jax.models.attention_pooling import AttentionPooling
@@ -95,9 +95,16 @@ class ImageTower(nnx.Module):
     else:
       self.projection = param(width_scaled, width, feature_width)
 
-  def __call__(self, pixels_BxHxWx3: Float[Array | np.ndarray, "B H W 3"]) -> Float[Array, "B D"]:
-    """Encodes normalised pixels; the features are float32 and not normalised."""
-    x_BxTxU = self.embed_patches(pixels_BxHxWx3)
+  def __call__(
+    self,
+    pixels_BxHxWx3: Float[Array | np.ndarray, "B H W 3"],
+    kept_BxK: Int[Array | np.ndarray, "B K"] | None = None,
+  ) -> Float[Array, "B D"]:
+    """Encodes normalised pixels; the features are float32 and not normalised.
+
+    Only the patches `kept_BxK` of each image are read; None means all.
+    """
+    x_BxTxU = self.embed_patches(pixels_BxHxWx3, kept_BxK)
     blocks = transformer.Blocks(self.blocks, self.last_block)
     num_frozen = self.backend.frozen_image_blocks
     if self.family.is_siglip:
@@ -109,9 +116,11 @@ class ImageTower(nnx.Module):
     return self.norm_post(class_token_Bx1xU[:, 0]) @ self.projection[...]
 
   def embed_patches(
-    self, pixels_BxHxWx3: Float[Array | np.ndarray, "B H W 3"]
+    self,
+    pixels_BxHxWx3: Float[Array | np.ndarray, "B H W 3"],
+    kept_BxK: Int[Array | np.ndarray, "B K"] | None = None,
   ) -> Float[Array, "B T U"]:
-    """Returns the tokens with their positions."""
+    """Returns the tokens with their positions; without those of patches that are not kept."""
     batch, height, width, _ = pixels_BxHxWx3.shape
     kernel = self.patch_embedding[...].astype(self.dtype)
     side = kernel.shape[0]
@@ -121,14 +130,20 @@ class ImageTower(nnx.Module):
       batch, height // side, side, width // side, side, 3
     )
     patches = patches.swapaxes(2, 3).reshape(batch, -1, side * side * 3)
+    position_TxU = self.position_embedding[...]
+    if self.family.is_siglip:
+      position_TxU = position_TxU + self.patch_bias[...][None]
+    position_BxTxU = position_TxU[None]
+    if kept_BxK is not None:
+      patches = jnp.take_along_axis(patches, kept_BxK[:, :, None], axis=1)
+      # The class token comes first and is always kept.
+      kept_BxT = kept_BxK if self.family.is_siglip else jnp.pad(kept_BxK + 1, ((0, 0), (1, 0)))
+      position_BxTxU = position_TxU[kept_BxT]
     x_BxTxU = patches @ kernel.reshape(side * side * 3, -1)
     if self.family.is_siglip:
-      return (
-        x_BxTxU
-        + (self.position_embedding[...] + self.patch_bias[...][None]).astype(self.dtype)[None]
-      )
+      return x_BxTxU + position_BxTxU.astype(self.dtype)
     class_Bx1xU = jnp.broadcast_to(
       self.class_embedding[...].astype(self.dtype), (batch, 1, x_BxTxU.shape[-1])
     )
     x_BxTxU = jnp.concatenate([class_Bx1xU, x_BxTxU], axis=1)
-    return x_BxTxU + self.position_embedding[...].astype(self.dtype)[None]
+    return x_BxTxU + position_BxTxU.astype(self.dtype)

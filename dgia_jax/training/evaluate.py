@@ -208,6 +208,8 @@ def score_pretrained(
   """
   start = time.time()
   workdir_lib.check(workdir, config)
+  config = config.copy_and_resolve_references()
+  config.tokenizer.new_words = 0  # they would have to be learned
   setup = setup_lib.create(config, workdir, splits)
   state = setup_lib.initial_state(setup, console.print)
   evaluator = Evaluator(setup)

@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from dgia_jax import sharding
+from dgia_jax.data import token_ids
 from dgia_jax.errors import UserError
 from dgia_jax.models import dual_encoder, pretrained
 from dgia_jax.models.families import Family
@@ -23,6 +25,7 @@ def load(
   image_size: tuple[int, int],
   family: Family,
   mesh: jax.sharding.Mesh,
+  new_words: Sequence[Sequence[int]] = (),
 ) -> tuple[Mapping[str, Any], Sequence[str]]:
   """Reads parameters onto a mesh.
 
@@ -32,6 +35,8 @@ def load(
     image_size: (height, width) in pixels of the model's images.
     family: of the model.
     mesh: the mesh.
+    new_words: of each word that the run's vocabulary adds to that of the source, the ids of its
+      pieces there. The word's embedding starts as their mean.
 
   Returns:
     The parameters, and the names of the tensors that the model does not use.
@@ -40,15 +45,42 @@ def load(
     UserError: the files cannot be read or do not fit the model.
   """
   folder = str(pretrained.local_copy(source, "config.pretrained"))
+  stored = _without_new_words(params, len(new_words))  # the structure that the source has
   if workdir_lib.is_run(folder):
     _check_same_family(folder, family)
     loaded = run_weights.load(folder, setting="config.pretrained").params
     unused = ()
-    _check_same_shapes(source, loaded, params)
+    _check_same_shapes(source, loaded, stored)
   else:
-    weights = pretrained.load_pretrained(folder, params, image_size=image_size, family=family)
+    weights = pretrained.load_pretrained(folder, stored, image_size=image_size, family=family)
     loaded, unused = weights.params, weights.dropped
+  loaded = _with_new_words(loaded, new_words)
   return sharding.place(loaded, sharding.parameters(mesh, params)), unused
+
+
+def _without_new_words(params: Mapping[str, Any], num_words: int) -> Mapping[str, Any]:
+  """The parameters, of which only shapes and types will be read, with a shorter table of tokens."""
+  if not num_words:
+    return params
+  table = params["text"]["token_embedding"]
+  shape = (table.shape[0] - num_words, *table.shape[1:])
+  return _with_table(params, jax.ShapeDtypeStruct(shape, table.dtype))
+
+
+def _with_new_words(
+  params: Mapping[str, Any], new_words: Sequence[Sequence[int]]
+) -> Mapping[str, Any]:
+  """The parameters with a row for each new word, before the rows of the special ids."""
+  if not new_words:
+    return params
+  table = np.asarray(params["text"]["token_embedding"])
+  rows = np.stack([table[list(pieces)].mean(axis=0) for pieces in new_words])
+  ordinary, special = np.split(table, [len(table) - token_ids.NUM_SPECIAL])
+  return _with_table(params, np.concatenate([ordinary, rows, special]))
+
+
+def _with_table(params: Mapping[str, Any], table: Any) -> Mapping[str, Any]:
+  return {**params, "text": {**params["text"], "token_embedding": table}}
 
 
 def summary(names: Sequence[str]) -> str:

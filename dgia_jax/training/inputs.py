@@ -8,7 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from dgia_jax import hub
-from dgia_jax.data import annotations, datasets, tokenizer
+from dgia_jax.data import annotations, datasets, new_words, tokenizer
 from dgia_jax.data import pairs as pairs_lib
 from dgia_jax.errors import UserError
 from dgia_jax.models import dual_encoder, pretrained
@@ -52,31 +52,69 @@ def load_tokenizer(
   """Returns the tokenizer of CLIP or SigLIP, or one with a vocabulary that belongs to this run.
 
   Such a vocabulary is stored in the working directory. It is copied from the run or the converted
-  model that `config.pretrained` names, here or on the hub, or else learned from the training
-  captions.
+  model that `config.pretrained` names, here or on the hub, with `tokenizer.new_words` added, or
+  else learned from the training captions.
+
+  Raises:
+    UserError: the vocabulary cannot be read, or the settings do not fit it.
   """
   settings = config.tokenizer
   if settings.name:
+    if settings.new_words:
+      raise UserError(
+        f"config.tokenizer.new_words={settings.new_words}: words are added to a vocabulary that"
+        f" belongs to the run, not to config.tokenizer.name={settings.name}; give new_words=0"
+      )
     size = dual_encoder.SIZES.get(config.model.name)  # an unknown name is reported later
     is_siglip = size is not None and size.family.is_siglip
     return tokenizer.pretrained_tokenizer(settings.name, settings.context_length, is_siglip)
   folder = pathlib.Path(workdir) / workdir_lib.TOKENIZER
   if workdir_lib.is_claimed(workdir):
     return tokenizer.load_tokenizer(folder)
-  source = _vocabulary_folder(config.pretrained)
-  if source is not None:
-    vocabulary = tokenizer.load_tokenizer(source)
-    if vocabulary.context_length != settings.context_length:
-      raise UserError(
-        f"config.tokenizer.context_length={settings.context_length}: config.pretrained="
-        f"{config.pretrained} has {vocabulary.context_length}; give the same"
-      )
+  vocabulary = _pretrained_vocabulary(config)
+  if vocabulary is not None:
+    if settings.new_words:
+      vocabulary = new_words.add_new_words(vocabulary, train_captions, settings.new_words)
   else:
     vocabulary = tokenizer.train_tokenizer(
       train_captions, settings.context_length, settings.vocab_size
     )
   if jax.process_index() == 0:
     vocabulary.save(folder)
+  return vocabulary
+
+
+def pieces_of_new_words(config: ConfigDict, vocabulary: tokenizer.Tokenizer) -> list[list[int]]:
+  """How the vocabulary of `config.pretrained` spells the words that the run's own one adds to it.
+
+  Args:
+    config: the resolved config.
+    vocabulary: the run's.
+
+  Returns:
+    The ids of the pieces of each added word, in the order of the added ids.
+  """
+  if not config.tokenizer.new_words:
+    return []
+  original = _pretrained_vocabulary(config)
+  return [] if original is None else new_words.pieces_of_new_words(original, vocabulary)
+
+
+def _pretrained_vocabulary(config: ConfigDict) -> tokenizer.Tokenizer | None:
+  """The vocabulary that belongs to the weights of `config.pretrained`, if any.
+
+  Raises:
+    UserError: it cannot be read, or has another context length than the config.
+  """
+  folder = _vocabulary_folder(config.pretrained)
+  if folder is None:
+    return None
+  vocabulary, context_length = tokenizer.load_tokenizer(folder), config.tokenizer.context_length
+  if vocabulary.context_length != context_length:
+    raise UserError(
+      f"config.tokenizer.context_length={context_length}: config.pretrained="
+      f"{config.pretrained} has {vocabulary.context_length}; give the same"
+    )
   return vocabulary
 
 

@@ -65,6 +65,12 @@ class TrainingSetup:
     """The epoch, counted from 1, that a step belongs to; steps are counted from 1."""
     return (step - 1) // self.steps_per_epoch + 1
 
+  @property
+  def num_patches(self) -> int:
+    """Patches of an image."""
+    height, width = self.config.dataset.image_size
+    return (height // self.size.patch_size) * (width // self.size.patch_size)
+
   @functools.cached_property
   def same_image_rows(self) -> int:
     """The largest number of other captions that one image has."""
@@ -80,18 +86,21 @@ class TrainingSetup:
     params: Mapping,
     pixels: jax.Array,
     tokens: jax.Array,
+    kept_patches: jax.Array | None = None,
+    *,
     packing: Packing | None = None,
   ) -> tuple[jax.Array, jax.Array]:
     """Image features (n, D) of normalised pixels and text features (n, D) of token ids.
 
-    With a packing, captions are encoded as `caption_packing.encode_packed` does.
+    Only the patches `kept_patches` (n, K) of each image are read; None means all. With a packing,
+    captions are encoded as `caption_packing.encode_packed` does.
     """
     model = nnx.merge(self.graphdef, self.towers(sharding.gathered(self.mesh, params)))
     encode_text = model.encode_text
     if packing:
       shards = sharding.batch_shards(self.mesh)
       encode_text = lambda tokens: encode_packed(model.text.encode_rows, tokens, packing, shards)
-    return model.encode_image(pixels), encode_text(tokens)
+    return model.encode_image(pixels, kept_patches), encode_text(tokens)
 
   def towers(self, params: Mapping) -> dict:
     """The parameters of the model among those of the state, see `trainable.towers`."""
@@ -293,6 +302,7 @@ def load_pretrained(setup: TrainingSetup, params: Mapping) -> tuple[Mapping, Seq
     image_size=tuple(setup.config.dataset.image_size),
     family=setup.size.family,
     mesh=setup.mesh,
+    new_words=inputs.pieces_of_new_words(setup.config, setup.tokenizer),
   )
   return {**params, **loaded}, unused
 
@@ -319,6 +329,7 @@ def create_step(
     mesh=setup.mesh,
     masking=masking(setup.tokenizer),
     pixel_statistics=setup.size.family.pixels,
+    num_patches=setup.num_patches,
     steps_per_epoch=setup.steps_per_epoch,
     **(mining_functions(setup) | replaced),
   )

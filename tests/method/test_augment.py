@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dgia_jax import sharding
+from dgia_jax.method import augment
 from dgia_jax.method.augment import Masking
 from dgia_jax.models import pixels as pixels_lib
 from tests.helpers import recipe
@@ -287,3 +288,19 @@ def test_views_do_not_depend_on_how_the_batch_is_split(rng):
   assert {len(shard.data) for shard in split[0].addressable_shards} == {2}
   np.testing.assert_array_equal(split[1], whole[1])
   np.testing.assert_allclose(split[0], whole[0], rtol=0, atol=1e-6)
+
+
+def test_every_image_keeps_other_patches_and_equally_many():
+  kept = np.asarray(augment.kept_patches(jax.random.key(0), 2000, 10, 0.35))
+  assert kept.shape == (2000, 6) and all(len(set(row)) == 6 for row in kept)
+  counts = np.bincount(kept.ravel(), minlength=10)
+  assert len(counts) == 10 and np.all(np.abs(counts - 1200) < 5 * np.sqrt(2000 * 0.6 * 0.4))
+  again = augment.kept_patches(jax.random.key(0), 2000, 10, 0.35)
+  assert np.array_equal(kept, again)
+  assert not np.array_equal(kept, augment.kept_patches(jax.random.key(1), 2000, 10, 0.35))
+
+
+@pytest.mark.parametrize("ratio, count", [(0.01, 10), (0.5, 5), (0.99, 1), (1.0, 1)])
+def test_at_least_one_patch_is_kept(ratio, count):
+  assert augment.kept_patches(jax.random.key(0), 4, 10, ratio).shape == (4, count)
+  assert augment.kept_patches(jax.random.key(0), 4, 10, 0.0) is None

@@ -89,7 +89,7 @@ class Reference:
         lambda state, batch: train_step.train_step(
           state, batch, encode=self.encode, optimizer=self._tx, config=self.config,
           mesh=self.mesh, masking=Masking.below(997), pixel_statistics=pixels.CLIP,
-          select_trained=lambda params: params, steps_per_epoch=3, **searches,
+          select_trained=lambda params: params, num_patches=1, steps_per_epoch=3, **searches,
         ),
         self.mesh, self.state, batch,
       )  # fmt: skip

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dgia_jax import config as config_lib
-from dgia_jax.method import views
+from dgia_jax.method import augment, views
 from dgia_jax.method.augment import Masking
 from dgia_jax.models import pixels
 
@@ -65,3 +65,22 @@ def test_the_distorted_view_does_not_depend_on_the_clean_one(batch):
     assert np.array_equal(a[:, 1], b[:, 1]) and not np.array_equal(a[:, 0], b[:, 0])
   alone = two_views(*batch, distorted=False, clean_mask_ratio=0.15)
   assert np.array_equal(alone[1][:, 0], light[1][:, 0])
+
+
+def fake_encode(params, pixels, tokens, kept=None):
+  """Features that tell how many patches were read."""
+  number = -1.0 if kept is None else float(kept.shape[1])
+  return jnp.full((len(pixels), 2), number), tokens[:, :2].astype(jnp.float32)
+
+
+def test_patches_are_left_out_of_the_distorted_view_alone(batch):
+  pixels_BxV, tokens_BxV = two_views(*batch)
+  kept = augment.kept_patches(jax.random.key(0), 64, 10, 0.4)
+  clean, distorted = views.encode_views(fake_encode, {}, pixels_BxV, tokens_BxV, kept)
+  assert np.all(clean.image == -1) and np.all(distorted.image == 6)
+  assert np.array_equal(distorted.text, tokens_BxV[:, 1, :2])
+  for needed in (True, False):
+    _, maybe = views.encode_views(
+      fake_encode, {}, pixels_BxV, tokens_BxV, kept, jnp.asarray(needed)
+    )
+    assert np.all(maybe.image == (6 if needed else -1))

@@ -42,6 +42,32 @@ def test_the_vocabulary_of_a_shipped_model_is_copied(shipped_mini, tmp_path):
   assert len({tuple(row) for row in copied.encode(captions)}) == len(captions)
 
 
+def test_new_words_are_added_to_the_copied_vocabulary(shipped_mini, tmp_path):
+  stored, captions = tokenizer_lib.load_tokenizer(shipped_mini), ["crimson crimson hat"] * 5
+  config = tiny_run.config(pretrained="mini", tokenizer__context_length=16, tokenizer__new_words=10)
+  larger = inputs.load_tokenizer(config, tmp_path, captions)
+  assert larger.vocab_size == stored.vocab_size + 1  # "hat" occurs five times
+  assert inputs.pieces_of_new_words(config, larger) == [stored.pieces("crimson")]
+  workdir_lib.claim(tmp_path, config)
+  # Other captions change nothing in a run that has begun.
+  loaded = inputs.load_tokenizer(config, tmp_path, ["azure"] * 20)
+  np.testing.assert_array_equal(loaded.encode(captions), larger.encode(captions))
+  assert inputs.pieces_of_new_words(config, loaded) == [stored.pieces("crimson")]
+
+
+@pytest.mark.parametrize("fields", [{}, {"tokenizer__new_words": 1}])
+def test_a_vocabulary_of_the_runs_own_has_no_new_words(fields, tmp_path):
+  """It is learned from the same captions."""
+  config, captions = tiny_run.config(**fields), tiny_run.splits()["train"].captions
+  assert inputs.pieces_of_new_words(config, inputs.load_tokenizer(config, tmp_path, captions)) == []
+
+
+def test_new_words_of_a_published_tokenizer_are_refused(tmp_path):
+  config = tiny_run.config(tokenizer__name="openai/clip", tokenizer__new_words=5)
+  with pytest.raises(UserError, match="^config.tokenizer.new_words=5: .*=openai/clip; give"):
+    inputs.load_tokenizer(config, tmp_path, [])
+
+
 class FakeHub:
   """Replaces the hub by one that has a model, the files of a folder."""
 

@@ -255,3 +255,30 @@ def test_create_step_binds_the_run(run):
   assert step.keywords["steps_per_epoch"] == 5
   mine_global = step.keywords["mine_global"]
   assert mine_global.keywords["same_image_rows"] == 1  # images have up to two captions
+
+
+def test_new_words_start_from_their_pieces_and_change_nothing_else(shipped_mini, tmp_path):
+  fields = dict(pretrained="mini", model__name="tiny", tokenizer__context_length=16, **ALL_DEVICES)
+  splits = tiny_run.splits()
+  words = sorted(set(" ".join(splits["train"].captions).split()))
+  plain, larger = (
+    setup.create(tiny_run.config(tokenizer__new_words=count, **fields), tmp_path / name, splits)
+    for name, count in (("plain", 0), ("larger", 5))
+  )
+  pieces = [plain.tokenizer.pieces(word) for word in words]
+  assert {len(ids) > 1 for ids in pieces} == {True, False}
+  expected, params = (setup.initial_state(run).params for run in (plain, larger))
+  table, stored = (np.asarray(tree["text"]["token_embedding"]) for tree in (params, expected))
+  for word, ids in zip(words, pieces, strict=True):
+    (token,) = larger.tokenizer.pieces(word)
+    np.testing.assert_allclose(table[token], stored[ids].mean(axis=0), atol=1e-7)
+  # A caption of known words has the same feature, special tokens included.
+  known = " ".join(word for word, ids in zip(words, pieces, strict=True) if len(ids) == 1)
+  blank = jnp.zeros((8, 16, 16, 3))
+  before, after = (
+    run.encode(tree, blank, jnp.asarray(run.tokenizer.encode([known] * 8)))[1]
+    for run, tree in ((plain, expected), (larger, params))
+  )
+  np.testing.assert_array_equal(before, after)
+  mask, replaced = plain.tokenizer.mask_id, larger.tokenizer.mask_id
+  np.testing.assert_array_equal(table[replaced:], stored[mask:])

@@ -207,6 +207,21 @@ def test_scores_before_training_are_epoch_0_and_change_nothing(one_device, tmp_p
   assert plain["digest"] == results["digest"] and "before_training" not in plain
 
 
+@pytest.mark.integration
+def test_left_out_patches_are_the_same_on_any_mesh_and_in_parts(no_tokenizer_folder):
+  fields = {"augment__patch_drop_ratio": 0.5}
+  one, _ = _steps((1, 1, 1), 3, **fields)
+  for mesh, parts in (((2, 2, 2), 1), ((1, 1, 1), 4)):
+    other, _ = _steps(mesh, 3, gradient_accumulation=parts, **fields)
+    for ours, theirs in zip(other, one, strict=True):
+      for name, value in theirs.metrics.items():
+        np.testing.assert_allclose(ours.metrics[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
+  whole, _ = _steps((1, 1, 1), 1)
+  first, whole = one[0].metrics, whole[0].metrics
+  assert first["loss_itc"] == pytest.approx(whole["loss_itc"], rel=1e-4)
+  assert abs(first["loss_consistency"] - whole["loss_consistency"]) > 1e-3
+
+
 STRICT = {
   "strict_mining__reciprocal": True, "strict_mining__require_text_match": True,
   "strict_mining__global_threshold_num_stds": 0.5, "strict_mining__local_threshold_num_stds": 0.5,

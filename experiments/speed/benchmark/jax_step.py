@@ -326,7 +326,7 @@ class JaxImplementation:
       return tuple(jnp.repeat(array, 2, axis=0) for array in (pixels, batch["tokens"]))
 
     def total(tower_params, others, pixels, tokens):
-      features = setup.encode({**others, kind: tower_params}, pixels, tokens, packing)
+      features = setup.encode({**others, kind: tower_params}, pixels, tokens, packing=packing)
       return jnp.sum(features[("image", "text").index(kind)])  # the other is not computed
 
     others = {name: tree for name, tree in params.items() if name != kind}

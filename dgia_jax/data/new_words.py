@@ -1,0 +1,42 @@
+"""Words that a pretrained model's vocabulary spells in pieces, as tokens of their own.
+
+A model knows the words of its own captions. A word of other captions, such as "crimson", is spelled
+from two to five pieces, which mean something else in other words and fill the context. If the
+training captions use the word often enough to learn it, a token of its own is better. It starts
+from the mean of the embeddings of its pieces.
+"""
+
+import collections
+from collections.abc import Sequence
+
+from dgia_jax.data.tokenizer import Tokenizer
+
+
+def add_new_words(vocabulary: Tokenizer, captions: Sequence[str], min_count: int) -> Tokenizer:
+  """A vocabulary with a token for each word that the given one spells in pieces.
+
+  The ids of ordinary tokens stay, new words follow them, and the three special ids come last again.
+
+  Args:
+    vocabulary: of the pretrained model.
+    captions: the training captions.
+    min_count: a word counts if it occurs at least so often in them.
+  """
+  counts = collections.Counter(word for caption in captions for word in vocabulary.words(caption))
+  new = [
+    word
+    for word, count in counts.items()
+    if count >= min_count and len(vocabulary.pieces(word)) > 1
+  ]
+  # Equal captions in any order give equal ids.
+  return vocabulary.with_words(sorted(new, key=lambda word: (-counts[word], word)))
+
+
+def pieces_of_new_words(vocabulary: Tokenizer, larger: Tokenizer) -> list[list[int]]:
+  """The ids, in the original vocabulary, of the pieces of each word that `add_new_words` added.
+
+  Args:
+    vocabulary: the original one.
+    larger: made of it by `add_new_words`.
+  """
+  return [vocabulary.pieces(word) for word in larger.added_words(vocabulary.vocab_size)]
