@@ -60,11 +60,6 @@ def load_tokenizer(
   """
   settings = config.tokenizer
   if settings.name:
-    if settings.new_words:
-      raise UserError(
-        f"config.tokenizer.new_words={settings.new_words}: words are added to a vocabulary that"
-        f" belongs to the run, not to config.tokenizer.name={settings.name}; give new_words=0"
-      )
     size = dual_encoder.SIZES.get(config.model.name)  # an unknown name is reported later
     is_siglip = size is not None and size.family.is_siglip
     return tokenizer.pretrained_tokenizer(settings.name, settings.context_length, is_siglip)
@@ -94,7 +89,7 @@ def pieces_of_new_words(config: ConfigDict, vocabulary: tokenizer.Tokenizer) -> 
   Returns:
     The ids of the pieces of each added word, in the order of the added ids.
   """
-  if not config.tokenizer.new_words:
+  if config.tokenizer.name or not config.tokenizer.new_words:
     return []
   original = _pretrained_vocabulary(config)
   return [] if original is None else new_words.pieces_of_new_words(original, vocabulary)

@@ -12,7 +12,9 @@ RAISED = {
 OTHER_IMAGES = {"global_association.exclude_same_image": True}
 EXCHANGE = {"caption_exchange.prob": 0.7}
 NO_LOCAL = {"loss.weights.local": 0.0, "local_association.modality": "none"}
-PLUS = EXCHANGE | NO_LOCAL  # `recipes.beyond_paper`
+PATCH_DROP = {"augment.patch_drop_ratio": 0.5}
+NEW_WORDS = {"tokenizer.new_words": 3}
+PLUS = EXCHANGE | NO_LOCAL | PATCH_DROP | NEW_WORDS  # `recipes.beyond_paper`
 MASKED_CLEAN = {"augment.clean_mask_ratio": 0.15}
 ONE_VIEW = {"loss.weights.consistency": 0.0}
 # Epochs of one view cost half as much as those of two.
@@ -117,15 +119,25 @@ ADDITIONS = (
       WHOLE,
       Setting("no-local", NO_LOCAL, description="DGIA; no relations are mined inside a batch"),
       Setting("exchange", EXCHANGE, description="DGIA; images take captions of mined neighbours"),
-      Setting("plus", PLUS, description="DGIA; both: `:plus`"),
+      Setting("exchange+no-local", EXCHANGE | NO_LOCAL, description="DGIA; both"),
       Setting(
-        "plus+masked-clean",
-        PLUS | MASKED_CLEAN,
-        description="`:plus`; 15 % of the words of the undistorted caption masked",
+        "patch-drop", PATCH_DROP, description="DGIA; half of the distorted image's patches left out"
+      ),
+      Setting("new-words", NEW_WORDS, description="DGIA; new words get tokens of their own"),
+      Setting("plus", PLUS, description="DGIA; all of these: `:plus`"),
+      Setting(
+        "B+new-words",
+        BASELINE | NEW_WORDS,
+        description="contrastive loss only; new words get tokens of their own",
       ),
       Setting(
-        "plus+masked-clean+one-view",
-        PLUS | MASKED_CLEAN | ONE_VIEW,
+        "exchange+no-local+masked-clean",
+        EXCHANGE | NO_LOCAL | MASKED_CLEAN,
+        description="15 % of the words of the undistorted caption masked",
+      ),
+      Setting(
+        "exchange+no-local+masked-clean+one-view",
+        EXCHANGE | NO_LOCAL | MASKED_CLEAN | ONE_VIEW,
         description="the same without the distorted view, in twice the epochs",
         factors=TWICE_AS_LONG,
       ),

@@ -62,10 +62,16 @@ def test_a_vocabulary_of_the_runs_own_has_no_new_words(fields, tmp_path):
   assert inputs.pieces_of_new_words(config, inputs.load_tokenizer(config, tmp_path, captions)) == []
 
 
-def test_new_words_of_a_published_tokenizer_are_refused(tmp_path):
-  config = tiny_run.config(tokenizer__name="openai/clip", tokenizer__new_words=5)
-  with pytest.raises(UserError, match="^config.tokenizer.new_words=5: .*=openai/clip; give"):
-    inputs.load_tokenizer(config, tmp_path, [])
+def test_a_published_tokenizer_stays_as_it_is(tmp_path):
+  folder = vocabularies.write("clip", tmp_path / "clip")
+  fields = {"tokenizer__name": str(folder), "tokenizer__context_length": 77}
+  plain, same = (
+    inputs.load_tokenizer(tiny_run.config(**fields, **more), tmp_path / "run", ["azure"] * 9)
+    for more in ({}, {"tokenizer__new_words": 1})
+  )
+  assert same.vocab_size == plain.vocab_size
+  config = tiny_run.config(**fields, tokenizer__new_words=1)
+  assert inputs.pieces_of_new_words(config, same) == []
 
 
 class FakeHub:
