@@ -14,6 +14,7 @@ from flax import nnx
 from huggingface_hub.errors import LocalTokenNotFoundError
 
 from dgia_jax import config, convert, hub
+from dgia_jax.data import new_words
 from dgia_jax.data import tokenizer as tokenizer_lib
 from dgia_jax.errors import UserError
 from dgia_jax.models import pixels as pixels_lib
@@ -74,22 +75,27 @@ def test_transformers_gives_equal_features_from_raw_captions_and_images(known_ru
     np.testing.assert_allclose(actual.numpy(), expected, rtol=0, atol=2e-5 * scale)
 
 
-@pytest.mark.parametrize("vocabulary", ["own", "clip", "bert"])
+@pytest.mark.parametrize("vocabulary", ["own", "own with new words", "clip", "bert"])
 def test_transformers_gives_equal_ids_for_odd_captions(known_run, tmp_path, vocabulary):
   transformers = pytest.importorskip("transformers")
   run = tmp_path / "run"
   shutil.copytree(known_run, run)
   settings = json.loads((run / "config.json").read_text())
-  if vocabulary != "own":
+  captions = odd_captions(seed=1, count=2000)
+  if not vocabulary.startswith("own"):
     settings["tokenizer"]["name"] = str(vocabularies.write(vocabulary, tmp_path / vocabulary))
     (run / "config.json").write_text(json.dumps(settings))
     length = settings["tokenizer"]["context_length"]
     tokenizer = tokenizer_lib.pretrained_tokenizer(settings["tokenizer"]["name"], length)
   else:
     tokenizer = tokenizer_lib.load_tokenizer(run / workdir_lib.TOKENIZER)
+  if vocabulary == "own with new words":
+    size = tokenizer.vocab_size
+    tokenizer = new_words.add_new_words(tokenizer, captions, 1)
+    assert tokenizer.vocab_size > size + 10
+    tokenizer.save(run / workdir_lib.TOKENIZER)
   assert convert_run(run, tmp_path / "out") == 0
   converted = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-  captions = odd_captions(seed=1, count=2000)
   ids = converted(captions, padding="max_length", truncation=True, return_tensors="np")["input_ids"]
   different = (ids != tokenizer.encode(captions)).any(axis=1)
   assert different.sum() <= 4, [c for c, d in zip(captions, different, strict=True) if d]

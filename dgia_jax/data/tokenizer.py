@@ -82,7 +82,7 @@ class Tokenizer(TokenIds):
     """
     backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
     backend.add_tokens(
-      [tokenizers.AddedToken(word, single_word=True, normalized=False) for word in words]
+      [tokenizers.AddedToken(word, single_word=True, normalized=True) for word in words]
     )
     return _with_special_ids(backend, self.context_length)
 
