@@ -4,10 +4,10 @@
       --config.dataset.source=FOLDER/ICFG-PEDES
 
 Variants: `:paper` follows the paper's equations where the released code differs from them; `:plus`
-exchanges the captions of mined neighbours (docs/findings.md). `:holdout` sets 310 training people
-apart as val, which the dataset lacks, trains on the others and chooses the epoch on val: the honest
-protocol, a little below the paper's numbers. `:strong` combines what should score highest
-(docs/reproducing.md) with that protocol.
+exchanges the captions of mined neighbours and reads half of the distorted image (docs/findings.md).
+`:holdout` sets 310 training people apart as val, which the dataset lacks, trains on the others and
+chooses the epoch on val: the honest protocol, a little below the paper's numbers. `:strong`
+combines what should score highest (docs/reproducing.md) with that protocol.
 Expected (the paper, best test epoch): R@1 63.71, R@5 79.90, R@10 85.38, mAP 36.87, mINP 6.20.
 Not yet run with this code: only their owners distribute the dataset and CLIP's weights.
 """

@@ -16,5 +16,6 @@
 | `synth_pedes` | the embedded dataset: people, their images and captions are drawn |
 | `pairs` | the table of (image, caption) pairs of a split |
 | `tokenizer`, `siglip_tokenizer`, `token_ids` | captions to token ids |
+| `new_words` | tokens for words that a copied vocabulary lacks |
 | `batches`, `prefetch` | the input pipeline |
 """
