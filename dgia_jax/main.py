@@ -18,17 +18,19 @@ from dgia_jax.errors import UserError
 MODES = ("train", "evaluate", "compile")
 
 FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file(
-  "config", None, "Config by name or file: NAME[:variant] or FILE.py[:variant].", lock_config=True
+_DEFINED = (
+  config_flags.DEFINE_config_file(
+    "config", None, "Config by name or file: NAME[:variant] or FILE.py[:variant].", lock_config=True
+  ),
+  flags.DEFINE_string("workdir", None, "Working directory; training resumes when it holds a run."),
+  flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, one of several processes."),
+  flags.DEFINE_integer("num_processes", None, "Number of processes."),
+  flags.DEFINE_integer("process_id", None, "Number of this process, from 0."),
+  flags.DEFINE_bool("detect_processes", True, "Join the Cloud TPU slice or SLURM step around it."),
+  flags.DEFINE_enum("mode", "train", MODES, "train; evaluate a run; compile for --topology."),
+  flags.DEFINE_string("topology", None, "Devices to compile for, such as v5e:16x16 or cpu:8."),
+  flags.DEFINE_integer("num_pairs", None, "Training pairs to compile for; default: the dataset's."),
 )
-flags.DEFINE_string("workdir", None, "Working directory; training resumes when it holds a run.")
-flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, one of several processes.")
-flags.DEFINE_integer("num_processes", None, "Number of processes.")
-flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
-flags.DEFINE_bool("detect_processes", True, "Join the Cloud TPU slice or SLURM step around it.")
-flags.DEFINE_enum("mode", "train", MODES, "train; evaluate a run; compile for --topology.")
-flags.DEFINE_string("topology", None, "Devices to compile for, such as v5e:16x16 or cpu:8.")
-flags.DEFINE_integer("num_pairs", None, "Training pairs to compile for; default: the dataset's.")
 
 
 def main(arguments: Sequence[str], train: Callable[..., Any] | None = None) -> None:
@@ -99,8 +101,25 @@ def _check_backend() -> None:
     ) from error
 
 
+def help_text() -> str:
+  """The program's flags, and where its settings are."""
+  return "\n".join(
+    [
+      __doc__ or "",
+      "flags:",
+      *(f"  --{flag.name}: {FLAGS[flag.name].help}" for flag in _DEFINED),
+      "",
+      f"configs: {', '.join(run_flags.config_names())}; a config's file describes its variants.",
+      "settings: --config.NAME=VALUE, after --config; docs/configuration.md lists them.",
+    ]
+  )
+
+
 def run(arguments: Sequence[str] | None = None) -> int:
   """Entry point: returns 0, or ends the process with one line and exit code 2."""
+  if {"-h", "-help", "--help"} & set(sys.argv if arguments is None else arguments):
+    print(help_text())
+    return 0
   worker_processes.leave_if_work_is_repeated()
   with distributed.failing_together():
     main(run_flags.parse(sys.argv if arguments is None else arguments))

@@ -24,3 +24,17 @@ def test_pretrained_without_a_value_ends_in_one_line(capsys):
   error = capsys.readouterr().err
   assert "--pretrained: expected one argument: give a checkpoint" in error
   assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("mode", command.MODES)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_lists_flags_and_configs(mode, flag, capsys):
+  assert command.main([mode, "--config", "synth_pedes", flag]) == 0
+  text = capsys.readouterr().out
+  assert text.startswith("Trains or evaluates one run")
+  for expected in (
+    "--workdir: Working directory;",
+    "--topology: ",
+    "configs: cuhk_pedes, custom, ",
+  ):
+    assert expected in text

@@ -220,6 +220,7 @@ def _counted_flops(config: ConfigDict, num_pairs: int, devices: int) -> float:
     config.tokenizer.context_length,  # captions are compiled at full length
     views,
     config.model.full_last_block,
+    config.augment.patch_drop_ratio,
   )
   batch, dim, settings = config.batch_size, size.feature_width, config.global_association
   total = batch * pair

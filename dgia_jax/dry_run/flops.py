@@ -11,6 +11,7 @@ product in the backward pass.
 
 import math
 
+from dgia_jax.method import augment
 from dgia_jax.models.dual_encoder import Size, TowerSize
 
 TRAINING_PASSES = 3  # forward, gradient of the inputs, gradient of the weights
@@ -63,7 +64,11 @@ def _token_products(size: TowerSize, tokens: float) -> tuple[int, int, float]:
 
 
 def forward_flops(
-  size: Size, image_size: tuple[int, int], text_tokens: float, full_last_block: bool = False
+  size: Size,
+  image_size: tuple[int, int],
+  text_tokens: float,
+  full_last_block: bool = False,
+  patch_drop_ratio: float = 0.0,
 ) -> dict[str, float]:
   """Forward FLOPs of one image and of one text.
 
@@ -72,11 +77,13 @@ def forward_flops(
     image_size: (height, width) in pixels.
     text_tokens: tokens of a text that are computed, with padding; their mean where texts differ.
     full_last_block: as in `transformer_flops`.
+    patch_drop_ratio: share of the image's patches that are not read.
 
   Returns:
     {"image": FLOPs per image, "text": FLOPs per text}.
   """
   patches = math.prod(side // size.patch_size for side in image_size)
+  patches = augment.num_kept_patches(patches, patch_drop_ratio)
   projection = lambda tower: 2 * tower.width * size.feature_width
   image = 2 * patches * 3 * size.patch_size**2 * size.image.width  # patch embedding
   if size.family.is_siglip:
@@ -94,15 +101,19 @@ def train_pair_flops(
   text_tokens: float,
   views: int = VIEWS,
   full_last_block: bool = False,
+  patch_drop_ratio: float = 0.0,
 ) -> float:
   """FLOPs of both towers for one pair of a training step: forward and backward of every view.
 
   Args:
     size, image_size, text_tokens, full_last_block: as in `forward_flops`.
     views: 2 with the consistency loss, 1 without.
+    patch_drop_ratio: share of the patches of the distorted view that are not read.
   """
-  forward = forward_flops(size, image_size, text_tokens, full_last_block)
-  return TRAINING_PASSES * views * sum(forward.values())
+  forward = lambda drop_ratio: sum(
+    forward_flops(size, image_size, text_tokens, full_last_block, drop_ratio).values()
+  )
+  return TRAINING_PASSES * (forward(0.0) + (views - 1) * forward(patch_drop_ratio))
 
 
 def bank_flops(batch: int, rows: int, dim: int) -> int:

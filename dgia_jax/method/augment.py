@@ -151,6 +151,11 @@ def mask_tokens(
   return jnp.where(chosen & is_word, masking.mask_id, tokens)
 
 
+def num_kept_patches(num_patches: int, drop_ratio: float) -> int:
+  """How many of an image's patches are read if this share is left out: at least one."""
+  return max(1, round(num_patches * (1 - drop_ratio)))
+
+
 def kept_patches(
   key: Key, num_images: int, num_patches: int, drop_ratio: float
 ) -> Int[Array, "B K"] | None:
@@ -162,9 +167,9 @@ def kept_patches(
     key: random key.
     num_images: B.
     num_patches: T of an image.
-    drop_ratio: share of the patches to leave out; at least one is kept.
+    drop_ratio: share of the patches to leave out.
   """
   if not drop_ratio:
     return None
-  num_kept = max(1, round(num_patches * (1 - drop_ratio)))
+  num_kept = num_kept_patches(num_patches, drop_ratio)
   return jax.lax.top_k(jax.random.uniform(key, (num_images, num_patches)), num_kept)[1]

@@ -27,6 +27,13 @@ def test_a_pair_of_the_paper():
   assert flops.train_pair_flops(VIT_B_16, (384, 128), 77, full_last_block=True) == pytest.approx(
     6 * sum(full.values())
   )
+  # 96 of 192 patches of the distorted view: a fifth of a pair.
+  dropped = flops.train_pair_flops(VIT_B_16, (384, 128), 77, patch_drop_ratio=0.5)
+  half = flops.forward_flops(VIT_B_16, (384, 64), 77)
+  assert dropped == pytest.approx(3 * (sum(forward.values()) + sum(half.values())))
+  assert dropped / (6 * sum(forward.values())) == pytest.approx(0.785, abs=0.005)
+  alone = flops.train_pair_flops(VIT_B_16, (384, 128), 77, views=1, patch_drop_ratio=0.5)
+  assert alone == pytest.approx(3 * sum(forward.values()))
   # Half of the tokens: half of the text tower, except for attention and what is done once.
   shorter = flops.forward_flops(VIT_B_16, (384, 128), 38.5)
   assert shorter["image"] == forward["image"]

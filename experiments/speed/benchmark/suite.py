@@ -268,6 +268,7 @@ def _flops(workload, batch_size, text_tokens=None, full_last_block=True):
     text_tokens or config.tokenizer.context_length,
     2 if config.loss.weights["consistency"] else 1,
     full_last_block,
+    config.augment.patch_drop_ratio,
   )
   total = batch_size * pair + flops.bank_flops(batch_size, workload.num_pairs, size.feature_width)
   return total + flops.loss_flops(batch_size, size.feature_width, config.global_association.k)
