@@ -1,7 +1,7 @@
 """Words that a pretrained model's vocabulary spells in pieces, as tokens of their own.
 
 A model knows the words of its own captions. A word of other captions, such as "crimson", is spelled
-from two to five pieces, which mean something else in other words and fill the context. If the
+from two or more pieces, which mean something else in other words and fill the context. If the
 training captions use the word often enough to learn it, a token of its own is better. It starts
 from the mean of the embeddings of its pieces.
 """
