@@ -37,6 +37,13 @@ def check_trainable(config: ConfigDict) -> None:
   Raises:
     UserError: they are not.
   """
+  tokenizer = config.tokenizer
+  if tokenizer.new_words and not tokenizer.name and config.pretrained and config.freeze.text_blocks:
+    raise UserError(
+      f"config.tokenizer.new_words={tokenizer.new_words}: new words are learned below the first"
+      f" block of the text tower, and config.freeze.text_blocks={config.freeze.text_blocks} freezes"
+      " it; set one of them to 0"
+    )
   if config.model.name not in dual_encoder.SIZES:
     return  # creating the model reports it
   size, rank, trained = dual_encoder.SIZES[config.model.name], config.lora.rank, []

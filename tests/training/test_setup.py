@@ -66,6 +66,16 @@ def test_settings_that_cannot_work_are_refused(tmp_path, fields, message):
   assert "\n" not in str(caught.value)
 
 
+def test_new_words_need_a_text_tower_that_learns_them():
+  fields = {"tokenizer__new_words": 3, "freeze__text_blocks": 1}
+  with pytest.raises(UserError, match="config.tokenizer.new_words=3: .*freeze.text_blocks=1"):
+    setup_checks.check_trainable(tiny_run.config(pretrained="mini", **fields))
+  # Where no words are added, nothing is missing.
+  setup_checks.check_trainable(tiny_run.config(**fields))
+  published = {"pretrained": "x", "tokenizer__name": "openai/clip-vit-base-patch16"}
+  setup_checks.check_trainable(tiny_run.config(**published, **fields))
+
+
 def test_number_of_steps(run):
   """36 pairs in batches of 8 take 5 steps, the last with 4 pairs; 3 epochs take 15."""
   assert run.train_pairs is run.splits["train"] and run.train_pairs.num_pairs == 36
