@@ -9,8 +9,6 @@ A training step costs three forward passes: one forward, and two products of the
 product in the backward pass.
 """
 
-import math
-
 from dgia_jax.method import augment
 from dgia_jax.models.dual_encoder import Size, TowerSize
 
@@ -82,8 +80,7 @@ def forward_flops(
   Returns:
     {"image": FLOPs per image, "text": FLOPs per text}.
   """
-  patches = math.prod(side // size.patch_size for side in image_size)
-  patches = augment.num_kept_patches(patches, patch_drop_ratio)
+  patches = augment.num_kept_patches(size.num_patches(image_size), patch_drop_ratio)
   projection = lambda tower: 2 * tower.width * size.feature_width
   image = 2 * patches * 3 * size.patch_size**2 * size.image.width  # patch embedding
   if size.family.is_siglip:

@@ -95,8 +95,8 @@ def encode_views(
     encode_view = lambda v, *kept: FeaturePair(
       *encode(params, pixels_BxVxHxWx3[:, v], tokens_BxVxL[:, v], *kept)
     )
-    clean = encode_view(0)
-    distorted = lambda: encode_view(1, *(() if kept_BxK is None else (kept_BxK,)))
+    kept = () if kept_BxK is None else (kept_BxK,)
+    clean, distorted = encode_view(0), lambda: encode_view(1, *kept)
     return [
       clean,
       distorted() if needed is None else jax.lax.cond(needed, distorted, lambda: clean),

@@ -7,6 +7,7 @@ The modules are Flax NNX, used only to describe the model. Callers split it once
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -49,6 +50,11 @@ class Size:
   feature_width: int
   patch_size: int
   family: Family = families.CLIP
+
+  def num_patches(self, image_size: Sequence[int]) -> int:
+    """Whole patches of an image of (height, width) pixels."""
+    height, width = image_size
+    return (height // self.patch_size) * (width // self.patch_size)
 
 
 _BASE, _LARGE, _HUGE = TowerSize(768, 12, 12), TowerSize(1024, 24, 16), TowerSize(1280, 32, 16)

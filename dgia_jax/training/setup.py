@@ -65,12 +65,6 @@ class TrainingSetup:
     """The epoch, counted from 1, that a step belongs to; steps are counted from 1."""
     return (step - 1) // self.steps_per_epoch + 1
 
-  @property
-  def num_patches(self) -> int:
-    """Patches of an image."""
-    height, width = self.config.dataset.image_size
-    return (height // self.size.patch_size) * (width // self.size.patch_size)
-
   @functools.cached_property
   def same_image_rows(self) -> int:
     """The largest number of other captions that one image has."""
@@ -329,7 +323,7 @@ def create_step(
     mesh=setup.mesh,
     masking=masking(setup.tokenizer),
     pixel_statistics=setup.size.family.pixels,
-    num_patches=setup.num_patches,
+    num_patches=setup.size.num_patches(setup.config.dataset.image_size),
     steps_per_epoch=setup.steps_per_epoch,
     **(mining_functions(setup) | replaced),
   )

@@ -150,8 +150,7 @@ def _activation_bytes(setup: TrainingSetup) -> int:
   """Bytes that one image and one caption leave for the backward pass."""
   config = setup.config
   size = setup.size
-  height, width = config.dataset.image_size
-  patches = (height // size.patch_size) * (width // size.patch_size)
+  patches = size.num_patches(config.dataset.image_size)
   values = 0
   image_tokens = patches if size.family.is_siglip else 1 + patches
   frozen = config_lib.frozen_blocks(config)

@@ -65,8 +65,9 @@ class Encoders(torch.nn.Module):
         text_config=text, vision_config=vision, projection_dim=size.feature_width
       )
     )
-    patches = (image_size[0] // size.patch_size) * (image_size[1] // size.patch_size)
-    self.clip.vision_model.embeddings = _Embeddings(size.image.width, size.patch_size, patches)
+    self.clip.vision_model.embeddings = _Embeddings(
+      size.image.width, size.patch_size, size.num_patches(image_size)
+    )
     del self.clip.logit_scale  # the temperature is a setting
 
   def image(self, pixels: torch.Tensor) -> torch.Tensor:
