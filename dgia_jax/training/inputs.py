@@ -79,7 +79,9 @@ def load_tokenizer(
   return vocabulary
 
 
-def pieces_of_new_words(config: ConfigDict, vocabulary: tokenizer.Tokenizer) -> list[list[int]]:
+def pieces_of_new_words(
+  config: ConfigDict, vocabulary: tokenizer.Tokenizer | tokenizer.SiglipTokenizer
+) -> list[list[int]]:
   """How the vocabulary of `config.pretrained` spells the words that the run's own one adds to it.
 
   Args:
