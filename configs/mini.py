@@ -1,9 +1,9 @@
-"""Pretraining of `mini`: contrastive, on drawn people of another world.
+"""Pretraining of `mini`: contrastive, on synthetic people that share nothing with `synth_pedes`.
 
   python -m dgia_jax.main --config mini --workdir runs/mini
 
 It takes a minute on one GPU. The seed of people, cameras and annotators differs from that of the
-embedded dataset, as do the difficulty and the variety of clothes.
+built-in dataset, as do the difficulty and the variety of clothes.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""The embedded default: `mini`, a small pretrained model, fine-tuned on procedural pedestrians.
+"""The built-in dataset: `mini`, a small pretrained model, fine-tuned on procedural pedestrians.
 
   python -m dgia_jax.main --config synth_pedes --workdir runs/demo
   python -m dgia_jax.main --config synth_pedes:small --workdir runs/small

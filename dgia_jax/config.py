@@ -88,14 +88,15 @@ def base() -> ConfigDict:
   # Filter that images are resized with: bilinear (released), bicubic (CLIP's own preprocessing).
   config.dataset.resize = "bilinear"
   config.dataset.workers = 8  # processes that decode images; 0 = threads of this process
-  config.dataset.options = ConfigDict()  # settings of the dataset's own builder
+  config.dataset.options = ConfigDict()  # of the dataset's builder, see docs/own_data.md
 
   config.tokenizer = ConfigDict()
   config.tokenizer.name = "openai/clip-vit-base-patch16"  # hub name or folder; "" = own vocabulary
   config.tokenizer.context_length = 77  # tokens a caption is cut or padded to
-  config.tokenizer.vocab_size = 49408  # of an own vocabulary, at most (name = "")
-  # Not in the paper: words that occur so often in the training captions get tokens of their own,
-  # if the vocabulary of `pretrained` spells them in pieces (name = ""); 0 = none.
+  # Largest size of a vocabulary that is learned from the training captions (name = "").
+  config.tokenizer.vocab_size = 49408
+  # Not in the paper: words that occur at least this many times in the training captions get tokens
+  # of their own if the vocabulary of `pretrained` splits them into pieces (name = ""); 0 = none.
   config.tokenizer.new_words = 0
 
   config.model = ConfigDict()
@@ -128,13 +129,13 @@ def base() -> ConfigDict:
   )
 
   config.local_association = ConfigDict()
-  config.local_association.threshold = 0.7  # theta, cosine, strict
+  config.local_association.threshold = 0.7  # theta: a relation needs a cosine above it
   config.local_association.relation_label = 0.1  # lambda: label of a mined relation; true pair: 1
   config.local_association.modality = "both"  # both, image, text (Table 5) or none
   config.local_association.start_epoch = 1  # first epoch with local and consistency loss, from 1
 
   config.global_association = ConfigDict()
-  config.global_association.threshold = 0.7  # theta, cosine, strict
+  config.global_association.threshold = 0.7  # theta: a neighbour needs a cosine above it
   config.global_association.k = 3  # neighbours an anchor may keep
   config.global_association.anchor = "image"  # image, text or both: mean cosine (Table 6)
   config.global_association.loss_over = "all"  # rows of the loss: all (released) or batch (Eq. 13)
@@ -151,7 +152,7 @@ def base() -> ConfigDict:
   # The same for the cosines of global neighbours.
   config.strict_mining.global_threshold_num_stds = 0.0
 
-  # Not in the paper, see method/caption_exchange.py.
+  # Not in the paper, see method/caption_exchange.py. Captions are then not packed.
   config.caption_exchange = ConfigDict()
   # Probability that an image is trained with the caption of a neighbour that global association
   # mined for it in its last epoch, if there is one, instead of its own; 0 = off.
@@ -164,7 +165,8 @@ def base() -> ConfigDict:
   config.bank.gate = "off"
   config.bank.block_rows = 0  # rows of a shard scored at a time, bounds memory; 0 = by platform
 
-  config.augment = ConfigDict()  # of the distorted view
+  # Of the distorted view, unless a setting says otherwise.
+  config.augment = ConfigDict()
   config.augment.flip_prob = 0.5  # probability of mirroring
   config.augment.padding = 10  # pixels around the image before the random crop
   config.augment.erase_prob = 0.5  # probability of erasing a rectangle
@@ -174,10 +176,12 @@ def base() -> ConfigDict:
   config.augment.mask_first = True  # always mask the first word (released code, by a slip)
   # Not in the paper: share of the image's patches that are left out, which saves their arithmetic.
   config.augment.patch_drop_ratio = 0.0
-  # Not in the paper: light distortions of the undistorted view.
-  config.augment.clean_flip_prob = 0.0  # probability of mirroring the undistorted view
-  config.augment.clean_padding = 0  # pixels around its image before a random crop
-  config.augment.clean_mask_ratio = 0.0  # probability of masking a word of its caption
+  # Not in the paper: probability of mirroring the undistorted image.
+  config.augment.clean_flip_prob = 0.0
+  # Not in the paper: pixels around the undistorted image before a random crop.
+  config.augment.clean_padding = 0
+  # Not in the paper: probability of masking a word of the undistorted caption.
+  config.augment.clean_mask_ratio = 0.0
 
   config.optimizer = ConfigDict()
   config.optimizer.learning_rate = 1e-5  # after the warm-up
@@ -193,18 +197,20 @@ def base() -> ConfigDict:
   # Learning rate of a block relative to the next one, embeddings last; 1 = one rate for all.
   config.optimizer.layer_decay = 1.0
 
-  # Not in the paper, as are LoRA and the average of the weights: see docs/fine_tuning.md.
+  # Not in the paper, see docs/fine_tuning.md.
   config.freeze = ConfigDict()
   # First blocks of the tower that keep their weights, and with them the embeddings; 0 = none, -1 =
   # the whole tower with its projection. They need no backward pass and no optimiser state.
   config.freeze.image_blocks = 0
   config.freeze.text_blocks = 0  # the same for the text tower
 
+  # Not in the paper, see docs/fine_tuning.md.
   config.lora = ConfigDict()
   config.lora.rank = 0  # train products of this rank, added to frozen kernels; 0 = off
   config.lora.alpha = 16.0  # the products are scaled by alpha / rank
   config.lora.matrices = ("qkv", "out", "up", "down")  # kernels of a block that are adapted
 
+  # Not in the paper, see docs/fine_tuning.md.
   config.ema = ConfigDict()
   # Decay per step of a moving average of the weights, which is evaluated beside them; 0 = off.
   config.ema.decay = 0.0
@@ -222,7 +228,8 @@ def base() -> ConfigDict:
   config.eval.test_time.hubness_weight = 0.0
   config.eval.test_time.rerank_candidates = 0  # best images, ranked by shared neighbours; 0 = off
   config.eval.test_time.rerank_neighbours = 6  # k of k-reciprocal neighbours, among candidates
-  config.eval.test_time.rerank_weight = 2.0  # of shared neighbours, from 0 to 1, beside cosines
+  # Weight of the overlap of neighbours, a number from 0 to 1 that is added to the cosine.
+  config.eval.test_time.rerank_weight = 2.0
 
   config.checkpoint = ConfigDict()
   config.checkpoint.keep = 2  # newest checkpoints kept, besides the best
@@ -281,10 +288,11 @@ def check(config: ConfigDict) -> None:
   weights = [numbers(config, f"loss.weights.{name}")[0] for name in config.loss.weights]
   if min(weights) < 0 or not any(weights):
     raise UserError("config.loss.weights: none may be negative and one must be above 0")
-  if config.global_association.start_epoch < 2 and config.loss.weights["global"]:
+  mines_globally = config.loss.weights["global"] or config.caption_exchange.prob
+  if config.global_association.start_epoch < 2 and mines_globally:
     raise UserError(
-      f"config.global_association.start_epoch={config.global_association.start_epoch}: "
-      "the bank is filled during epoch 1, so the global loss can start in epoch 2 at the earliest"
+      f"config.global_association.start_epoch={config.global_association.start_epoch}: the bank is"
+      " filled during epoch 1, so global association can start in epoch 2 at the earliest"
     )
   for field in ("bank.update_rate", "augment.flip_prob", "augment.erase_prob",
                 "augment.mask_ratio", "augment.clean_flip_prob", "augment.clean_mask_ratio",
@@ -314,6 +322,25 @@ def check(config: ConfigDict) -> None:
   if len(config.optimizer.betas) != 2:
     raise UserError(f"config.optimizer.betas={config.optimizer.betas}: give two numbers")
   check_trainable(config)
+  _check_caption_exchange(config)
+
+
+def _check_caption_exchange(config: ConfigDict) -> None:
+  """Refuses what would take an exchanged caption, a neighbour's, for the pair's own.
+
+  Such a caption agrees with the neighbour that it is from, so it would confirm any mistake.
+  """
+  own_captions = {
+    "global_association.anchor": "image", "strict_mining.require_text_match": False,
+    "bank.gate": "off",
+  }  # fmt: skip
+  for field, needed in own_captions.items():
+    if config.caption_exchange.prob and get(config, field) != needed:
+      raise UserError(
+        f"config.caption_exchange.prob={config.caption_exchange.prob}: config.{field}="
+        f"{get(config, field)} needs each pair's own caption; set it to {needed}, or the"
+        " probability to 0"
+      )
 
 
 def recipe(config: ConfigDict) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def _convert(
   dtype: str,
   notes: str,
 ) -> str:
-  config = workdir_lib.read_config(run)
+  config = workdir_lib.read_config(run, "--run")
   _check_out(out, form)
   step, params, temperature = run_weights.load(run, choice, weights, setting="--run")
   image_size = tuple(config["dataset"]["image_size"])
@@ -238,10 +238,16 @@ def _run(argv: Sequence[str] | None) -> None:
   parser.add_argument("--run", required=True, help="folder of the run, its --workdir")
   parser.add_argument("--out", required=True, help="folder to write")
   parser.add_argument(
-    "--checkpoint", choices=("best", "last"), default="best", help="which one (default: best)"
+    "--checkpoint",
+    choices=("best", "last"),
+    default="best",
+    help="checkpoint to convert (default: best)",
   )
   parser.add_argument(
-    "--weights", choices=checkpoint.WEIGHTS, default="raw", help="or their average (default: raw)"
+    "--weights",
+    choices=checkpoint.WEIGHTS,
+    default="raw",
+    help="raw weights, or their moving average (default: raw)",
   )
   parser.add_argument(
     "--format",

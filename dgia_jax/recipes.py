@@ -24,7 +24,7 @@ def paper_equations(config: ConfigDict) -> ConfigDict:
 
 
 def beyond_paper(config: ConfigDict) -> ConfigDict:
-  """Switches `config`, in place, to what gained most on drawn people (docs/findings.md).
+  """Switches `config`, in place, to what gained most on synthetic people (docs/findings.md).
 
   Images take the captions of their mined neighbours, and no relations are mined inside a batch.
   Half of the distorted image's patches are not read. Words that `mini` has never read get tokens of

@@ -4,7 +4,7 @@ Commands: python -m dgia_jax.main --config mini --workdir runs/mini
           python -m experiments.ship_mini --run runs/mini
 Writes:   dgia_jax/models/shipped/mini
 
-The scores are those on the embedded dataset, before any training on it: with the words that the
+The scores are those on the built-in dataset, before any training on it: with the words that the
 model has read (`synth_pedes:scratch`), and with the rarer ones that it has not (`synth_pedes`).
 """
 
@@ -37,12 +37,12 @@ python -m experiments.ship_mini --run runs/mini
 ```
 
 It was pretrained on {device} with the contrastive loss and a learned temperature, which ended at
-{temperature:.4f}. Its drawn people are not those of the embedded dataset, nor are the cameras and
-annotators. The weights are stored in float16.
+{temperature:.4f}. Its synthetic people are not those of the built-in dataset, nor are the cameras
+and annotators. The weights are stored in float16.
 
 ## Zero-shot scores
 
-On the test split of the embedded dataset before any training on it, in percent.
+On the test split of the built-in dataset before any training on it, in percent.
 {tables}"""
 TABLE = """
 `{config}` ({queries:,} captions, {gallery:,} images; `{options}`):
@@ -77,7 +77,7 @@ def ship(run: pathlib.Path) -> None:
 
 
 def score(variant: str, folder: pathlib.Path, size: str) -> str:
-  """Scores the shipped model on the test split of a variant of the embedded dataset.
+  """Scores the shipped model on the test split of a variant of the built-in dataset.
 
   Args:
     variant: of configs/synth_pedes.py.

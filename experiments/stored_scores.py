@@ -3,7 +3,7 @@
 Command: python -m experiments.stored_scores --method RUN ... --baseline RUN ...
 Writes:  dgia_jax/reporting/stored_scores.json
 
-The runs of `--method` have the config of the embedded dataset and differ in their seeds; those of
+The runs of `--method` have the config of the built-in dataset and differ in their seeds; those of
 `--baseline` train the contrastive loss alone.
 """
 
@@ -32,7 +32,7 @@ def setting(
   Args:
     title: of the setting.
     folders: the runs.
-    changes: fields that the setting changes in the config of the embedded dataset.
+    changes: fields that the setting changes in the config of the built-in dataset.
     flag: that named the folders, for error messages.
 
   Raises:

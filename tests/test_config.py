@@ -117,7 +117,28 @@ def test_limits_are_allowed():
   config_lib.check(changed(bank__update_rate=1.0))
   config_lib.check(changed(loss__weights__itc=0.0))
   # A loss that is off may start whenever it likes.
-  config_lib.check(changed(global_association__start_epoch=1, loss__weights__global=0.0))
+  off = dict(global_association__start_epoch=1, loss__weights__global=0.0)
+  config_lib.check(changed(**off))
+  with pytest.raises(UserError, match="config.global_association.start_epoch=1: .*epoch 2"):
+    config_lib.check(changed(**off, caption_exchange__prob=0.5))  # which mines, too
+
+
+@pytest.mark.parametrize(
+  "field, value",
+  [
+    ("global_association__anchor", "text"),
+    ("global_association__anchor", "both"),
+    ("strict_mining__require_text_match", True),
+    ("bank__gate", "pair"),
+    ("bank__gate", "running"),
+  ],
+)
+def test_exchanged_captions_are_not_taken_for_the_pairs_own(field, value):
+  config_lib.check(changed(**{field: value}))
+  config_lib.check(changed(caption_exchange__prob=0.5))
+  name = field.replace("__", ".")
+  with pytest.raises(UserError, match=f"config.caption_exchange.prob=0.5: config.{name}={value} "):
+    config_lib.check(changed(caption_exchange__prob=0.5, **{field: value}))
 
 
 def test_differences_are_named_and_sorted():

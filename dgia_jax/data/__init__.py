@@ -1,4 +1,4 @@
-"""Datasets: from the user's files, or drawn people, to batches.
+"""Datasets: from the user's files, or synthetic people, to batches.
 
 | module | job |
 |---|---|
@@ -13,7 +13,7 @@
 | `images`, `image_hashes` | decoding and resizing; which image files have changed |
 | `tfds_builder` | the builder of every dataset that consists of files |
 | `locked_build` | lets one process build while the others wait |
-| `synth_pedes` | the embedded dataset: people, their images and captions are drawn |
+| `synth_pedes` | the built-in dataset: people, their images and captions are drawn |
 | `pairs` | the table of (image, caption) pairs of a split |
 | `tokenizer`, `siglip_tokenizer`, `token_ids` | captions to token ids |
 | `new_words` | tokens for words that a copied vocabulary lacks |

@@ -16,7 +16,7 @@ from dgia_jax.errors import UserError, printable
 
 
 def names() -> tuple[str, ...]:
-  """All datasets: the embedded one, and those in `catalog.LAYOUTS`."""
+  """All datasets: the built-in one, and those in `catalog.LAYOUTS`."""
   return ("synth_pedes", *catalog.LAYOUTS)
 
 

@@ -3,13 +3,15 @@
 A model knows the words of its own captions. A word of other captions, such as "crimson", is spelled
 from two or more pieces, which mean something else in other words and fill the context. If the
 training captions use the word often enough to learn it, a token of its own is better. It starts
-from the mean of the embeddings of its pieces.
+from the mean of the embeddings of its pieces. The only exceptions are words with the letters of a
+token that other words are spelled with, such as "sack" in "knapsack": they stay in pieces.
 """
 
 import collections
 from collections.abc import Sequence
 
 from dgia_jax.data.tokenizer import Tokenizer
+from dgia_jax.errors import UserError
 
 
 def add_new_words(vocabulary: Tokenizer, captions: Sequence[str], min_count: int) -> Tokenizer:
@@ -21,12 +23,20 @@ def add_new_words(vocabulary: Tokenizer, captions: Sequence[str], min_count: int
     vocabulary: of the pretrained model.
     captions: the training captions.
     min_count: a word counts if it occurs at least so often in them.
+
+  Raises:
+    UserError: the vocabulary does not cut captions into words.
   """
+  if vocabulary.words("red coat") != ["red", "coat"]:
+    raise UserError(
+      f"config.tokenizer.new_words={min_count}: the vocabulary of config.pretrained does not cut"
+      " captions into words; set it to 0"
+    )
   counts = collections.Counter(word for caption in captions for word in vocabulary.words(caption))
   new = [
     word
     for word, count in counts.items()
-    if count >= min_count and len(vocabulary.pieces(word)) > 1
+    if count >= min_count and len(vocabulary.pieces(word)) > 1 and not vocabulary.is_token(word)
   ]
   # Equal captions in any order give equal ids.
   return vocabulary.with_words(sorted(new, key=lambda word: (-counts[word], word)))

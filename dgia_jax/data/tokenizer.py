@@ -62,9 +62,12 @@ class Tokenizer(TokenIds):
     return ids.reshape(len(captions), self.context_length)
 
   def words(self, caption: str) -> list[str]:
-    """The words of a caption, cleaned, without digits and signs."""
-    text = clean_caption(caption)
-    parts = self._backend.pre_tokenizer.pre_tokenize_str(text)
+    """The words of a caption, cleaned, without digits and signs.
+
+    A vocabulary of another library may cut captions into other parts than words.
+    """
+    text, splitter = clean_caption(caption), self._backend.pre_tokenizer
+    parts = splitter.pre_tokenize_str(text) if splitter else [(text, (0, len(text)))]
     return [word for _, (start, end) in parts if (word := text[start:end]).isalpha()]
 
   def pieces(self, word: str) -> list[int]:
@@ -74,11 +77,16 @@ class Tokenizer(TokenIds):
       number for number, mask in zip(encoding.ids, encoding.attention_mask, strict=True) if mask
     ]
 
+  def is_token(self, text: str) -> bool:
+    """Whether a token has these letters, perhaps one that only other words are spelled with."""
+    return self._backend.token_to_id(text) is not None
+
   def with_words(self, words: Sequence[str]) -> "Tokenizer":
     """A tokenizer with these words as tokens, in this order after all others but the special ids.
 
     Args:
-      words: as `words` gives them.
+      words: as `words` gives them; `is_token` is False for each, as no two tokens can have the same
+        letters.
     """
     backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
     backend.add_tokens(

@@ -223,13 +223,15 @@ def _counted_flops(config: ConfigDict, num_pairs: int, devices: int) -> float:
     config.augment.patch_drop_ratio,
   )
   batch, dim, settings = config.batch_size, size.feature_width, config.global_association
-  total = batch * pair
-  if config.loss.weights["global"]:
-    anchors = 2 if settings.anchor == "both" else 1
-    total += anchors * flops.bank_flops(batch, num_pairs, dim)
-    total += flops.loss_flops(batch, dim, settings.k)
-  else:
-    total += flops.loss_flops(batch, dim, k=0)
+  k = settings.k if config.loss.weights["global"] else 0
+  total = batch * pair + flops.loss_flops(batch, dim, k)
+  searched = 0  # features that are compared with all rows of a modality's bank
+  if config.loss.weights["global"] or config.caption_exchange.prob:
+    searched += batch * (2 if settings.anchor == "both" else 1)
+    searched += batch * settings.k if config.strict_mining.reciprocal else 0
+  if config.bank.gate == "rank":
+    searched += batch
+  total += flops.bank_flops(searched, num_pairs, dim)
   return total / devices
 
 

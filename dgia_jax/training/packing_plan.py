@@ -10,6 +10,14 @@ from dgia_jax.models.caption_packing import Packing
 from dgia_jax.training.setup import TrainingSetup
 
 
+def is_packable(setup: TrainingSetup) -> bool:
+  """Whether the captions of a run may share rows."""
+  config = setup.config
+  # SigLIP's text tower attends to padding; exchanged captions have lengths that are not known now.
+  unpackable = setup.size.family.is_siglip or config.caption_exchange.prob
+  return bool(config.model.pack_captions and not unpackable)
+
+
 def choose_packing(setup: TrainingSetup, tokens_NxL: Int[np.ndarray, "N L"]) -> Packing | None:
   """Chooses the packing of all batches of a run, which are known in advance.
 
@@ -21,9 +29,7 @@ def choose_packing(setup: TrainingSetup, tokens_NxL: Int[np.ndarray, "N L"]) -> 
     The packing; None where it would not compute fewer tokens than captions padded one by one.
   """
   config, context_length = setup.config, tokens_NxL.shape[1]
-  # SigLIP's text tower attends to padding; exchanged captions have lengths that are not known now.
-  unpackable = setup.size.family.is_siglip or config.caption_exchange.prob
-  if not config.model.pack_captions or unpackable:
+  if not is_packable(setup):
     return None
   longest_R = batches.longest_at_each_rank(
     _lengths(tokens_NxL),

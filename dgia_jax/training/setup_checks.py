@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 
 from dgia_jax import config as config_lib
 from dgia_jax import sharding
+from dgia_jax.config_ranges import get
 from dgia_jax.errors import UserError
 from dgia_jax.method import trainable
 from dgia_jax.models import dual_encoder
@@ -38,12 +39,13 @@ def check_trainable(config: ConfigDict) -> None:
     UserError: they are not.
   """
   tokenizer = config.tokenizer
-  if tokenizer.new_words and not tokenizer.name and config.pretrained and config.freeze.text_blocks:
-    raise UserError(
-      f"config.tokenizer.new_words={tokenizer.new_words}: new words are learned below the first"
-      f" block of the text tower, and config.freeze.text_blocks={config.freeze.text_blocks} freezes"
-      " it; set one of them to 0"
-    )
+  for field in ("freeze.text_blocks", "lora.rank"):
+    frozen = get(config, field)
+    if tokenizer.new_words and not tokenizer.name and config.pretrained and frozen:
+      raise UserError(
+        f"config.tokenizer.new_words={tokenizer.new_words}: new words are learned below the first"
+        f" block of the text tower, which config.{field}={frozen} freezes; set one of them to 0"
+      )
   if config.model.name not in dual_encoder.SIZES:
     return  # creating the model reports it
   size, rank, trained = dual_encoder.SIZES[config.model.name], config.lora.rank, []

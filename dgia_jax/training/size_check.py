@@ -14,8 +14,9 @@ import psutil
 from dgia_jax import config as config_lib
 from dgia_jax import sharding
 from dgia_jax.errors import UserError
-from dgia_jax.method import memory_bank, train_state, trainable
+from dgia_jax.method import augment, memory_bank, train_state, trainable
 from dgia_jax.method.global_association import num_candidates
+from dgia_jax.training import packing_plan
 from dgia_jax.training.setup import TrainingSetup
 
 # Values that one block stores per token and unit of width for the backward pass, at least: its
@@ -90,7 +91,9 @@ def estimate(setup: TrainingSetup) -> list[Need]:
     ),
     Need(
       "the activations of the encoders",
-      _activation_bytes(setup) * rows / (shards * config.gradient_accumulation),
+      _activation_bytes(setup, num_views)
+      * config.batch_size
+      / (shards * config.gradient_accumulation),
       "lower config.batch_size, raise config.gradient_accumulation or set config.model.remat=True",
     ),
   ]
@@ -146,15 +149,23 @@ def _check_candidates(setup: TrainingSetup) -> None:
     )
 
 
-def _activation_bytes(setup: TrainingSetup) -> int:
-  """Bytes that one image and one caption leave for the backward pass."""
-  config = setup.config
-  size = setup.size
+def _activation_bytes(setup: TrainingSetup, num_views: int) -> int:
+  """Bytes that the views of one pair leave for the backward pass.
+
+  The distorted image may be read in part. Captions that are packed count for nothing: how many
+  tokens are then computed is known only after all are encoded.
+  """
+  config, size = setup.config, setup.size
   patches = size.num_patches(config.dataset.image_size)
-  values = 0
-  image_tokens = patches if size.family.is_siglip else 1 + patches
-  frozen = config_lib.frozen_blocks(config)
-  for name, tokens in (("image", image_tokens), ("text", config.tokenizer.context_length)):
+  distorted = augment.num_kept_patches(patches, config.augment.patch_drop_ratio)
+  image_tokens = patches + (num_views - 1) * distorted
+  if not size.family.is_siglip:
+    image_tokens += num_views  # the class token of each view
+  text_tokens = (
+    0 if packing_plan.is_packable(setup) else num_views * config.tokenizer.context_length
+  )
+  values, frozen = 0, config_lib.frozen_blocks(config)
+  for name, tokens in (("image", image_tokens), ("text", text_tokens)):
     if frozen[name] != trainable.WHOLE_TOWER:
       tower = getattr(size, name)
       values += (tower.depth - frozen[name]) * tokens * tower.width

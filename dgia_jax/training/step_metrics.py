@@ -9,7 +9,7 @@ from clu import metrics
 from dgia_jax import sharding
 
 # These are means over the pairs of a batch, so a partial batch must count for less.
-PER_PAIR = ("local_relations", "global_relations")
+PER_PAIR = ("local_relations", "global_relations", "anchor_confidence")
 
 
 class IntervalMetrics:

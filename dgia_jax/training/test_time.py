@@ -116,7 +116,7 @@ def smooth(
       cosine_G = _dot(unit_GxD, feature_D).at[index].set(-jnp.inf)
       cosine_K, nearest_K = jax.lax.top_k(cosine_G, count)
       weight_K = jnp.maximum(cosine_K, 0.0) ** POWER
-      return losses.normalize(feature_D + weight_K @ unit_GxD[nearest_K])
+      return losses.normalize(feature_D + _dot(weight_K, unit_GxD[nearest_K]))
 
     rows = jnp.arange(len(unit_GxD)), unit_GxD
     return jax.lax.map(smooth_one, rows, batch_size=min(block, len(unit_GxD)))

@@ -20,6 +20,7 @@ changes one setting. An unknown name, a value out of range or a combination that
 the run with a one-line message.
 """
 WIDTH = 110
+_GROUP = re.compile(r"^  config\.([\w.]+) = ConfigDict\(\)$")
 _FIELD = re.compile(r'^  (?:config\.([\w.]+) = (.+?)|    "(\w+)": (.+?),)(?:  # (.*))?$')
 _COMMENT = re.compile(r"^ +# (.*)$")
 
@@ -34,11 +35,22 @@ class SettingLine(NamedTuple):
 
 def settings() -> list[SettingLine]:
   """Every field of the default config, in the order of the source."""
-  fields, comments_above, dict_name = [], [], ""
+  return _parsed()[0]
+
+
+def group_comments() -> dict[str, str]:
+  """What the source says of a group of fields as a whole, by the group's name."""
+  return _parsed()[1]
+
+
+def _parsed() -> tuple[list[SettingLine], dict[str, str]]:
+  fields, groups, comments_above, dict_name = [], {}, [], ""
   for line in inspect.getsource(config_lib.base).splitlines():
     if comment := _COMMENT.match(line):
       comments_above.append(comment.group(1))
       continue
+    if (group := _GROUP.match(line)) and comments_above:
+      groups[group.group(1)] = " ".join(comments_above)
     match = _FIELD.match(line)
     if not match:
       comments_above = comments_above if line.strip() else []
@@ -52,25 +64,30 @@ def settings() -> list[SettingLine]:
       meaning = comment_beside or " ".join(comments_above)
       fields.append(SettingLine(name, value.replace("ConfigDict()", "{}"), meaning))
     comments_above = []
-  return fields
+  return fields, groups
 
 
 def lines() -> Iterator[str]:
   """The page as lines of Markdown: one heading per group, one list item per setting."""
   yield from HEAD.splitlines()
-  group = None
+  heading, comments = None, group_comments()
   for name, default, meaning in settings():
-    first = name.split(".")[0] if "." in name else ""
-    if first != group:
-      group = first
-      yield from ("", f"## {group or 'The run'}", "")
-    yield from textwrap.wrap(
-      f"- `{name}` (`{default}`): {meaning}",
-      WIDTH,
-      subsequent_indent="  ",
-      break_long_words=False,
-      break_on_hyphens=False,
-    )
+    group = name.rpartition(".")[0]
+    if group not in comments:
+      group = group.split(".")[0]
+    if group != heading:
+      heading = group
+      yield from ("", f"## {heading or 'The run'}", "")
+      if heading in comments:
+        yield from (*_wrapped(comments[heading]), "")
+    yield from _wrapped(f"- `{name}` (`{default}`): {meaning}")
+
+
+def _wrapped(text: str) -> list[str]:
+  return textwrap.wrap(
+    text, WIDTH, subsequent_indent="  " if text.startswith("- ") else "",
+    break_long_words=False, break_on_hyphens=False,
+  )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Command: python -m experiments.speed.stored_images
 Prints:  kilobytes per image and training pairs per second and core, by the size of the photographs
 
-The photographs are synthetic: drawn people with 1/f texture, as JPEG files of quality 90. Every
+The photographs are synthetic: synthetic people with 1/f texture, as JPEG files of quality 90. Every
 form is built and read like any dataset, with bilinear resizing to 384 x 128. Speed is measured per
 second of CPU time, so that other programs on the machine hardly affect it.
 """

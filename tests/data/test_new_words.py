@@ -1,10 +1,15 @@
 """Words that a copied vocabulary spells in pieces get tokens of their own."""
 
+import json
+
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers import pre_tokenizers
 
 from dgia_jax.data import new_words
 from dgia_jax.data import tokenizer as tokenizer_lib
+from dgia_jax.errors import UserError
 from tests.helpers import vocabularies
 
 _KNOWN = ["a man in a red coat", "a woman in a red hat", "a man in a hat"] * 3
@@ -48,6 +53,28 @@ def test_known_words_keep_their_ids(vocabulary):
     assert ordinary(larger, word) == ordinary(vocabulary, word)
   # All others have tokens now.
   assert new_words.add_new_words(larger, _NEW, 1).vocab_size == larger.vocab_size
+
+
+def test_a_word_with_the_letters_of_an_inner_piece_stays_in_pieces():
+  vocabulary = tokenizer_lib.train_tokenizer(["knapsack backsack rucksack"] * 5, 32, 300)
+  assert vocabulary.is_token("sack") and len(vocabulary.pieces("sack")) > 1
+  larger = new_words.add_new_words(vocabulary, ["a crimson sack"] * 3, 3)
+  assert larger.added_words(vocabulary.vocab_size) == ["crimson"]
+  assert larger.vocab_size == vocabulary.vocab_size + 1
+  assert ordinary(larger, "sack") == ordinary(vocabulary, "sack")
+
+
+@pytest.mark.parametrize(
+  "splitter", [pre_tokenizers.ByteLevel(add_prefix_space=False), pre_tokenizers.Metaspace(), None]
+)
+def test_a_vocabulary_that_does_not_cut_words_is_refused(splitter, tmp_path):
+  tokenizer_lib.train_tokenizer(_KNOWN, 32, 300).save(tmp_path)
+  content = json.loads((tmp_path / tokenizer_lib.FILE).read_text()) | {"pre_tokenizer": None}
+  backend = tokenizers.Tokenizer.from_str(json.dumps(content))
+  if splitter:
+    backend.pre_tokenizer = splitter
+  with pytest.raises(UserError, match="config.tokenizer.new_words=3: .* set it to 0"):
+    new_words.add_new_words(tokenizer_lib.Tokenizer(backend), _NEW, 3)
 
 
 def test_the_order_of_captions_does_not_matter(vocabulary):

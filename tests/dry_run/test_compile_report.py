@@ -113,6 +113,16 @@ def test_counted_arithmetic(found):
   assert full == pytest.approx(16 * more + rest) and full > towers + rest
   alone = compile_report._counted_flops(config(loss__weights__global=0.0), PAIRS, 1)
   assert alone == pytest.approx(towers + flops.loss_flops(16, 64, k=0))
+  search = flops.bank_flops(16, PAIRS, 64)
+  for searches, fields in (
+    (1, dict(loss__weights__global=0.0, caption_exchange__prob=0.5)),
+    (1 + 3, dict(strict_mining__reciprocal=True)),
+    (1 + 1, dict(bank__gate="rank")),
+    (2, dict(global_association__anchor="both")),
+  ):
+    counted = compile_report._counted_flops(config(**fields), PAIRS, 1)
+    k = 0 if "loss__weights__global" in fields else 3
+    assert counted == pytest.approx(towers + searches * search + flops.loss_flops(16, 64, k))
 
 
 def test_the_command_line():

@@ -85,7 +85,7 @@ def test_set_variant_schedule_and_source_reach_the_command(tmp_path, capsys):
   assert "--config.batch_size=32" in command
   assert "--config.dataset.source=some where" in command
   assert not [word for word in command if "num_epochs" in word]  # a variant has its own
-  # The embedded dataset has no files; `--source synth_pedes` only adds it as a test dataset.
+  # The built-in dataset has no files; `--source synth_pedes` only adds it as a test dataset.
   (command,) = planned(capsys, "main", "--workdir", str(tmp_path), "--source", "synth_pedes")
   assert not [word for word in command if "dataset.source" in word]
   (command,) = planned(capsys, "main", "--workdir", str(tmp_path), *WARM)

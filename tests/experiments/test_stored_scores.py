@@ -24,7 +24,7 @@ def stored_file(tmp_path, monkeypatch):
 
 
 def write_run(folder, seed, score, **fields):
-  """A finished run of the embedded dataset, with made-up scores; returns its folder."""
+  """A finished run of the built-in dataset, with made-up scores; returns its folder."""
   config = synth_pedes.get_config()
   config.update_from_flattened_dict({"seed": seed, **fields})
   last = {"epoch": config.num_epochs, "step": 7, "t2i": fabricated.scores(score)}

@@ -1,4 +1,4 @@
-"""The stored scores belong to today's embedded default and to the shipped weights."""
+"""The stored scores belong to today's `synth_pedes` config and to the shipped weights."""
 
 import json
 

@@ -66,9 +66,10 @@ def test_settings_that_cannot_work_are_refused(tmp_path, fields, message):
   assert "\n" not in str(caught.value)
 
 
-def test_new_words_need_a_text_tower_that_learns_them():
-  fields = {"tokenizer__new_words": 3, "freeze__text_blocks": 1}
-  with pytest.raises(UserError, match="config.tokenizer.new_words=3: .*freeze.text_blocks=1"):
+@pytest.mark.parametrize("frozen", ["freeze.text_blocks", "lora.rank"])
+def test_new_words_need_a_text_tower_that_learns_them(frozen):
+  fields = {"tokenizer__new_words": 3, frozen.replace(".", "__"): 1}
+  with pytest.raises(UserError, match=f"config.tokenizer.new_words=3: .*config.{frozen}=1"):
     setup_checks.check_trainable(tiny_run.config(pretrained="mini", **fields))
   # Where no words are added, nothing is missing.
   setup_checks.check_trainable(tiny_run.config(**fields))

@@ -84,10 +84,16 @@ def test_the_estimate_follows_the_mesh_and_the_settings(parts):
   assert needed(batch_only, "similarities") == 4 * 64 * 256 / 8
   without = parts(batch_size=64, loss__weights__global=0.0)
   assert needed(without, "similarities") == 4 * 64 * 64 / 8
-  stored = [needed(parts(batch_size=64, model__remat=r), "activations") for r in (False, True)]
+  alone = {"batch_size": 64, "model__pack_captions": False}
+  stored = [needed(parts(model__remat=remat, **alone), "activations") for remat in (False, True)]
   assert stored[0] == 6 * stored[1]
   # Two views of 5 image tokens and 8 text tokens, two blocks of width 32, float32.
-  assert stored[1] == 2 * 64 * (5 + 8) * 2 * 32 * 4 / 8
+  token = 64 * 2 * 32 * 4 / 8
+  assert stored[1] == 2 * (5 + 8) * token
+  # Of the distorted image, 2 of 4 patches are read. Packed captions may have any length.
+  half = parts(augment__patch_drop_ratio=0.5, **alone)
+  assert needed(half, "activations") == (5 + 3 + 2 * 8) * token
+  assert needed(parts(batch_size=64), "activations") == 2 * 5 * token
 
 
 @pytest.mark.integration

@@ -35,6 +35,7 @@ FEATURES = {
   "running gate": GATE, "rank": {"bank__gate": "rank"}, "neighbours": {"bank__gate": "neighbours"},
   # Neighbours are mined from the second epoch on, and captions are exchanged in the third.
   "exchange": {"caption_exchange__prob": 0.7, "num_epochs": 3},
+  "patches": {"augment__patch_drop_ratio": 0.5},
 }  # fmt: skip
 each_feature = pytest.mark.parametrize("fields", FEATURES.values(), ids=FEATURES)
 

@@ -1,4 +1,4 @@
-"""synth_pedes: an embedded dataset of drawn pedestrians, hard enough to compare methods on.
+"""synth_pedes: a built-in dataset of synthetic pedestrians, hard enough to compare methods on.
 
 `generate(Settings(...), split)` yields records and needs only NumPy and Pillow. `builder.py` stores
 the same records with TFDS.

@@ -18,7 +18,7 @@ from dgia_jax.data.pairs import PairTable
 from dgia_jax.data.synth_pedes import Settings
 from dgia_jax.data.synth_pedes.generate import draw_person
 
-PEOPLE = 40  # of each drawn dataset: 160 images, 320 pairs
+PEOPLE = 40  # of each synthetic dataset: 160 images, 320 pairs
 LARGE = (384, 128)
 BATCH = 64
 TOKENS = 77
@@ -26,7 +26,7 @@ _QUALITY = 95
 
 
 def embedded(folder: pathlib.Path) -> PairTable:
-  """The embedded dataset at its own size, few people."""
+  """The built-in dataset at its own size, few people."""
   few = dict(train_people=PEOPLE, val_people=10, test_people=10)
   builder = datasets.load_builder(
     "synth_pedes", image_size=(64, 32), data_dir=str(folder / "embedded"), **few
@@ -35,7 +35,7 @@ def embedded(folder: pathlib.Path) -> PairTable:
 
 
 def stored_jpegs(folder: pathlib.Path) -> PairTable:
-  """Drawn people as JPEG files of 384 x 128, built like one's own dataset."""
+  """Synthetic people as JPEG files of 384 x 128, built like one's own dataset."""
   images, entries = folder / "images", []
   images.mkdir()
   settings = Settings().replace(height=LARGE[0], width=LARGE[1])
@@ -61,7 +61,7 @@ def stored_jpegs(folder: pathlib.Path) -> PairTable:
 
 DATASETS = {
   "synth_pedes, 64 x 32, PNG": embedded,
-  "drawn people, 384 x 128, JPEG": stored_jpegs,
+  "synthetic people, 384 x 128, JPEG": stored_jpegs,
 }
 
 
