@@ -4,7 +4,8 @@
       --config.dataset.source=FOLDER/CUHK-PEDES
 
 Variants: `:paper` follows the paper's equations where the released code differs from them; `:plus`
-exchanges the captions of mined neighbours and reads half of the distorted image (docs/findings.md);
+exchanges the captions of mined neighbours, mines no local relations and reads half of the distorted
+image (docs/findings.md);
 `:strong` combines what should score highest (docs/reproducing.md).
 Expected (the paper, best test epoch): R@1 73.06, R@5 89.21, R@10 93.44, mAP 64.88, mINP 48.15.
 Not yet run with this code: only their owners distribute the dataset and CLIP's weights.

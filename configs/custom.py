@@ -7,8 +7,9 @@
 - No variant starts from CLIP ViT-B/16 and follows the released recipe.
 - `:mini` fine-tunes `mini`, the model in the package, at 64 x 32 pixels, and `:tiny` trains tiny
   towers from random weights, both in minutes on a CPU.
-- `:plus`, `:mini_plus` and `:tiny_plus` exchange the captions of mined neighbours and read half of
-  the distorted image; `:mini_plus` gives new words tokens of their own (docs/findings.md).
+- `:plus`, `:mini_plus` and `:tiny_plus` exchange the captions of mined neighbours, mine no local
+  relations and read half of the distorted image; `:mini_plus` gives new words tokens of their own
+  (docs/findings.md).
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,8 @@
       --config.dataset.source=FOLDER/ICFG-PEDES
 
 Variants: `:paper` follows the paper's equations where the released code differs from them; `:plus`
-exchanges the captions of mined neighbours and reads half of the distorted image (docs/findings.md).
+exchanges the captions of mined neighbours, mines no local relations and reads half of the distorted
+image (docs/findings.md).
 `:holdout` sets 310 training people apart as val, which the dataset lacks, trains on the others and
 chooses the epoch on val: the honest protocol, a little below the paper's numbers. `:strong`
 combines what should score highest (docs/reproducing.md) with that protocol.

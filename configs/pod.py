@@ -6,7 +6,7 @@
 `--config pod:16384` takes another global batch, and its rate by the same rule. Memory: 4,096 pairs
 over 256 chips are 16 pairs per chip; where a chip's share does not fit, add
 --config.gradient_accumulation=4 (one more forward pass, any batch). For other data see
-configs/custom.py, which shows the three settings that name it.
+configs/custom.py, which shows the settings that name it.
 
 Expected: unknown. Neither this batch nor this rate has been run on real data: watch
 `gradient_norm` (see `dgia_jax.method.optimizer.scaled_learning_rate`) and the first epochs' scores.

@@ -4,8 +4,8 @@
       --config.dataset.source=FOLDER/RSTPReid
 
 Variants: `:paper` follows the paper: its equations, and 40 epochs; `:plus` exchanges the captions
-of mined neighbours and reads half of the distorted image (docs/findings.md); `:strong` combines
-what should score highest (docs/reproducing.md).
+of mined neighbours, mines no local relations and reads half of the distorted image
+(docs/findings.md); `:strong` combines what should score highest (docs/reproducing.md).
 Expected (the paper, best test epoch): R@1 61.30, mAP 47.20.
 Not yet run with this code: only their owners distribute the dataset and CLIP's weights.
 """
