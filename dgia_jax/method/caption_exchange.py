@@ -3,6 +3,8 @@
 Not in the paper. If two images show one person, the caption of each describes the other, too. So an
 image may be trained with the caption of a neighbour that global association (section 3.3) mined for
 it when it was last seen. Then more captions than its own are tied to an image by all four losses.
+The bank's text row of a pair holds the feature of the caption that it was last trained with. So
+mining must not judge by captions: `config.check` refuses text anchors, the text match and gates.
 
 The captions and the mined neighbours of all pairs are kept beside the memory bank, and laid out as
 its rows are.
