@@ -6,6 +6,7 @@ digest of the annotations and of all image files, and the hold-out. So a build o
 never mistaken for the requested one.
 """
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -104,22 +105,28 @@ class PersonSearch(tfds.core.ShardBasedBuilder, skip_registration=True):
     ):
       split = "val" if record.split == "train" and record.person in held_out else record.split
       splits[split].append(Row(record, path, sha256))
+    stored = collections.Counter()  # images per split
     return {
       split: [
-        functools.partial(self._examples, rows[start : start + _SHARD_IMAGES])
+        functools.partial(self._examples, split, rows, start, stored)
         for start in range(0, len(rows), _SHARD_IMAGES)
       ]
       for split, rows in splits.items()
       if rows
     }
 
-  def _examples(self, rows: Sequence[Row]) -> Iterator[tuple[int, dict]]:
-    """Yields the examples of one shard; threads read and check the image files."""
+  def _examples(
+    self, split: str, rows: Sequence[Row], start: int, stored: collections.Counter[str]
+  ) -> Iterator[tuple[int, dict]]:
+    """Yields the examples of the shard that begins at row `start` of a split.
+
+    Threads read and check the image files. A shard may stay empty, a split may not.
+    """
     config, metadata = self.builder_config, self.info.metadata
-    written = 0
-    contents = images_lib.ordered_map(_checked_content, rows, config.workers)
+    shard = rows[start : start + _SHARD_IMAGES]
+    contents = images_lib.ordered_map(_checked_content, shard, config.workers)
     with contextlib.closing(contents):
-      for row, content in zip(rows, contents, strict=True):
+      for number, (row, content) in enumerate(zip(shard, contents, strict=True)):
         config.on_image()
         if isinstance(content, images_lib.UnreadableImageError):
           if not config.skip_unreadable:
@@ -131,8 +138,9 @@ class PersonSearch(tfds.core.ShardBasedBuilder, skip_registration=True):
           continue
         encoded, pixels = content
         metadata["pixels"] += pixels
+        stored[split] += 1
         yield (
-          written,
+          number,
           {
             "image": encoded,
             "captions": list(row.record.captions),
@@ -140,11 +148,10 @@ class PersonSearch(tfds.core.ShardBasedBuilder, skip_registration=True):
             "image_path": row.record.path,
           },
         )
-        written += 1
-    if not written:
+    if not stored[split] and start + _SHARD_IMAGES >= len(rows):
       raise UserError(
-        f"{self.name}: none of {len(rows)} images from {rows[0].record.path} on can be "
-        "read: check the image folder"
+        f"{self.name}: none of {len(rows)} images of {split} can be read, first "
+        f"{rows[0].record.path}: check the image folder"
       )
 
 

@@ -238,6 +238,24 @@ def test_skip_unreadable_counts_and_lists(tmp_path):
   assert _build("cuhk_pedes", tmp_path / "in", tmp_path / "out").data_dir == builder.data_dir
 
 
+@pytest.mark.parametrize("bad", [range(4), range(4, 8), range(12, 15)])
+@pytest.mark.parametrize(
+  "damage", [pathlib.Path.unlink, lambda path: path.write_bytes(b"no image")]
+)
+def test_a_whole_shard_can_be_skipped(tmp_path, monkeypatch, bad, damage):
+  """The first one, one in the middle, or the short last one."""
+  monkeypatch.setattr(tfds_builder, "_SHARD_IMAGES", 4)
+  entries = fake_datasets.rstp_reid(tmp_path / "in")[:15]
+  for row in bad:
+    damage(tmp_path / "in" / "imgs" / entries[row]["img_path"])
+  builder = _build("rstp_reid", tmp_path / "in", tmp_path / "out", skip_unreadable=True)
+  kept = [entry["img_path"] for row, entry in enumerate(entries) if row not in bad]
+  assert [row["image_path"].decode() for row in _rows(builder, "train")] == kept
+  assert len(builder.info.metadata["skipped"]) == len(bad)
+  table = pairs.load_pairs(builder, "train", SIZE, "bilinear")
+  assert len([table.images[row] for row in range(len(kept))]) == len(table.images)
+
+
 def test_no_readable_image_is_an_error_even_when_skipping(tmp_path):
   entries = fake_datasets.custom(tmp_path / "in")
   for entry in entries:
