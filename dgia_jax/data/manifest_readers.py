@@ -11,6 +11,7 @@
 
 import csv
 import dataclasses
+import io
 import json
 import os
 import pathlib
@@ -26,6 +27,8 @@ from dgia_jax.errors import UserError
 
 _NUMBERED_CAPTION = re.compile(r"(captions?|text|description)_?\d+", re.IGNORECASE)
 _METADATA = ("metadata.csv", "metadata.jsonl")
+# Only these end a line of a text; `str.splitlines` also splits at U+2028, form feeds and others.
+_LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +106,7 @@ def read_folders(source: str, columns: Columns) -> Iterator[Example]:
       stem, ending = os.path.splitext(name)
       if ending.lower() in catalog.IMAGE_ENDINGS:
         text = pathlib.Path(folder, f"{stem}.txt")
-        captions = _decoded(text.read_bytes(), str(text)).splitlines() if text.is_file() else []
+        captions = _lines(text.read_bytes(), str(text)) if text.is_file() else []
         yield Example("/".join([*parts, name]), captions, person or None, split)
 
 
@@ -174,14 +177,20 @@ def _table_rows(file: str) -> Iterator[_Row]:
     return
   _check_regular(file)
   text = _decoded(pathlib.Path(file).read_bytes(), file)
-  lines = text.splitlines(keepends=True)
   # Spreadsheets separate by semicolons where the comma is the decimal sign.
-  delimiter = "\t" if ending == ".tsv" else max(",;\t", key="".join(lines[:1]).count)
-  reader = csv.DictReader(lines, delimiter=delimiter, strict=True)
+  header = _LINE_END.split(text, maxsplit=1)[0]
+  delimiter = "\t" if ending == ".tsv" else max(",;\t", key=header.count)
+  reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
   try:
     for row in reader:
-      row.pop(None, None)  # cells beyond the last column
-      yield f"{file}, line {reader.line_num},", row
+      place = f"{file}, line {reader.line_num},"
+      surplus = next(filter(str.strip, row.pop(None, ())), None)
+      if surplus is not None:
+        raise UserError(
+          f"{place} has {annotation_formats.shown(surplus)} beyond the last column: put texts that"
+          f' contain {delimiter!r} in double quotes, "like this"'
+        )
+      yield place, row
   except csv.Error as error:
     raise UserError(f"{file}, line {reader.line_num}: {error}") from error
 
@@ -296,10 +305,14 @@ def _webdataset_example(parts: Mapping[str, bytes], columns: Columns, place: str
     if not isinstance(row, dict):
       raise UserError(f"{place} has a JSON file that is not an object")
   if ".txt" in parts:
-    row = {**row, "caption": _decoded(parts[".txt"], place).splitlines()}
+    row = {**row, "caption": _lines(parts[".txt"], place)}
   row["\0image"] = image
   (example,) = _examples_of_rows([(place, row)], dataclasses.replace(columns, image="\0image"))
   return example
+
+
+def _lines(raw: bytes, place: str) -> list[str]:
+  return _LINE_END.split(_decoded(raw, place))
 
 
 def _decoded(raw: bytes, place: str) -> str:

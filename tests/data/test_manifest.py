@@ -203,6 +203,39 @@ def test_columns_can_be_named(tmp_path):
   assert json.loads(written.file.read_text())[0]["id"] == "anna"
 
 
+UNUSUAL = "a red\u2028coat\x85and\x0ca\u2029hat\x1c"  # characters that end no line of a file
+
+
+def test_only_line_ends_separate_rows_and_captions(tmp_path):
+  quoted = f'"{UNUSUAL} of\r\ntwo lines"'
+  (tmp_path / "t.csv").write_text(f"image,text,split\r\nx.png,{UNUSUAL}.,train\ry.png,{quoted},dev")
+  written = manifest.make(str(tmp_path / "t.csv"), tmp_path / "out")
+  captions = [entry["captions"] for entry in json.loads(written.file.read_text())]
+  assert captions == [[f"{UNUSUAL}."], [f"{UNUSUAL} of\r\ntwo lines"]]
+
+
+def test_only_line_ends_separate_captions_of_text_files(tmp_path):
+  text = f"{UNUSUAL}.\r\n\r\n{UNUSUAL}!\rlast\n".encode()
+  (tmp_path / "people" / "train" / "anna").mkdir(parents=True)
+  (tmp_path / "people" / "train" / "anna" / "0.png").touch()
+  (tmp_path / "people" / "train" / "anna" / "0.txt").write_bytes(text)
+  with tarfile.open(tmp_path / "train.tar", "w") as shard:
+    for name, content in (("0.png", b"image"), ("0.txt", text)):
+      member = tarfile.TarInfo(name)
+      member.size = len(content)
+      shard.addfile(member, io.BytesIO(content))
+  for source in ("people", "train.tar"):
+    written = manifest.make(str(tmp_path / source), tmp_path / f"out {source}")
+    (entry,) = json.loads(written.file.read_text())
+    assert entry["captions"] == [f"{UNUSUAL}.", f"{UNUSUAL}!", "last"]
+
+
+def test_blank_cells_beyond_the_last_column_are_accepted(tmp_path):
+  (tmp_path / "t.csv").write_text("image,text,split\nx.png,a man,train,, \n")
+  written = manifest.make(str(tmp_path / "t.csv"), tmp_path / "out")
+  assert json.loads(written.file.read_text())[0]["captions"] == ["a man"]
+
+
 def test_images_without_captions_are_counted(tmp_path):
   folder = _folders(tmp_path)
   next(folder.rglob("*.txt")).unlink()
@@ -232,6 +265,8 @@ def _truncated(path, size=100):
     (_csv, dict(columns=Columns(image="photo")), "no column 'photo', only 'image'"),
     (lambda f: (f / "a.csv").write_bytes(b"\xe9\xff") and f / "a.csv", {}, "save it as UTF-8"),
     (lambda f: (f / "a.csv").write_text('image,text\n"x') and f / "a.csv", {}, "1: unexpected end"),
+    (lambda f: (f / "a.csv").write_text("image,text\nx,a man\ny,tall, red\n") and f / "a.csv", {},
+     "a.csv, line 3, has ' red' beyond the last column: put .* in double quotes"),
     (lambda f: _rows(f) and f, {}, "no image with a caption \\(8 without\\)"),
     (lambda f: _truncated(next(_parquet(f).iterdir())), {}, "cannot be read as Parquet"),
     (lambda f: _truncated(next(_webdataset(f).iterdir())), {}, "cannot be read as a tar"),
