@@ -2,7 +2,8 @@
 
 Training, evaluation and search all resize here, so an image has the same pixels everywhere. A
 file that cannot be decoded raises `UnreadableImageError`, whatever its decoder raised; the caller
-decides whether to stop or to skip it.
+decides whether to stop or to skip it. Formats for which Pillow starts another program count as
+unreadable, because images may come from strangers.
 """
 
 import collections
@@ -23,6 +24,9 @@ RESIZE_FILTERS = {
   "bilinear": Image.Resampling.BILINEAR,  # the released DGIA code
   "bicubic": Image.Resampling.BICUBIC,  # CLIP's own preprocessing
 }
+
+# Pillow runs Ghostscript on EPS files, whatever their names, and Windows' own drawing on WMF files.
+_NOT_DECODED = ("EPS", "WMF")
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -99,6 +103,12 @@ def inspect(path: pathlib.Path | str) -> ImageFacts:
     return ImageFacts(image.width, image.height, image.mode)
 
 
+def format_of(content: bytes, path: pathlib.Path | str) -> str:
+  """Pillow's name of a format, such as "JPEG". Raises UnreadableImageError, naming `path`."""
+  with _opened(content, path) as image:
+    return image.format
+
+
 def resized(image: Image.Image, image_size: tuple[int, int], resize: str) -> np.ndarray:
   """Squeezes a whole RGB image to (height, width) pixels, as is usual in person retrieval.
 
@@ -151,16 +161,26 @@ def ordered_map(
 @contextlib.contextmanager
 def _opened(content: bytes, path: pathlib.Path | str) -> Iterator[Image.Image]:
   """Opens an image; any exception of its decoder becomes an UnreadableImageError."""
+  Image.init()
+  formats = [name for name in Image.ID if name not in _NOT_DECODED]
   try:
-    with Image.open(io.BytesIO(content)) as image:
+    with Image.open(io.BytesIO(content), formats=formats) as image:
       yield image
   except MemoryError:
     raise
   except Exception as error:
     # Decoders of damaged files raise almost anything: OSError, SyntaxError, struct.error, ...
     unknown = isinstance(error, Image.UnidentifiedImageError)
-    reason = "not an image in a known format" if unknown else str(error) or type(error).__name__
+    reason = _unknown_format(content) if unknown else str(error) or type(error).__name__
     raise UnreadableImageError(str(path), " ".join(reason.split())) from error
+
+
+def _unknown_format(content: bytes) -> str:
+  for name in _NOT_DECODED:
+    _, accepts = Image.OPEN[name]
+    if accepts(content[:16]):
+      return f"{name} files are not decoded, as that takes another program: convert it to PNG"
+  return "not an image in a known format"
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -1,10 +1,11 @@
 """Image files of every mode and orientation become the same upright RGB image."""
 
+import os
 import threading
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from dgia_jax.data import images
 
@@ -136,6 +137,33 @@ def test_unreadable_images_are_named(tmp_path, damage, reason, read):
   with pytest.raises(images.UnreadableImageError, match="bad.jpg") as caught:
     read(path)
   assert reason in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("read", [images.read_rgb, images.inspect])
+def test_no_image_starts_another_program(tmp_path, monkeypatch, read):
+  """An EPS file named x.jpg is not given to Ghostscript, which would run its PostScript."""
+  program = tmp_path / "gs"
+  program.write_text(f"#!/bin/sh\ntouch {tmp_path / 'started'}\n")
+  program.chmod(0o755)
+  monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+  monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+  Image.fromarray(_gradient()).save(tmp_path / "x.jpg", format="EPS")
+  with pytest.raises(images.UnreadableImageError, match="x.jpg: EPS files are not decoded"):
+    read(tmp_path / "x.jpg")
+  assert not (tmp_path / "started").exists()
+
+
+def test_windows_metafiles_are_named(tmp_path):
+  (tmp_path / "x.wmf").write_bytes(b"\xd7\xcd\xc6\x9a" + bytes(80))
+  with pytest.raises(images.UnreadableImageError, match="WMF files are not decoded"):
+    images.read_rgb(tmp_path / "x.wmf")
+
+
+def test_format_of(tmp_path):
+  _noise(4, 4).save(tmp_path / "x.png")
+  assert images.format_of((tmp_path / "x.png").read_bytes(), "x") == "PNG"
+  with pytest.raises(images.UnreadableImageError, match="x: not an image"):
+    images.format_of(b"text", "x")
 
 
 def test_ordered_map_keeps_the_order_and_reads_ahead_a_little():
