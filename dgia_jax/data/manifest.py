@@ -2,18 +2,16 @@
 
 import dataclasses
 import hashlib
-import io
 import json
 import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from PIL import Image
-
 from dgia_jax import files
-from dgia_jax.data.annotation_formats import split_of
+from dgia_jax.data.annotation_formats import shown, split_of
 from dgia_jax.data.annotations import SPLITS
+from dgia_jax.data.image_store import ImageStore
 from dgia_jax.data.manifest_readers import READERS, Columns, Example, form_of
 from dgia_jax.errors import UserError
 
@@ -51,7 +49,7 @@ def make(
   """Writes `out`/annotations.json for a source of images with captions.
 
   Images that are files stay in their places. Images inside Parquet or tar files are written to
-  `out`/images.
+  `out`/images, equal ones once. An error or Ctrl-C leaves nothing of them behind.
 
   Args:
     source: a file or folder in one of the forms of `manifest_readers.READERS`.
@@ -64,7 +62,8 @@ def make(
     seed: of the assignment of people to splits.
 
   Raises:
-    UserError: the source cannot be read, has no split, or `out` already has annotations.
+    UserError: the source cannot be read, has no split, or `out` already has annotations, or
+      images where some would be written.
   """
   out = pathlib.Path(out).expanduser().absolute()
   source = os.path.abspath(os.path.expanduser(source))
@@ -75,28 +74,33 @@ def make(
   folder = source if os.path.isdir(source) else os.path.dirname(source)
   folder = os.path.abspath(os.path.expanduser(images)) if images else folder
   entry_of: dict[tuple, dict[str, Any]] = {}
-  without_caption, has_content = 0, False
+  without_caption, store = 0, ImageStore(out / IMAGES)
   try:
     for example in reader(source, columns or Columns()):
       if not any(caption.strip() for caption in example.captions):
         without_caption += 1
         continue
-      path = example.image
-      if isinstance(path, bytes):
-        path, has_content = _write_image(path, out / IMAGES, len(entry_of)), True
+      if not fractions:
+        _check_split(example, source)
+      path = store.add(example.image) if isinstance(example.image, bytes) else example.image
       entry = entry_of.setdefault((path, example.person, example.split), _entry(path, example))
       entry["captions"] += [text for text in map(str.strip, example.captions) if text]
     entries = list(entry_of.values())
     if not entries:
       raise UserError(f"{source} has no image with a caption ({without_caption} without)")
-    _assign_splits(entries, fractions, seed, source)
+    _assign_splits(entries, fractions, seed)
     out.mkdir(parents=True, exist_ok=True)
+    store.publish()
     files.write_text(file, json.dumps(entries, indent=1) + "\n")
-  except OSError as error:
+  except BaseException as error:
+    if not file.exists():  # else Ctrl-C came after the last step
+      store.discard()
+    if not isinstance(error, OSError):
+      raise
     raise UserError(f"{error.filename or out}: {error.strerror or error}") from error
   return Manifest(
     file=file,
-    images=out / IMAGES if has_content else pathlib.Path(folder),
+    images=out / IMAGES if store.is_used else pathlib.Path(folder),
     entries={split: sum(e["split"] == split for e in entries) for split in SPLITS},
     without_caption=without_caption,
   )
@@ -146,21 +150,18 @@ def _entry(path: str, example: Example) -> dict[str, Any]:
   return entry if example.person is None else {"id": example.person, **entry}
 
 
-def _write_image(content: bytes, folder: pathlib.Path, number: int) -> str:
-  """Writes the content of an image file and returns its name."""
-  try:
-    with Image.open(io.BytesIO(content)) as image:
-      ending = image.format.lower().replace("jpeg", "jpg")
-  except Exception:  # decoders raise almost anything; `data check` will name the file
-    ending = "jpg"
-  name = f"{number:08d}.{ending}"
-  folder.mkdir(parents=True, exist_ok=True)
-  (folder / name).write_bytes(content)
-  return name
+def _check_split(example: Example, source: str) -> None:
+  """Raises UserError for an example that is in none of the three splits."""
+  if split_of(example.split) is None:
+    image = example.image
+    if isinstance(image, bytes):
+      image = f"the image with the caption {shown(next(filter(str.strip, example.captions)))}"
+    value = "no split" if example.split is None else f"the split {example.split!r}"
+    raise UserError(f"{source}: {image} has {value}; divide the people with --split 0.8,0.1,0.1")
 
 
 def _assign_splits(
-  entries: Sequence[dict[str, Any]], fractions: Sequence[float], seed: int, source: str
+  entries: Sequence[dict[str, Any]], fractions: Sequence[float], seed: int
 ) -> None:
   """Gives every entry one of the three splits."""
   if fractions:
@@ -172,10 +173,4 @@ def _assign_splits(
       entry["split"] = split_of_person[person]
     return
   for entry in entries:
-    split = split_of(entry["split"])
-    if split is None:
-      value = "no split" if entry["split"] is None else f"the split {entry['split']!r}"
-      raise UserError(
-        f"{source}: {entry['img_path']} has {value}; divide the people with --split 0.8,0.1,0.1"
-      )
-    entry["split"] = split
+    entry["split"] = split_of(entry["split"])

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dgia_jax import user_files
-from dgia_jax.data import annotation_formats, catalog
+from dgia_jax.data import annotation_formats, catalog, folder_walk
 from dgia_jax.data.annotation_formats import CAPTION_FIELDS, ID_FIELDS, PATH_FIELDS, split_of
 from dgia_jax.errors import UserError
 
@@ -96,8 +96,7 @@ def read_table(source: str, columns: Columns) -> Iterator[Example]:
 def read_folders(source: str, columns: Columns) -> Iterator[Example]:
   """Examples of FOLDER/PERSON/x.jpg with x.txt, or FOLDER/SPLIT/PERSON/x.jpg; images are paths."""
   del columns
-  for folder, subfolders, names in os.walk(source):
-    subfolders.sort()
+  for folder, names in folder_walk.walk(source, _stop_at):
     relative = os.path.relpath(folder, source)
     parts = [] if relative == os.curdir else relative.split(os.sep)
     split = parts[0] if parts and split_of(parts[0]) else None
@@ -133,10 +132,10 @@ def read_parquet(source: str, columns: Columns) -> Iterator[Example]:
     try:
       with parquet.ParquetFile(file) as table:
         batches = table.iter_batches(batch_size=64)
-        rows = ((f"{file}, row {n},", row) for n, row in enumerate(_rows_of(batches)))
+        rows = ((f"{file}, row {n},", row) for n, row in enumerate(_rows_of(batches, file)))
         for example in _examples_of_rows(rows, columns):
           yield dataclasses.replace(example, split=example.split or _split_in_name(file))
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
       raise UserError(f"{file} cannot be read as Parquet: {error}") from error
 
 
@@ -263,9 +262,18 @@ def _person(value: object, place: str) -> int | str | None:
   return value
 
 
-def _rows_of(batches: Iterable[Any]) -> Iterator[Mapping[str, Any]]:
+def _rows_of(batches: Iterable[Any], file: str) -> Iterator[Mapping[str, Any]]:
   for batch in batches:
-    yield from batch.to_pylist()
+    columns = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+      try:
+        columns[name] = column.to_pylist()
+      except UnicodeDecodeError as error:
+        raise UserError(
+          f"{file}: the column {name!r} has text that is not UTF-8 ({error.reason}): save texts as"
+          " UTF-8, and images as binary"
+        ) from error
+    yield from (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
 
 
 def _grouped(shard: tarfile.TarFile) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -332,10 +340,14 @@ def _files(source: str, ending: str) -> list[str]:
     return [source]
   return sorted(
     os.path.join(folder, name)
-    for folder, _, names in os.walk(source)
+    for folder, names in folder_walk.walk(source, _stop_at)
     for name in names
     if name.lower().endswith(ending)
   )
+
+
+def _stop_at(error: OSError) -> None:
+  raise UserError(f"{error.filename}: {error.strerror}: make the folder readable, or move it away")
 
 
 def _metadata_files(source: str) -> list[str]:

@@ -4,10 +4,10 @@ import collections
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterator
 
 from PIL import Image
 
+from dgia_jax.data import folder_walk
 from dgia_jax.errors import UserError
 
 # Image types that are counted when this Pillow cannot open them.
@@ -52,7 +52,12 @@ def list_images(folder: pathlib.Path | str) -> Listing:
     raise UserError(f"--images={folder}: no such folder")
   types = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
   files, unsupported, unreadable = [], collections.Counter(), []
-  for parent, names in _walk(str(folder), unreadable):
+
+  def report(error: OSError) -> None:
+    path = os.path.relpath(error.filename, folder)
+    unreadable.append((path, error.strerror or str(error)))
+
+  for parent, names in folder_walk.walk(str(folder), report):
     for name in names:
       suffix = os.path.splitext(name)[1].lower()
       if suffix in types:
@@ -68,29 +73,3 @@ def list_images(folder: pathlib.Path | str) -> Listing:
       elif suffix in _OTHER_IMAGE_TYPES:
         unsupported[suffix] += 1
   return Listing(sorted(files, key=lambda file: file.path), dict(unsupported), unreadable)
-
-
-def _walk(folder: str, unreadable: list[tuple[str, str]]) -> Iterator[tuple[str, list[str]]]:
-  """Yields each folder with the names of its files; circles of links end."""
-
-  def report(error: OSError) -> None:
-    path = os.path.relpath(error.filename, folder)
-    unreadable.append((path, error.strerror or str(error)))
-
-  def identity(path: str) -> tuple[int, int] | None:
-    try:
-      status = os.stat(path)
-    except OSError:
-      return None  # `os.walk` reports it
-    return status.st_dev, status.st_ino
-
-  seen = {identity(folder)}
-  for parent, folders, names in os.walk(folder, followlinks=True, onerror=report):
-    unseen = []
-    for name in sorted(folders):
-      where = identity(os.path.join(parent, name))
-      if where is None or where not in seen:
-        unseen.append(name)
-        seen.add(where)
-    folders[:] = unseen
-    yield parent, names

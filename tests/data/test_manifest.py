@@ -203,6 +203,35 @@ def test_columns_can_be_named(tmp_path):
   assert json.loads(written.file.read_text())[0]["id"] == "anna"
 
 
+def test_links_to_folders_of_people_are_followed(tmp_path):
+  _rows(tmp_path / "archive")
+  people = tmp_path / "people"
+  for n, person in enumerate(PEOPLE):
+    for image in (tmp_path / "archive" / person).iterdir():
+      image.with_suffix(".txt").write_text(f"{person} walks")
+    split = people / ("train" if n < 2 else "test")
+    split.mkdir(parents=True, exist_ok=True)
+    (split / person).symlink_to(tmp_path / "archive" / person)
+  (people / "train" / "circle").symlink_to(people)
+  written = manifest.make(str(people), tmp_path / "out")
+  assert written.entries == {"train": 4, "val": 0, "test": 4}
+  entries = json.loads(written.file.read_text())
+  assert {entry["id"] for entry in entries} == set(PEOPLE)
+  assert all((written.images / entry["img_path"]).is_file() for entry in entries)
+
+
+def _csv_with_unquoted_commas(folder):
+  (folder / "a.csv").write_text("image,text,split\nx,a man,test\ny,tall, in red,test\n")
+  return folder / "a.csv"
+
+
+def _parquet_in_latin_1(folder):
+  text = pyarrow.array([b"caf\xe9"]).view(pyarrow.string())
+  table = pyarrow.table({"image": pyarrow.array(["x.png"]), "text": text})
+  parquet.write_table(table, folder / "x.parquet")
+  return folder / "x.parquet"
+
+
 UNUSUAL = "a red\u2028coat\x85and\x0ca\u2029hat\x1c"  # characters that end no line of a file
 
 
@@ -265,10 +294,11 @@ def _truncated(path, size=100):
     (_csv, dict(columns=Columns(image="photo")), "no column 'photo', only 'image'"),
     (lambda f: (f / "a.csv").write_bytes(b"\xe9\xff") and f / "a.csv", {}, "save it as UTF-8"),
     (lambda f: (f / "a.csv").write_text('image,text\n"x') and f / "a.csv", {}, "1: unexpected end"),
-    (lambda f: (f / "a.csv").write_text("image,text\nx,a man\ny,tall, red\n") and f / "a.csv", {},
-     "a.csv, line 3, has ' red' beyond the last column: put .* in double quotes"),
+    (_csv_with_unquoted_commas, {},
+     "a.csv, line 3, has 'test' beyond the last column: put .* in double quotes"),
     (lambda f: _rows(f) and f, {}, "no image with a caption \\(8 without\\)"),
     (lambda f: _truncated(next(_parquet(f).iterdir())), {}, "cannot be read as Parquet"),
+    (_parquet_in_latin_1, {}, "x.parquet: the column 'text' has text that is not UTF-8"),
     (lambda f: _truncated(next(_webdataset(f).iterdir())), {}, "cannot be read as a tar"),
     (lambda f: _damaged(_webdataset(f) / "train-000.tar"), {}, "cannot be read as a tar"),
     (lambda f: _write_csv(f / "a.csv", ("image", "text"), [("x", "y")]) or f / "a.csv", {},
@@ -279,7 +309,7 @@ def test_mistakes_are_named(tmp_path, prepare, options, message):
   with pytest.raises(UserError, match=message) as caught:
     manifest.make(str(prepare(tmp_path)), tmp_path / "out", **options)
   assert "\n" not in str(caught.value)
-  assert not (tmp_path / "out" / "annotations.json").exists()
+  assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("text", ["0.8", "0.8,0.1,0.2", "1,1,-1", "a,b,c", "nan,0.5,0.5"])
