@@ -10,6 +10,7 @@
 | `dataset_files` | where annotations and images are; which are missing or refused |
 | `check`, `check_captions`, `data_report` | the report on a dataset |
 | `manifest`, `manifest_readers` | `make`: annotations from CSV, Parquet and other forms |
+| `image_store`, `folder_walk` | images from archives; walking through folders and links |
 | `images`, `image_hashes` | decoding and resizing; which image files have changed |
 | `tfds_builder` | the builder of every dataset that consists of files |
 | `locked_build` | lets one process build while the others wait |

@@ -22,6 +22,8 @@ from absl import logging
 from dgia_jax import files
 from dgia_jax.errors import UserError
 
+_INFO = "dataset_info.json"
+
 
 def prepare(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
   """Builds a dataset if it is absent, and returns a reader of it that can be pickled.
@@ -29,13 +31,19 @@ def prepare(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
   Exceptions of the builder reach the caller, with nothing left behind.
 
   Raises:
-    UserError: the folder for datasets cannot be written, or its disk is full.
+    UserError: the folder for datasets cannot be written, or its disk is full, or the dataset is
+      there without a file of it.
   """
-  if os.path.isfile(os.path.join(builder.data_dir, "dataset_info.json")):
+  if _is_complete(builder.data_dir):
     return tfds.builder_from_directory(builder.data_dir)  # the folder may be read-only
   home = os.path.dirname(builder.data_dir)  # one variant of the dataset; it contains the versions
   with _write_errors_explained(home), _sole_builder(home):
-    if not os.path.exists(builder.data_dir):
+    if not _is_complete(builder.data_dir):
+      if os.path.lexists(builder.data_dir):  # builds are renamed to it when they are complete
+        raise UserError(
+          f"{builder.data_dir} is incomplete (no {_INFO}), perhaps because a copy of it was"
+          " interrupted: delete this folder and start again, which builds the dataset anew"
+        )
       logging.info("building %s in %s", builder.name, builder.data_dir)
       _build(builder)
   return tfds.builder_from_directory(builder.data_dir)
@@ -70,6 +78,10 @@ def exclusive(path: pathlib.Path | str) -> Iterator[None]:
     with contextlib.suppress(FileNotFoundError):  # without locks another process may be first
       os.unlink(lock_path)
     lock.close()
+
+
+def _is_complete(folder: str) -> bool:
+  return os.path.isfile(os.path.join(folder, _INFO))
 
 
 def _build(builder: tfds.core.DatasetBuilder) -> None:

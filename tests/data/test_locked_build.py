@@ -3,6 +3,8 @@
 import errno
 import fcntl
 import os
+import pathlib
+import shutil
 import subprocess
 import sys
 import threading
@@ -74,6 +76,27 @@ def test_other_errors_of_locking_reach_the_caller(tmp_path, monkeypatch):
   monkeypatch.setattr(fcntl, "flock", flock)
   with pytest.raises(OSError, match=os.strerror(errno.EIO)), locked_build.exclusive(tmp_path / "a"):
     pass
+
+
+@pytest.mark.parametrize("lost", ["dataset_info.json", "*"])
+@pytest.mark.parametrize("name", ["custom", "synth_pedes"])
+def test_a_build_without_its_description_is_named(tmp_path, name, lost):
+  options = dict(data_dir=str(tmp_path / "out"))
+  if name == "custom":
+    fake_datasets.custom(tmp_path / "in")
+    options["source"] = str(tmp_path / "in")
+  else:
+    options |= dict(image_size=(32, 16), train_people=2, val_people=1, test_people=1)
+  folder = pathlib.Path(datasets.load_builder(name, **options).data_dir)
+  for path in folder.glob(lost):
+    path.unlink()
+  left = sorted(folder.iterdir())
+  with pytest.raises(UserError, match=f"{folder} is incomplete .* delete this folder") as caught:
+    datasets.load_builder(name, **options)
+  assert "\n" not in str(caught.value)
+  assert sorted(folder.iterdir()) == left
+  shutil.rmtree(folder)
+  assert len(datasets.load_builder(name, **options).as_data_source("train")) > 0
 
 
 def test_one_holder_at_a_time(tmp_path):
