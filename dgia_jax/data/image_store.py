@@ -60,8 +60,8 @@ class ImageStore:
         self._folder.parent.rmdir()
 
   def _begin(self) -> None:
-    is_free = not os.path.lexists(self._folder)
-    if not is_free and (not self._folder.is_dir() or any(self._folder.iterdir())):
+    is_folder = self._folder.is_dir() and not self._folder.is_symlink()
+    if os.path.lexists(self._folder) and (not is_folder or any(self._folder.iterdir())):
       raise UserError(f"{self._folder} exists already: choose another --out, or delete it")
     self._has_begun = True
     self._has_made_parent = not self._folder.parent.exists()

@@ -49,6 +49,12 @@ class ImageFacts:
   mode: str
 
 
+def decoded_formats() -> list[str]:
+  """Pillow's names of the formats that are decoded without another program, in its order."""
+  Image.init()
+  return [name for name in Image.ID if name not in _NOT_DECODED]
+
+
 def read_bytes(path: pathlib.Path | str) -> bytes:
   """Returns the content of an image file. Raises UnreadableImageError."""
   try:
@@ -161,10 +167,8 @@ def ordered_map(
 @contextlib.contextmanager
 def _opened(content: bytes, path: pathlib.Path | str) -> Iterator[Image.Image]:
   """Opens an image; any exception of its decoder becomes an UnreadableImageError."""
-  Image.init()
-  formats = [name for name in Image.ID if name not in _NOT_DECODED]
   try:
-    with Image.open(io.BytesIO(content), formats=formats) as image:
+    with Image.open(io.BytesIO(content), formats=decoded_formats()) as image:
       yield image
   except MemoryError:
     raise

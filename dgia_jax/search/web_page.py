@@ -305,6 +305,9 @@ def serve(searcher: Searcher, host: str, port: int, default_top: int) -> None:
     os.environ["GRADIO_TEMP_DIR"] = folder  # read when Gradio is imported
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     bypass_proxy(host)
+    PIL.Image.ID[:] = (
+      images_lib.decoded_formats()
+    )  # Gradio opens uploads in any format it finds there
     page = make_page(searcher, default_top)
     import gradio
     from starlette.middleware import Middleware

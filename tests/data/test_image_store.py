@@ -82,6 +82,16 @@ def test_images_of_the_user_are_not_overwritten(tmp_path, source):
   assert len(list(own.parent.iterdir())) == 3
 
 
+@pytest.mark.parametrize("target", ["elsewhere", "nowhere"])
+def test_a_link_in_place_of_the_folder_is_refused_at_once(tmp_path, source, target):
+  (tmp_path / "elsewhere").mkdir()
+  (tmp_path / "out").mkdir()
+  (tmp_path / "out" / "images").symlink_to(tmp_path / target)
+  with pytest.raises(UserError, match="out/images exists already"):
+    manifest.make(str(source), tmp_path / "out")
+  assert [path.name for path in (tmp_path / "out").iterdir()] == ["images"]
+
+
 def test_a_table_may_be_beside_its_images(tmp_path):
   _contents(tmp_path / "images", 1)
   (tmp_path / "t.csv").write_text("image,text,split\n0.png,a man,train\n")

@@ -17,7 +17,7 @@ import urllib.request
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from dgia_jax.errors import UserError
 from dgia_jax.search import __main__ as search_cli
@@ -238,6 +238,19 @@ def test_without_gradio_one_line(index, monkeypatch, capsys):
     web_page.make_page(open_searcher(index)[0])
   assert search_cli.main(["serve", "--index", str(index)]) == 2
   assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_uploads_start_no_other_program(index, monkeypatch, tmp_path):
+  """Gradio opens them with Pillow, which would give an EPS file to Ghostscript."""
+  monkeypatch.setitem(sys.modules, "gradio", None)
+  for name in ("no_proxy", "NO_PROXY", "GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):
+    monkeypatch.setenv(name, "")
+  Image.new("RGB", (4, 4)).save(tmp_path / "x.png", format="EPS")
+  monkeypatch.setattr(Image, "ID", list(Image.ID))
+  with pytest.raises(UserError):
+    web_page.serve(open_searcher(index)[0], "127.0.0.1", 0, 20)
+  with pytest.raises(UnidentifiedImageError):
+    Image.open(tmp_path / "x.png")
 
 
 def test_the_page_reports_nothing(index):
