@@ -13,6 +13,7 @@ from typing import Any
 
 from etils import epath
 
+from dgia_jax import user_files
 from dgia_jax.errors import UserError
 
 AnyPath = pathlib.Path | epath.Path
@@ -183,6 +184,6 @@ def _comes_from_storage(error: BaseException | None) -> bool:
 def cache_folder() -> pathlib.Path:
   """`~/.cache/dgia_jax/remote`, unless `DGIA_JAX_REMOTE_CACHE` names another folder."""
   if chosen := os.environ.get(_CACHE):
-    return pathlib.Path(chosen).expanduser().absolute()
+    return user_files.expanded(chosen, _CACHE).absolute()
   cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
   return pathlib.Path(cache).absolute() / "dgia_jax" / "remote"

@@ -56,6 +56,8 @@ def replacing(path: pathlib.Path | str) -> Iterator[pathlib.Path]:
   processes must not write the same path at the same time.
   """
   path = pathlib.Path(path)
+  if path.is_dir():  # now rather than after the work; "" and "." are folders, too
+    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
   partial = path.with_name(f".{path.name}.partial")
   try:
     yield partial

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 
 from etils import epath
 
-from dgia_jax import bucket
+from dgia_jax import bucket, user_files
 from dgia_jax.bucket import AnyPath, is_remote
 from dgia_jax.errors import UserError
 
@@ -87,11 +87,12 @@ def mirrored(
     notify: receives one line, because a bucket has no locks.
 
   Raises:
-    UserError: the bucket is missing or may not be written, or an error of the block, which then
-      names the address in the bucket instead of the local folder.
+    UserError: the path is the home of an unknown user, the bucket is missing or may not be written,
+      or an error of the block, which then names the address in the bucket instead of the local
+      folder.
   """
   if not is_remote(path):
-    yield pathlib.Path(path).expanduser()
+    yield user_files.expanded(path, setting)
     return
   mirror = _Mirror(bucket.checked(path, setting), setting, writes)
   try:

@@ -14,7 +14,7 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from dgia_jax import config as config_lib
-from dgia_jax import older_names
+from dgia_jax import older_names, user_files
 from dgia_jax.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -37,12 +37,12 @@ def config_file(value: str) -> str:
   """The file behind the value of `--config`, with its variant: "NAME:variant" or "FILE.py:variant".
 
   Raises:
-    UserError: there is neither such a config nor such a file.
+    UserError: there is neither such a config nor such a file, or nobody can tell.
   """
   name, colon, variant = value.partition(":")
-  path = pathlib.Path(name).expanduser()
+  path = user_files.expanded(name, "--config")
   if path.suffix == ".py":
-    if path.is_file():
+    if user_files.exists(path, "--config") and path.is_file():
       return f"{path}{colon}{variant}"
     nearby = sorted(str(other) for other in path.parent.glob("*.py") if other.stem != "__init__")
     listed = ", ".join(nearby) or f"the names {', '.join(config_names())}"

@@ -57,6 +57,9 @@ def test_errors_of_the_system_reach_the_caller(tmp_path):
   (tmp_path / "folder").mkdir()
   with pytest.raises(IsADirectoryError):
     files.write_text(tmp_path / "folder", "text")
+  for name in ("", ".", "/"):  # they have no name that a temporary file could be called after
+    with pytest.raises(IsADirectoryError):
+      files.write_text(name, "text")
   assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 

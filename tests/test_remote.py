@@ -23,6 +23,9 @@ def test_local_paths_stay_as_they_are(tmp_path):
     remote.publish(folder)
     remote.refresh(folder)
   assert remote.origin(tmp_path) == tmp_path
+  with pytest.raises(UserError, match="--workdir=~nobody-here/run: no home folder"):
+    with remote.mirrored("~nobody-here/run", "--workdir"):
+      raise AssertionError
 
 
 def test_a_folder_is_copied_once_per_content(gcs):

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from dgia_jax import files
+from dgia_jax import files, user_files
 from dgia_jax.data.annotation_formats import shown, split_of
 from dgia_jax.data.annotations import SPLITS
 from dgia_jax.data.image_store import ImageStore
@@ -65,10 +65,10 @@ def make(
     UserError: the source cannot be read, has no split, or `out` already has annotations, or
       images where some would be written.
   """
-  out = pathlib.Path(out).expanduser().absolute()
+  out = user_files.expanded(out, "--out").absolute()
   source = os.path.abspath(os.path.expanduser(source))
   file = out / FILE
-  if file.exists():
+  if user_files.exists(file, "--out"):
     raise UserError(f"{file} exists already: choose another --out, or delete it")
   reader = READERS[form or form_of(source)]
   folder = source if os.path.isdir(source) else os.path.dirname(source)

@@ -19,7 +19,7 @@ import numpy as np
 import tokenizers
 from tokenizers import models, pre_tokenizers, processors, trainers
 
-from dgia_jax import files, hub
+from dgia_jax import files, hub, user_files
 from dgia_jax.data import siglip_tokenizer
 from dgia_jax.data.siglip_tokenizer import SiglipTokenizer
 from dgia_jax.data.text_cleaning import clean_caption
@@ -161,8 +161,8 @@ def pretrained_tokenizer(
   Raises:
     UserError: no tokenizer can be reached under this name, or its files are damaged.
   """
-  path = pathlib.Path(name).expanduser()
-  if not path.exists():
+  path = user_files.expanded(name, "tokenizer.name")
+  if not user_files.exists(path, "tokenizer.name"):
     path = hub.fetch(
       name,
       *(siglip_tokenizer.HUB_FILES if is_siglip else _HUB_FILES),

@@ -28,6 +28,8 @@ ABOUT, GONE, FEATURES, PARTS, FILES = "index.json", "gone.json", "features.npy",
 ANNOTATED = "annotated.json"
 FORMAT = 3
 _MEND = "delete the index's folder and index again"
+# Far more than the captions of all images of a large index; a larger file is damaged.
+_MAX_SEALED_BYTES = 2**34
 _KEYS = ("format", "model", "model_digest", "images", "feature_width")
 
 
@@ -63,12 +65,12 @@ def read_about(folder: pathlib.Path | str, setting: str = "--index") -> dict[str
     UserError: it is missing or damaged, or of another version.
   """
   path = pathlib.Path(folder) / ABOUT
-  if not path.exists():
+  if not user_files.exists(path, setting):
     raise UserError(
       f"{setting}={folder}: holds no index ({ABOUT} is missing); make an index first:"
       " python -m dgia_jax.search index"
     )
-  about = user_files.read_json(path, setting)
+  about = user_files.read_json(path, setting, _MAX_SEALED_BYTES)
   if "model_digest" in about and about.get("format") != FORMAT:
     raise UserError(f"{setting}={folder}: written by another version of dgia_jax; {_MEND}")
   if missing := [key for key in _KEYS if key not in about]:
@@ -322,7 +324,8 @@ def _is_inside(path: Any) -> bool:
 
 
 def _read_sealed(path: pathlib.Path) -> dict[str, Any]:
-  return _unsealed(path, user_files.read_json(path, "--index"), "--index")
+  content = user_files.read_json(path, "--index", _MAX_SEALED_BYTES)
+  return _unsealed(path, content, "--index")
 
 
 def _unsealed(path: pathlib.Path, content: dict[str, Any], setting: str) -> dict[str, Any]:

@@ -107,7 +107,7 @@ class Retriever:
       UserError: no model can be opened from there.
     """
     path = pretrained.local_copy(source, setting)
-    if not path.exists():
+    if not user_files.exists(path, setting):
       return cls.from_hugging_face(_hub_folder(str(source), setting), **options)
     if not path.is_dir():
       raise UserError(f"{setting}={source} is a file: give the folder of a run or of a model")

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from dgia_jax import bucket, cli, distributed, full_disk, remote
+from dgia_jax import bucket, cli, distributed, full_disk, remote, user_files
 from dgia_jax.errors import UserError
 from dgia_jax.method import train_state, trainable
 from dgia_jax.training import array_digests, checkpoint_arrays, checkpoint_record
@@ -259,7 +259,7 @@ def _workdir_of_checkpoints(workdir: bucket.AnyPath | str) -> bucket.AnyPath:
   """The working directory, or the one in a bucket that it is a copy of."""
   if bucket.is_remote(workdir):
     return workdir
-  return remote.origin(pathlib.Path(workdir).expanduser().absolute())
+  return remote.origin(user_files.expanded(workdir, "--workdir").absolute())
 
 
 def _is_complete(entry: bucket.AnyPath) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from dgia_jax import hub
+from dgia_jax import hub, user_files
 from dgia_jax.data import annotations, datasets, new_words, tokenizer
 from dgia_jax.data import pairs as pairs_lib
 from dgia_jax.errors import UserError
@@ -123,10 +123,12 @@ def _vocabulary_folder(source: str) -> pathlib.Path | None:
   """
   if not source:
     return None
-  path = pretrained.local_copy(source, "config.pretrained").expanduser()
+  path = user_files.expanded(
+    pretrained.local_copy(source, "config.pretrained"), "config.pretrained"
+  )
   if workdir_lib.is_run(path):
     return path / workdir_lib.TOKENIZER
-  if not path.exists():
+  if not user_files.exists(path, "config.pretrained"):
     path = hub.fetch(
       source,
       *((*weights, tokenizer.FILE) for weights in pretrained.HUB_FILES),

@@ -30,13 +30,9 @@ def resolve(workdir: pathlib.Path | str) -> pathlib.Path:
   """The path as given, with `~` replaced by the home directory.
 
   Raises:
-    UserError: checkpoints in a folder of this name could not be restored.
+    UserError: it is the home of an unknown user, or checkpoints could not be restored from it.
   """
-  workdir = pathlib.Path(workdir)
-  try:
-    workdir = workdir.expanduser()
-  except RuntimeError as error:  # ~unknown
-    raise UserError(f"--workdir={workdir}: {error}") from error
+  workdir = user_files.expanded(workdir, "--workdir")
   unusable = [c for c in _PATTERN_CHARACTERS if c in str(workdir.absolute())]
   if unusable:
     raise UserError(
@@ -124,9 +120,13 @@ def _holder(lock: pathlib.Path) -> str:
     return "another process"  # which has not written the file yet
 
 
-def is_claimed(workdir: pathlib.Path | str) -> bool:
-  """Whether the folder belongs to a run, so that its config and vocabulary are fixed."""
-  return (pathlib.Path(workdir).expanduser() / CONFIG).exists()
+def is_claimed(workdir: pathlib.Path | str, setting: str = "--workdir") -> bool:
+  """Whether the folder belongs to a run, so that its config and vocabulary are fixed.
+
+  Raises:
+    UserError: the folder cannot be read; the error calls it `setting`.
+  """
+  return user_files.exists(user_files.expanded(workdir, setting) / CONFIG, setting)
 
 
 def is_run(path: pathlib.Path | str) -> bool:
@@ -170,8 +170,8 @@ def read_config(workdir: pathlib.Path | str, setting: str = "--workdir") -> dict
   Raises:
     UserError: `workdir` holds no run, or its config.json is damaged.
   """
-  path = pathlib.Path(workdir).expanduser() / CONFIG
-  if not is_claimed(workdir):
+  path = user_files.expanded(workdir, setting) / CONFIG
+  if not is_claimed(workdir, setting):
     raise UserError(f"{setting}={workdir}: holds no run ({CONFIG} is missing); train one first")
   try:
     content = user_files.read_json(path, setting)

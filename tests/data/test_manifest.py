@@ -324,3 +324,9 @@ def test_existing_annotations_are_kept(tmp_path):
   with pytest.raises(UserError, match="exists already"):
     manifest.make(str(table), tmp_path / "out")
   assert pathlib.Path(tmp_path, "out", "annotations.json").read_text() == "[]"
+
+
+@pytest.mark.parametrize("out", ["~nobody-here/out", "a" * 300])
+def test_an_impossible_output_is_named(tmp_path, out):
+  with pytest.raises(UserError, match=f"--out=.*{out}.*: (no home|cannot be read)"):
+    manifest.make(str(_csv(tmp_path)), out)

@@ -189,6 +189,13 @@ def test_missing_parts_are_noticed(retriever, image_folder, tmp_path, monkeypatc
     index_lib.SearchIndex(tmp_path / "i", retriever.mesh)
 
 
+def test_many_captions_can_be_read_again(tmp_path):
+  """More than a file of a user's may hold; those of a million images are."""
+  images = [index_files.AnnotatedImage("a.png", None, ["x" * 2**26, "y"])]
+  index_files.write_annotated(tmp_path, images)
+  assert index_files.read_annotated(tmp_path) == images
+
+
 @pytest.mark.parametrize("path", ["../secret.png", "/etc/passwd", "a/../../secret.png", "", 3])
 def test_an_index_leads_to_no_other_images(retriever, image_folder, tmp_path, path):
   index_lib.build(retriever, "run", image_folder, tmp_path / "i")

@@ -201,6 +201,8 @@ def test_mistakes_name_the_source(known_run, tmp_path):
     Retriever.open(tmp_path)
   with pytest.raises(UserError, match="no such folder"):
     Retriever.from_pretrained(tmp_path / "nowhere")
+  with pytest.raises(UserError, match="--run=a{300}: cannot be read"):
+    Retriever.from_pretrained("a" * 300, setting="--run")
   with pytest.raises(UserError, match="is a file"):
     Retriever.from_pretrained(tmp_path / "broken.jpg")
   (tmp_path / "config.json").write_text('{"model_type": "bert", "vision_config": {}}')

@@ -50,6 +50,10 @@ def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
   assert workdir_lib.is_run("~/run")
   with pytest.raises(UserError, match="--workdir=~nobody-of-this-name"):
     workdir_lib.resolve("~nobody-of-this-name/run")
+  for unreadable in ("~nobody-of-this-name/run", "a" * 300):
+    with pytest.raises(UserError, match=f"--run={unreadable}[:/]"):
+      workdir_lib.read_config(unreadable, "--run")
+    assert not workdir_lib.is_run(unreadable)
 
 
 @pytest.mark.parametrize(

@@ -50,14 +50,10 @@ def read(name_or_path: str) -> CheckpointFiles:
   Raises:
     UserError: there is no such checkpoint, or it cannot be read.
   """
-  try:
-    path = shipped.local_copy(name_or_path, "pretrained").expanduser()
-    exists, is_folder = path.exists(), path.is_dir()
-  except (OSError, RuntimeError) as error:  # RuntimeError: "~name" of an unknown user
-    raise UserError(f"pretrained={name_or_path} cannot be read ({error})") from error
-  if is_folder:
-    return _read_folder(path)
-  if exists:
+  path = user_files.expanded(shipped.local_copy(name_or_path, "pretrained"), "pretrained")
+  if user_files.exists(path, "pretrained"):
+    if path.is_dir():
+      return _read_folder(path)
     return CheckpointFiles(_read_file(path), None)
   folder = hub.fetch(
     name_or_path,
