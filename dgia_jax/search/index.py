@@ -20,6 +20,7 @@ import functools
 import hashlib
 import os
 import pathlib
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -36,11 +37,12 @@ from dgia_jax.search import matches as matches_lib
 from dgia_jax.search.gallery import Gallery
 from dgia_jax.search.identities import Identities
 from dgia_jax.search.image_files import ImageFile
-from dgia_jax.search.index_files import ABOUT, Part, read_about
+from dgia_jax.search.index_files import ABOUT, AnnotatedImage, Part, read_about
 from dgia_jax.search.matches import Match
 from dgia_jax.search.retriever import Retriever
 
 PART_IMAGES = 4096
+PART_SECONDS = 60.0  # after which a part is written, so that an interruption loses no more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +73,7 @@ def build(
   on_start: Callable[[int], Any] = lambda count: None,
   *,
   verify: bool = False,
+  annotated: Sequence[AnnotatedImage] = (),
 ) -> IndexReport:
   """Indexes a folder, or brings its index up to date.
 
@@ -82,6 +85,7 @@ def build(
     on_image: called after every image that was embedded or is unreadable.
     on_start: called first, with the number of these images.
     verify: hash every file, however unchanged it looks.
+    annotated: annotated images, which replace those of an earlier indexing; () leaves them.
 
   Raises:
     UserError: `images` holds no image; `out` cannot be written, is damaged or in use, or is the
@@ -103,7 +107,10 @@ def build(
       (out / folder).mkdir(parents=True, exist_ok=True)
     with index_files.locked(out):
       _claim(out, about)
-      return _update(retriever, images, out, listing, on_image, on_start, verify)
+      report = _update(retriever, images, out, listing, on_image, on_start, verify)
+      if annotated:
+        index_files.write_annotated(out, annotated)
+      return report
   except OSError as error:
     raise UserError(f"--out={out}: cannot be written ({error})") from error
 
@@ -130,13 +137,15 @@ def _update(
   _update_times(out, parts, moved)
   todo = [file for file in listing.files if file.path not in same]
   on_start(len(todo))
-  unreadable = []
+  unreadable, start = [], 0
   number, first_row = len(parts), parts[-1].stop_row if parts else 0
-  for start in range(0, len(todo), PART_IMAGES):
+  while start < len(todo):
     chunk = todo[start : start + PART_IMAGES]
     part, failed = _write_part(retriever, images, chunk, out, number, first_row, known, on_image)
     unreadable += failed
+    start += len(failed)
     if part:
+      start += part.num_rows
       number, first_row = number + 1, part.stop_row
   listed = {file.path for file in listing.files} - {path for path, _ in unreadable}
   lost = {row for path, (row, _, _) in known.items() if path not in listed}
@@ -220,9 +229,11 @@ def _write_part(
 ) -> tuple[Part | None, list[tuple[str, str]]]:
   """Embeds files and writes those that are readable as one part; returns (path, reason) of others.
 
-  Only the features of one part are in memory at a time.
+  The part ends with a full batch once `PART_SECONDS` have passed; the files after it are left. Only
+  the features of one part are in memory at a time.
   """
   entries, unreadable = [], []
+  end_time = time.monotonic() + PART_SECONDS
 
   def pixels() -> Iterator[np.ndarray]:
     read = lambda file: _read(retriever, images / file.path)
@@ -234,6 +245,9 @@ def _write_part(
         sha256, image = result
         entries.append((file, sha256))
         yield image
+        # Between batches: one that is not full would be filled up and computed all the same.
+        if len(entries) % retriever.whole_batch == 0 and time.monotonic() >= end_time:
+          return
 
   features = retriever.embed_images(pixels())
   if not entries:
@@ -324,7 +338,7 @@ class SearchIndex:
     return getattr(self._gallery, "num_rescored", 0)
 
   def search(self, queries_QxD: Any, top: int) -> tuple[np.ndarray, np.ndarray]:
-    """(Q, K) cosines, best first, and (Q, K) rows; see `exact` for the order."""
+    """(Q, K) cosines, best first, and (Q, K) rows; see `exact`, and `Gallery.search` for errors."""
     return self._gallery.search(queries_QxD, top)
 
   def matches(

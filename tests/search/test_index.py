@@ -97,6 +97,28 @@ def test_a_stopped_indexing_continues(retriever, image_folder, tmp_path, monkeyp
   )
 
 
+def test_work_is_saved_before_a_part_is_full(retriever, image_folder, tmp_path, monkeypatch):
+  monkeypatch.setattr(index_lib, "PART_SECONDS", 0.0)
+  images = []
+
+  def stop():
+    images.append(1)
+    if len(images) == 10:
+      raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    index_lib.build(retriever, "run", image_folder, tmp_path / "i", stop)
+  assert [part.num_rows for part in index_files.read_parts(tmp_path / "i")] == [8]  # a batch
+  report = index_lib.build(retriever, "run", image_folder, tmp_path / "i")
+  assert (report.kept, report.added, len(report.unreadable)) == (8, 2, 1)
+  assert [part.num_rows for part in index_files.read_parts(tmp_path / "i")] == [8, 2]
+  monkeypatch.undo()
+  index_lib.build(retriever, "run", image_folder, tmp_path / "whole")
+  saved, whole = (index_lib.SearchIndex(tmp_path / name, retriever.mesh) for name in ("i", "whole"))
+  assert list(saved.paths) == list(whole.paths)
+  np.testing.assert_array_equal(saved.features(saved.rows), whole.features(whole.rows))
+
+
 def test_an_index_follows_its_folder(retriever, image_folder, tmp_path, rng):
   index_lib.build(retriever, "run", image_folder, tmp_path / "i")
   (image_folder / "a" / "1.png").unlink()
@@ -284,6 +306,10 @@ def test_mistakes(retriever, image_folder, tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(UserError, match="cannot be written"):
     index_lib.build(retriever, "run", image_folder, tmp_path / "file")
+  (tmp_path / "annotated" / "annotated.json").mkdir(parents=True)
+  someone = index_files.AnnotatedImage("a/1.png", None, ["someone"])
+  with pytest.raises(UserError, match=r"--out=.*annotated: cannot be written .*annotated\.json"):
+    index_lib.build(retriever, "run", image_folder, tmp_path / "annotated", annotated=[someone])
 
 
 def test_indexing_makes_codes_and_keeps_them_up_to_date(
