@@ -5,6 +5,7 @@ exit code 2.
 """
 
 import argparse
+import errno
 import os
 import pathlib
 import sys
@@ -13,13 +14,16 @@ from typing import NoReturn
 
 from dgia_jax.errors import UserError, printable
 
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
 
 def run(function: Callable[..., int | None], *args: object, interrupted: str = "stopped") -> int:
   """Calls a program's function and returns the exit code of the process.
 
-  A `UserError` is printed as one line and gives 2, Ctrl-C prints `interrupted` and gives 130, a
-  reader that closes the output early (`| head`) gives 141, and None counts as 0. Any other
-  exception is a bug and passes with its traceback. What the output's encoding lacks is escaped.
+  A `UserError` is printed as one line and gives 2, as does a full disk. Ctrl-C prints `interrupted`
+  and gives 130, a reader that closes the output early (`| head`) gives 141, and None counts as 0.
+  Any other exception is a bug and passes with its traceback. What the output's encoding lacks is
+  escaped.
   """
   for stream in (sys.stdout, sys.stderr):
     if hasattr(stream, "reconfigure"):
@@ -35,9 +39,24 @@ def run(function: Callable[..., int | None], *args: object, interrupted: str = "
     print(interrupted, file=sys.stderr)
     return 130
   except BrokenPipeError:
-    # Python would complain again when it flushes the output at its exit.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _drop_output()
     return 141
+  except OSError as error:
+    if error.errno not in _FULL_DISK:
+      raise
+    place = error.filename or "the output"
+    full = UserError(f"{place} cannot be written ({error.strerror}); free some space")
+    print(error_line(full), file=sys.stderr)
+    _drop_output()
+    return 2
+
+
+def _drop_output() -> None:
+  """Drops what stdout does not take; Python would complain again when it exits."""
+  try:
+    sys.stdout.flush()
+  except OSError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def print_to_stderr(line: str) -> None:

@@ -1,5 +1,6 @@
 """Programs end with one line on stderr and the right exit code."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -46,7 +47,26 @@ def test_run_survives_a_reader_that_closes_and_an_encoding_without_the_character
   assert done.returncode == 141 and done.stderr == b""
 
 
+@pytest.mark.parametrize("text", ["short", "long" * 10_000])
+def test_a_full_disk_is_one_line(text):
+  program = f"import sys; from dgia_jax import cli; sys.exit(cli.run(print, {text!r}))"
+  with open("/dev/full", "wb") as full:
+    done = subprocess.run(
+      [sys.executable, "-c", program], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, check=False
+    )
+  message = "error: the output cannot be written (No space left on device); free some space\n"
+  assert (done.returncode, done.stderr.decode()) == (2, message)
+
+
+def test_a_full_disk_names_the_file(capsys):
+  error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/file")
+  assert cli.run(fail, error) == 2
+  assert capsys.readouterr().err.startswith("error: /data/file cannot be written (No space")
+
+
 def test_run_lets_bugs_pass():
+  with pytest.raises(PermissionError):
+    cli.run(fail, PermissionError(errno.EACCES, "no"))
   with pytest.raises(ZeroDivisionError):
     cli.run(fail, ZeroDivisionError())
 
