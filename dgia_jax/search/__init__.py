@@ -1,11 +1,17 @@
 """Searching a folder of images by description, with a trained model.
 
 - `retriever`: `Retriever` opens a model and embeds images and descriptions.
+- `standalone`: writes both towers as programs that run without this package.
 - `gallery`: features on the devices, searched exactly.
+- `exact`: the order of results, by cosines in float64.
+- `codes`: codes of 8 bits for the features of an index.
+- `coded_gallery`: exact search that reads these codes, and few of the features.
 - `index`: builds, updates and searches the index of a folder; `image_files` lists the folder,
   `index_files` reads and writes the files of an index.
+- `matches`: results of a search, their re-ranking, and copies of one picture.
+- `query`: what a search asks for, and how several wishes become one query.
 - `identities`: who is on the images, to mark correct results.
 - `export`: writes an index for other programs.
-- `web_page`: a local page to search with.
-- `__main__`: the command line, `python -m dgia_jax.search`.
+- `web_page`: a local page to search with; `results_html` draws its results.
+- `__main__`: the command line, `python -m dgia_jax.search`; `commands` does what it asks for.
 """

@@ -35,16 +35,21 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   making.add_argument("--images", required=True, help="folder of images, with its subfolders")
   making.add_argument("--out", required=True, help="folder of the index")
   making.add_argument(
-    "--annotations", help="JSON with ids and captions of images, to mark correct results of them"
+    "--annotations",
+    help="JSON with ids and captions of the images; a query that is one of them then has its"
+    " correct results marked",
   )
   making.add_argument(
-    "--checkpoint", choices=("best", "last"), default="best", help="of a run (default: best)"
+    "--checkpoint",
+    choices=("best", "last"),
+    default="best",
+    help="checkpoint of the run (default: best)",
   )
   making.add_argument(
     "--weights",
     choices=("raw", "ema"),
     default="raw",
-    help="of a run, or their average (default: raw)",
+    help="weights of the run, or their moving average (default: raw)",
   )
   making.add_argument(
     "--batch_size", type=int, default=64, help="images embedded at once (default: 64)"

@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dgia_jax.search import exact
 from dgia_jax.search.codes import Codes
-from dgia_jax.search.gallery import BINS
+from dgia_jax.search.gallery import BINS, check_search
 
 # Queries of one pass. Rounding is faster for a few, float32 for one and for many.
 FEW_QUERIES, MANY_QUERIES = 4, 16
@@ -67,11 +67,12 @@ class CodedGallery:
 
   def search(
     self,
-    queries_QxD: Float[Array | np.ndarray, "Q D"],
+    queries_QxD: Float[Array | np.ndarray, "..."],
     top: int,
     among_M: Bool[np.ndarray, " M"] | None = None,
   ) -> tuple[Float[np.ndarray, "Q K"], Int[np.ndarray, "Q K"]]:
     """Cosines, best first, and rows; see `Gallery.search` and `exact`."""
+    check_search(queries_QxD, len(self._codes.center), top)
     queries_QxD = exact.unit_queries(queries_QxD)
     among_M = self._usable_M if among_M is None else among_M
     count = min(top, int(among_M.sum()))

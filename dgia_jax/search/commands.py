@@ -31,7 +31,7 @@ def index(options: argparse.Namespace) -> None:
     raise UserError(f"--batch_size={options.batch_size}: give 1 or more")
   images = user_files.local_path(options.images, "--images")
   bucket.check(options.out, "--out")
-  annotated = None
+  annotated = []
   if options.annotations:  # read first: a mistake should not cost hours
     annotated = identities.read_annotations(options.annotations, images)
   retriever = Retriever.from_pretrained(
@@ -48,10 +48,15 @@ def index(options: argparse.Namespace) -> None:
 
     with remote.mirrored(options.out, "--out", notify=cli.print_to_stderr) as folder:
       report = index_lib.build(
-        retriever, options.run, images, folder, bar.update, expect, verify=options.verify
+        retriever,
+        options.run,
+        images,
+        folder,
+        bar.update,
+        expect,
+        verify=options.verify,
+        annotated=annotated,
       )
-      if annotated:
-        index_files.write_annotated(folder, annotated)
   out = shlex.quote(options.out)
   print(
     f"{out}: {report.added:,} images added, {report.kept:,} kept,"
@@ -65,7 +70,7 @@ def index(options: argparse.Namespace) -> None:
     known = sum(image.person is not None for image in annotated)
     print(f"  {len(annotated):,} images have captions, {known:,} of them an identity")
   for path, reason in report.unreadable:
-    print(f"  skipped {shlex.quote(path)}: {reason}")
+    print(printable(f"  skipped {shlex.quote(path)}: {reason}"))
   print("next, try:")
   print(f'  {cli.program("search")} query --index {out} "a woman in a red coat"')
 
@@ -130,6 +135,10 @@ def query(options: argparse.Namespace) -> None:
 
 def serve(options: argparse.Namespace) -> None:
   """Serves the web page until interrupted."""
+  if not 1 <= options.top <= web_page.MAX_TOP:
+    raise UserError(f"--top={options.top}: give 1 to {web_page.MAX_TOP}")
+  if not 0 < options.port < 2**16:
+    raise UserError(f"--port={options.port}: give 1 to 65535")
   retriever, index = open_index(options.index, options.run)
   searcher = web_page.Searcher(retriever, index)
   web_page.serve(searcher, options.host, options.port, options.top)
@@ -216,9 +225,9 @@ def _print_results(
 ) -> None:
   """Prints plain lines; a table would cut long paths."""
   for name, matches, marks in zip(names, results, correct, strict=True):
-    print(name)
+    print(printable(name))
     for number, match in enumerate(matches):
       copies = f"  (and {len(match.copies)} more of it)" if match.copies else ""
       mark = "  correct" if marks and marks[number] else ""
-      path = shlex.quote(str(match.path))
+      path = printable(shlex.quote(str(match.path)))
       print(f"{number + 1:>4}  {match.score:.3f}  {path}{copies}{mark}")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from dgia_jax.search.gallery import Gallery, finite_queries
+from dgia_jax.search.gallery import Gallery, check_search, finite_queries
 
 READ_ROWS = 4096  # features read at a time
 SPARE = 16  # rows scored again beyond those that are wanted
@@ -64,11 +64,12 @@ class ExactGallery:
 
   def search(
     self,
-    queries_QxD: Float[Array | np.ndarray, "Q D"],
+    queries_QxD: Float[Array | np.ndarray, "..."],
     top: int,
     among_M: Bool[np.ndarray, " M"] | None = None,
   ) -> tuple[Float[np.ndarray, "Q K"], Int[np.ndarray, "Q K"]]:
     """Cosines, best first, and rows; see `Gallery.search`."""
+    check_search(queries_QxD, self._gallery.width, top)
     unit_QxD = unit_queries(queries_QxD)
     error, spare = float32_error(unit_QxD.shape[1]), SPARE
     while True:

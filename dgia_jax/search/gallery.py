@@ -1,5 +1,7 @@
 """Features on the devices, searched exactly by cosine similarity."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,11 @@ BINS = 200  # of a histogram of cosines
 
 
 class Gallery:
-  """Features to search in, split by rows over the devices of a mesh."""
+  """Features to search in, split by rows over the devices of a mesh.
+
+  Attributes:
+    size, width: M and D.
+  """
 
   def __init__(
     self,
@@ -32,7 +38,7 @@ class Gallery:
     Raises:
       UserError: a feature is NaN or infinite.
     """
-    self.size, width = features_MxD.shape
+    self.size, self.width = features_MxD.shape
     layout = sharding.bank_rows(mesh)
     padded = max(-(-self.size // mesh.size), 1) * mesh.size
 
@@ -45,7 +51,7 @@ class Gallery:
 
       return jax.make_array_from_callback(shape, layout, part)
 
-    self._features = place(features_MxD, (padded, width))
+    self._features = place(features_MxD, (padded, self.width))
     if usable_M is None:
       inspect = jax.jit(lambda rows: (losses.inverse_norm(rows), jnp.isfinite(rows).all()))
       self._inverse_norm, finite = inspect(self._features)
@@ -63,13 +69,16 @@ class Gallery:
     )
     self._histogram = jax.jit(
       lambda query, rows, usable: jnp.histogram(
-        rows @ query, BINS, (-1.0, 1.0), weights=(usable > 0).astype(jnp.float32)
+        (rows @ query).clip(-1, 1),  # rounding may lead out of the range
+        BINS,
+        (-1.0, 1.0),
+        weights=(usable > 0).astype(jnp.float32),
       )[0]
     )
 
   def search(
     self,
-    queries_QxD: Float[Array | np.ndarray, "Q D"],
+    queries_QxD: Float[Array | np.ndarray, "..."],
     top: int,
     among_M: Bool[np.ndarray, " M"] | None = None,
   ) -> tuple[Float[np.ndarray, "Q K"], Int[np.ndarray, "Q K"]]:
@@ -83,8 +92,9 @@ class Gallery:
       among_M: the usable rows that are searched; None for all.
 
     Raises:
-      UserError: a query is NaN or infinite.
+      UserError: a query is NaN or infinite, the queries are not (Q, D), or `top` is below 1.
     """
+    check_search(queries_QxD, self.width, top)
     queries_QxD = finite_queries(queries_QxD)
     usable, num_usable = self._inverse_norm, self.num_usable
     if among_M is not None:
@@ -100,6 +110,15 @@ class Gallery:
     """Numbers of usable rows, of norm 1, in `BINS` equal ranges of cosines from -1 to 1."""
     query_D = np.asarray(query_D, np.float32)
     return np.asarray(self._histogram(query_D, self._features, self._inverse_norm))
+
+
+def check_search(queries_QxD: Any, width: int, top: int) -> None:
+  """Raises UserError unless these are queries (Q, `width`), and `top` is 1 or more."""
+  if top < 1:
+    raise UserError(f"top={top}: give 1 or more")
+  shape = np.shape(queries_QxD)
+  if len(shape) != 2 or shape[1] != width:
+    raise UserError(f"queries have the shape {shape}: give (queries, {width}), one per row")
 
 
 def finite_queries(queries_QxD: Float[Array | np.ndarray, "Q D"]) -> Float[np.ndarray, "Q D"]:

@@ -132,7 +132,12 @@ class Retriever:
     setting: str = "model",
     **options: Any,
   ) -> "Retriever":
-    """Opens a checkpoint of a run, "best" or "last"; see `from_pretrained`."""
+    """Opens a checkpoint of a run, "best" or "last"; see `from_pretrained`.
+
+    Raises:
+      UserError: the folder holds no run, no complete checkpoint or no average of the weights, or
+        its config or tokenizer is damaged.
+    """
     # Imported here: Orbax is slow to import and only runs need it.
     from dgia_jax.training import run_weights
 
@@ -158,7 +163,11 @@ class Retriever:
 
   @classmethod
   def from_hugging_face(cls, folder: str | os.PathLike, **options: Any) -> "Retriever":
-    """Opens a folder with a CLIP or SigLIP model; see `from_pretrained`."""
+    """Opens a folder with a CLIP or SigLIP model; see `from_pretrained`.
+
+    Raises:
+      UserError: a file is missing or damaged, or the model is of another kind.
+    """
     folder = pathlib.Path(folder)
     config = pretrained.read_config(folder)
     family, image_size = config.size.family, config.image_size
@@ -173,6 +182,11 @@ class Retriever:
   def digest(self) -> str:
     """SHA-256 over the parameters, sorted by name; ties an index to its model."""
     return array_digests.digest_of_arrays(pretrained.flatten(self._params))
+
+  @property
+  def whole_batch(self) -> int:
+    """Images embedded at once by default: `batch_size` rounded up to a multiple of the devices."""
+    return self._embedder.whole_batch(self.batch_size)
 
   def read_image(self, path: str | os.PathLike) -> UInt8[np.ndarray, "H W 3"]:
     """The pixels of an image file as the model sees them.
@@ -192,10 +206,11 @@ class Retriever:
     """Features of images, rows of norm 1.
 
     Args:
-      images: one image or an iterable of images, such as a dataset. An image is a path, a
-        `PIL.Image.Image`, a uint8 array (height, width, 3), a PyTorch tensor as torchvision makes
-        it, (3, height, width) in uint8 or in floats from 0 to 1, or a row of a dataset, a mapping
-        with the key "image". Each is resized to `image_size` if it has another size.
+      images: one image, which gives (1, D), or an iterable of images, such as a dataset. An image
+        is a path, a `PIL.Image.Image`, a uint8 array (height, width, 3), a PyTorch tensor as
+        torchvision makes it, (3, height, width) in uint8 or in floats from 0 to 1, or a row of a
+        dataset, a mapping with the key "image". Each is resized to `image_size` if it has another
+        size.
       batch_size: images embedded at once, rounded up to a multiple of the devices.
       progress: shows a progress bar.
 
@@ -222,6 +237,11 @@ class Retriever:
     self, texts: str | Iterable[str], *, batch_size: int | None = None, progress: bool = False
   ) -> Float[np.ndarray, "N D"]:
     """Features of one description or of several, rows of norm 1.
+
+    Args:
+      texts: descriptions; a single one gives (1, D).
+      batch_size: texts embedded at once, rounded up to a multiple of the devices.
+      progress: shows a progress bar.
 
     Raises:
       UserError: a description is empty, or a feature is not finite.
@@ -255,14 +275,14 @@ class Retriever:
 
   def rank(
     self,
-    queries_QxD: Float[Array | np.ndarray, "Q D"],
+    queries_QxD: Float[Array | np.ndarray, "..."],
     gallery_MxD: Float[Array | np.ndarray, "M D"] | Gallery,
     top: int = 10,
   ) -> tuple[Float[np.ndarray, "Q K"], Int[np.ndarray, "Q K"]]:
     """The best of a gallery for every query, by the exact search of the memory bank.
 
     Args:
-      queries_QxD: features of texts or images.
+      queries_QxD: features of texts or images, one per row.
       gallery_MxD: features, or a `Gallery` that is on the devices already.
       top: K; fewer if the gallery is smaller.
 
@@ -270,7 +290,7 @@ class Retriever:
       Cosines, best first, and gallery rows; ties go to the lowest row.
 
     Raises:
-      UserError: a feature is NaN or infinite.
+      UserError: a feature is NaN or infinite, the queries are not (Q, D), or `top` is below 1.
     """
     gallery = gallery_MxD if isinstance(gallery_MxD, Gallery) else Gallery(gallery_MxD, self.mesh)
     return gallery.search(queries_QxD, top)

@@ -131,6 +131,15 @@ def test_mistakes_end_in_one_line(known_run, image_folder, tmp_path, capsys):
   assert "--images" in fails("index", "--run", known_run, "--out", tmp_path / "x")
   assert "gone.json" in fails("index", "--run", known_run, *arguments, "--annotations", "gone.json")
   assert "make an index first" in fails("query", "--index", tmp_path, "red")
+  for flag, value in (("top", 0), ("top", 200), ("port", 0), ("port", -1), ("port", 70000)):
+    assert f"--{flag}={value}: give 1 to" in fails("serve", "--index", tmp_path, f"--{flag}", value)
+  for flag in ("images", "out"):
+    flags = {"images": image_folder, "out": tmp_path / "x"} | {flag: "~nobody-here/x"}
+    words = [word for name, path in flags.items() for word in (f"--{name}", path)]
+    assert f"--{flag}=~nobody-here/x: no home" in fails("index", "--run", known_run, *words)
+  long = "a" * 300
+  assert f"--run={long}: cannot be read" in fails("index", "--run", long, *arguments)
+  assert f"--index={long}/index.json: cannot be read" in fails("query", "--index", long, "red")
   out = tmp_path / "i"
   search_cli.main(
     ["index", "--run", str(known_run), "--images", str(image_folder), "--out", str(out)]
@@ -141,12 +150,29 @@ def test_mistakes_end_in_one_line(known_run, image_folder, tmp_path, capsys):
   assert "--file=gone.txt" in fails("query", "--index", out, "--file", "gone.txt")
   assert "gone.jpg" in fails("query", "--index", out, "--image", "gone.jpg")
   assert "--sheet=" in fails("query", "--index", out, "red", "--sheet", tmp_path / "no" / "s.png")
+  assert "--sheet=.: cannot be drawn" in fails("query", "--index", out, "red", "--sheet", ".")
+  for place in (".", ""):
+    line = fails("export", "--index", out, "--format", "npy", "--out", place)
+    assert "--out=.: cannot be written" in line and "Is a directory" in line
+  assert f"--run={long}: cannot be read" in fails("query", "--index", out, "red", "--run", long)
   assert "which is gone" in fails("query", "--index", out, "red", "--run", tmp_path / "gone")
   assert "description is empty" in fails("query", "--index", out, "red", " ")
   about = files.unsealed(json.loads((out / "index.json").read_text()))
   of_another = files.sealed(about | {"model_digest": "another"})
   (out / "index.json").write_text(json.dumps(of_another))
   assert "another model" in fails("query", "--index", out, "red")
+
+
+def test_control_characters_are_not_printed(known_run, image_folder, tmp_path, capsys):
+  (image_folder / "a" / "1.png").rename(image_folder / "a" / "\x1b[31m\n.png")
+  (image_folder / "a" / "broken.jpg").rename(image_folder / "a" / "broken\x1b.jpg")
+  flags = ["--run", str(known_run), "--images", str(image_folder), "--out", str(tmp_path / "i")]
+  assert search_cli.main(["index", *flags]) == 0
+  assert "skipped 'a/broken\\x1b.jpg'" in capsys.readouterr().out
+  assert search_cli.main(["query", "--index", str(tmp_path / "i"), "a red\x1b]0;\n coat"]) == 0
+  output = capsys.readouterr().out
+  assert "\x1b" not in output and len(output.splitlines()) == 11
+  assert output.startswith("a red\\x1b]0;\\n coat\n") and "\\x1b[31m\\n.png" in output
 
 
 def test_folders_with_special_characters(known_run, image_folder, tmp_path, capsys):

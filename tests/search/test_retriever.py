@@ -16,6 +16,7 @@ from dgia_jax import convert, sharding
 from dgia_jax.errors import UserError
 from dgia_jax.method import losses
 from dgia_jax.models import pixels as pixels_lib
+from dgia_jax.search import exact
 from dgia_jax.search.retriever import Gallery, Retriever
 from tests.helpers.known_run import IMAGE_SIZE, make_model
 from tests.helpers.meshes import mesh_of
@@ -118,6 +119,31 @@ def test_ranking_never_returns_what_cannot_be_ranked(rng):
     Gallery(features, mesh)
   with pytest.raises(UserError, match="NaN"):
     Gallery(query, mesh).search(features[5:6], 1)
+
+
+def test_a_histogram_counts_cosines_that_rounding_makes_too_large():
+  features = np.float32([[1 + 2**-20, 0], [-1 - 2**-20, 0]])
+  counts = Gallery(features, sharding.create_mesh(), np.ones(2, bool)).histogram(features[0])
+  assert counts[0] == counts[-1] == 1 and counts.sum() == 2
+
+
+def test_impossible_searches_are_one_line(known_run, rng):
+  retriever = Retriever.from_run(known_run, batch_size=8)
+  features = rng.normal(size=(20, 8)).astype(np.float32)
+  gallery = Gallery(features, retriever.mesh)
+  exactly = exact.ExactGallery(gallery, lambda rows: features[rows])
+  searches = (
+    gallery.search,
+    exactly.search,
+    lambda *args: retriever.rank(args[0], features, args[1]),
+  )
+  for search in searches:
+    for top in (0, -1):
+      with pytest.raises(UserError, match=f"^top={top}: give 1 or more$"):
+        search(features, top)
+    for queries, shape in ((features[0], r"\(8,\)"), (features[:, :5], r"\(20, 5\)")):
+      with pytest.raises(UserError, match=rf"^queries have the shape {shape}: give \(queries, 8\)"):
+        search(queries, 3)
 
 
 def test_images_of_any_kind_and_size_are_resized_like_files(known_run, paths):
