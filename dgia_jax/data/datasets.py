@@ -10,7 +10,7 @@ from typing import Any
 
 from absl import logging
 
-from dgia_jax import bucket, cli, remote, worker_processes
+from dgia_jax import bucket, cli, remote, user_files, worker_processes
 from dgia_jax.data import catalog
 from dgia_jax.errors import UserError, printable
 
@@ -85,13 +85,13 @@ def resolved_data_dir(data_dir: str) -> str:
   """The absolute path, or the address in a bucket, of the root of built datasets.
 
   Raises:
-    UserError: the path is not UTF-8, which the record writer needs.
+    UserError: the path is the home of an unknown user, or not UTF-8, which the record writer needs.
   """
   data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
   if bucket.is_remote(data_dir):
     bucket.check(data_dir, "data_dir")
     return data_dir.rstrip("/")
-  path = os.path.abspath(os.path.expanduser(data_dir))
+  path = os.path.abspath(user_files.expanded(data_dir, "data_dir"))
   try:
     path.encode()
   except UnicodeEncodeError as error:

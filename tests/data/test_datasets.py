@@ -113,7 +113,10 @@ def test_the_named_command_works_for_any_path(tmp_path):
 def test_data_dir_that_cannot_be_written(tmp_path):
   fake_datasets.custom(tmp_path / "in")
   (tmp_path / "out").write_text("a file")
-  assert "choose another data_dir" in _error(_load, "custom", tmp_path, source=str(tmp_path / "in"))
+  source = str(tmp_path / "in")
+  assert "choose another data_dir" in _error(_load, "custom", tmp_path, source=source)
+  message = _error(datasets.load_builder, "custom", data_dir="~nobody-here/x", source=source)
+  assert message.startswith("data_dir=~nobody-here/x: no home folder is known for ~nobody-here")
 
 
 def test_folders_whose_names_are_not_utf_8(tmp_path, capsys):
