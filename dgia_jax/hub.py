@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Iterable, Sequence
 
 import huggingface_hub
+from absl import logging
 from huggingface_hub.errors import (
   HfHubHTTPError,
   HFValidationError,
@@ -12,38 +13,62 @@ from huggingface_hub.errors import (
   LocalTokenNotFoundError,
 )
 
+from dgia_jax import user_files
 from dgia_jax.errors import UserError
 
 _TIMEOUT_SECONDS = 5
+_INDEX = ".index.json"  # end of the name of a file that lists weights in several files
 
 
-def fetch(name: str, *file_sets: Sequence[str], setting: str, hint: str) -> pathlib.Path:
+def fetch(
+  name: str,
+  *file_sets: Sequence[str],
+  also: Sequence[str] = (),
+  setting: str,
+  hint: str,
+) -> pathlib.Path:
   """Returns the local folder of a model on the hub, with one set of its files complete.
 
-  A set that is complete in the cache is used without network access.
+  A set that is complete in the cache, with a file of `also`, is used without network access.
 
   Args:
     name: of the model, such as "openai/clip-vit-base-patch16".
     *file_sets: alternatives, the preferred one first. Each lists the names of files that are
       needed together; "*" in a name matches anything.
+    also: names of files that say the same in different forms, all fetched where the model has
+      them. A cached set without any of them is used only if the hub has none or is not reached.
     setting: that holds the name, for the error message.
     hint: what the user can do if the hub cannot be reached, for the error message.
 
   Raises:
     UserError: the hub does not answer, or it knows no such model or no complete set of files.
   """
+  folder = cached_set = None
   try:
     folder = _cached_folder(name)
-    if folder and _complete_set(file_sets, (path.name for path in folder.iterdir())):
+    cached_set = folder and _cached_set(file_sets, folder)
+    if cached_set and (not also or any((folder / file).exists() for file in also)):
       return folder
     # Downloads are retried for half a minute each. One short question shows if the hub answers.
     siblings = huggingface_hub.HfApi().model_info(name, timeout=_TIMEOUT_SECONDS).siblings or ()
-    file_set = _complete_set(file_sets, [sibling.rfilename for sibling in siblings])
+    names = [sibling.rfilename for sibling in siblings]
+    extra = [file for file in also if file in names]
+    if cached_set and not extra:
+      return folder
+    # The weights that are here already are not fetched a second time in another form.
+    file_set = _complete_set([cached_set, *file_sets] if cached_set else file_sets, names)
     if not file_set:
       wanted = " nor ".join(" and ".join(file_set) for file_set in file_sets)
       raise LookupError(f"the model has neither {wanted}")
-    return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=list(file_set)))
+    wanted = list(dict.fromkeys([*file_set, *extra]))
+    return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
   except Exception as error:  # the class depends on the network library that the hub is built on
+    if cached_set:
+      logging.warning(
+        "%s=%r: its copy here has no %s, which cannot be fetched from the hub (%s)",
+        setting, name, " or ".join(also), _reason(error),
+      )  # fmt: skip
+      return folder
     raise UserError(
       f"{setting}={name!r} is no file or folder here and can't be fetched from the hub"
       f" ({_reason(error)}); {hint}"
@@ -129,6 +154,24 @@ def _cached_folder(name: str) -> pathlib.Path | None:
     return pathlib.Path(huggingface_hub.snapshot_download(name, local_files_only=True))
   except LocalEntryNotFoundError:
     return None
+
+
+def _cached_set(file_sets: Iterable[Sequence[str]], folder: pathlib.Path) -> Sequence[str] | None:
+  """The first set that is complete in a folder, with every file that an index of it lists."""
+  names = {path.name for path in folder.iterdir()}
+  for file_set in file_sets:
+    indices = [folder / name for name in file_set if name.endswith(_INDEX)]
+    if _complete_set([file_set], names) and all(_listed_files(i) <= names for i in indices):
+      return file_set
+  return None
+
+
+def _listed_files(index: pathlib.Path) -> set[str]:
+  """The files that an index of weights lists; none if it is damaged, which its reader reports."""
+  try:
+    return set(map(str, user_files.read_json(index, "index")["weight_map"].values()))
+  except (UserError, LookupError, AttributeError):
+    return set()
 
 
 def _complete_set(file_sets: Iterable[Sequence[str]], names: Iterable[str]) -> Sequence[str] | None:

@@ -1,5 +1,6 @@
 """Model files come from the hub's cache if they are complete there; a folder is uploaded whole."""
 
+import json
 import types
 
 import huggingface_hub
@@ -19,6 +20,8 @@ except ImportError:
   import httpx
 
 SAFETENSORS, TORCH = ("config.json", "*.safetensors"), ("config.json", "pytorch_model.bin")
+SHARDS = ("config.json", "model.safetensors.index.json", "*.safetensors")
+PREPROCESSING = ("preprocessor_config.json", "open_clip_config.json")
 
 
 class FakeHub:
@@ -47,8 +50,8 @@ class FakeHub:
     return str(self.folder)
 
 
-def fetch(*file_sets):
-  return hub.fetch("owner/model", *file_sets, setting="pretrained", hint="give a folder")
+def fetch(*file_sets, also=()):
+  return hub.fetch("owner/model", *file_sets, also=also, setting="pretrained", hint="give a folder")
 
 
 def test_complete_files_in_the_cache_need_no_network(monkeypatch, tmp_path):
@@ -66,6 +69,51 @@ def test_the_first_set_that_the_hub_has_is_downloaded(monkeypatch, tmp_path, cac
   fake.online, fake.downloaded = ["config.json", "pytorch_model.bin"], []
   fetch(SAFETENSORS, TORCH)
   assert fake.downloaded == [*TORCH]
+
+
+def test_a_cached_model_is_completed_with_what_says_how_images_are_prepared(monkeypatch, tmp_path):
+  online = [*TORCH, "model.safetensors", "preprocessor_config.json"]
+  fake = FakeHub(monkeypatch, tmp_path, cached=TORCH, online=online)
+  assert fetch(SAFETENSORS, TORCH, also=PREPROCESSING) == tmp_path
+  assert fake.downloaded == [*TORCH, "preprocessor_config.json"]  # not the weights in another form
+  (tmp_path / "open_clip_config.json").touch()  # which says the same
+  fake.downloaded, fake.online = [], None
+  assert fetch(SAFETENSORS, TORCH, also=PREPROCESSING) == tmp_path and fake.downloaded == []
+
+
+@pytest.mark.parametrize("online", [None, TORCH])
+def test_a_cached_model_is_used_as_it_is_if_the_hub_has_no_more(
+  monkeypatch, tmp_path, caplog, online
+):
+  fake = FakeHub(monkeypatch, tmp_path, cached=TORCH, online=online)
+  assert fetch(TORCH, also=PREPROCESSING) == tmp_path and fake.downloaded == []
+  assert ("has no preprocessor_config.json or open_clip_config.json" in caplog.text) == (not online)
+
+
+def test_a_first_download_holds_what_says_how_images_are_prepared(monkeypatch, tmp_path):
+  fake = FakeHub(monkeypatch, tmp_path, online=[*TORCH, *PREPROCESSING])
+  fetch(SAFETENSORS, TORCH, also=PREPROCESSING)
+  assert fake.downloaded == [*TORCH, *PREPROCESSING]
+
+
+def test_half_of_the_weights_in_the_cache_are_not_all(monkeypatch, tmp_path):
+  parts = ["model-1.safetensors", "model-2.safetensors"]
+  cached = ["config.json", parts[0]]
+  fake = FakeHub(monkeypatch, tmp_path, cached, online=[*SHARDS[:2], *parts])
+  index = {"weight_map": {"a": parts[0], "b": parts[1]}}
+  (tmp_path / SHARDS[1]).write_text(json.dumps(index))
+  fetch(SHARDS)
+  assert fake.downloaded == [*SHARDS]
+  (tmp_path / parts[1]).touch()
+  fake.downloaded, fake.online = [], None
+  assert fetch(SHARDS) == tmp_path and fake.downloaded == []
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"weight_map": 1}'])
+def test_a_damaged_index_is_left_to_its_reader(monkeypatch, tmp_path, content):
+  FakeHub(monkeypatch, tmp_path, cached=["config.json", "model-1.safetensors"])
+  (tmp_path / SHARDS[1]).write_text(content)
+  assert fetch(SHARDS) == tmp_path
 
 
 def test_an_unreachable_hub_is_a_user_error(monkeypatch, tmp_path):

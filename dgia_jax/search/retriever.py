@@ -356,8 +356,8 @@ def _hub_folder(name: str, setting: str) -> pathlib.Path:
   if name.count("/") > 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
     raise UserError(f"{setting}={name}: no such folder")
   hint = "give the folder of a run, or download the model elsewhere and give its folder"
-  with_preprocessor = [(*files, pretrained.PREPROCESSOR_FILE) for files in _HUB_FILES]
-  return hub.fetch(name, *with_preprocessor, *_HUB_FILES, setting=setting, hint=hint)
+  also = pretrained.PREPROCESSING_FILES
+  return hub.fetch(name, *_HUB_FILES, also=also, setting=setting, hint=hint)
 
 
 def _dtype(name: str) -> Any:

@@ -132,6 +132,7 @@ def _vocabulary_folder(source: str) -> pathlib.Path | None:
     path = hub.fetch(
       source,
       *((*weights, tokenizer.FILE) for weights in pretrained.HUB_FILES),
+      also=pretrained.PREPROCESSING_FILES,
       setting="config.pretrained",
       hint="download its folder elsewhere and give the path, or give config.tokenizer.name",
     )

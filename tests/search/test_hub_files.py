@@ -25,3 +25,10 @@ def test_the_files_of_every_kind_are_complete(kind):
 def test_without_weights_nothing_is_fetched(kind):
   names = [name for name in FILES[kind] if "model." not in name and "model.bin" not in name]
   assert not hub._complete_set(retriever._HUB_FILES, names)
+
+
+def test_how_images_are_prepared_is_asked_of_the_hub(monkeypatch, tmp_path):
+  asked = {}
+  monkeypatch.setattr(hub, "fetch", lambda *_, **options: asked.update(options) or tmp_path)
+  assert retriever._hub_folder("owner/model", "--run") == tmp_path
+  assert asked["also"] == ("preprocessor_config.json", "open_clip_config.json")

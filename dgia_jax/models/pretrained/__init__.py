@@ -4,7 +4,8 @@
   program become the parameters of a model.
 - `write_folder` (`hugging_face`): parameters become a folder that transformers loads.
 - `read_config` (`config_json`, `open_clip_config`): the model that a folder describes.
-- `read_resize` (`preprocessor_config`): the filter that its images are resized with.
+- `read_resize` (`preprocessor_config`, `open_clip_config`): the filter that its images are
+  resized with.
 - `local_copy`, `is_shipped` (`shipped`): the models that the package carries, by name.
 - `flatten`, `read_params`, `write_tensors` (`params`): between parameters and named tensors, by
   the tables in `tensor_names`.
@@ -14,17 +15,21 @@ without torch, `position_embedding` resizes position tables.
 """
 
 from dgia_jax.models.pretrained.checkpoint_config import CheckpointConfig
-from dgia_jax.models.pretrained.checkpoint_files import HUB_FILES, read_config
+from dgia_jax.models.pretrained.checkpoint_files import (
+  HUB_FILES,
+  PREPROCESSING_FILES,
+  read_config,
+  read_resize,
+)
 from dgia_jax.models.pretrained.hugging_face import DTYPES, write_folder
 from dgia_jax.models.pretrained.load import Pretrained, load_pretrained
 from dgia_jax.models.pretrained.open_clip_config import FILE as OPEN_CLIP_CONFIG
 from dgia_jax.models.pretrained.params import flatten, read_params, write_tensors
 from dgia_jax.models.pretrained.preprocessor_config import FILE as PREPROCESSOR_FILE
-from dgia_jax.models.pretrained.preprocessor_config import read_resize
 from dgia_jax.models.pretrained.shipped import is_shipped, local_copy
 
 __all__ = [
-  "DTYPES", "HUB_FILES", "OPEN_CLIP_CONFIG", "PREPROCESSOR_FILE", "CheckpointConfig", "Pretrained",
-  "flatten", "is_shipped", "load_pretrained", "local_copy",
+  "DTYPES", "HUB_FILES", "OPEN_CLIP_CONFIG", "PREPROCESSING_FILES", "PREPROCESSOR_FILE",
+  "CheckpointConfig", "Pretrained", "flatten", "is_shipped", "load_pretrained", "local_copy",
   "read_config", "read_params", "read_resize", "write_folder", "write_tensors",
 ]  # fmt: skip

@@ -7,7 +7,13 @@ import numpy as np
 
 from dgia_jax import files, hub, user_files
 from dgia_jax.errors import UserError
-from dgia_jax.models.pretrained import config_json, open_clip_config, shipped, torch_file
+from dgia_jax.models.pretrained import (
+  config_json,
+  open_clip_config,
+  preprocessor_config,
+  shipped,
+  torch_file,
+)
 from dgia_jax.models.pretrained.checkpoint_config import CheckpointConfig
 
 WEIGHTS_FILE = "model.safetensors"
@@ -24,6 +30,8 @@ HUB_FILES = (
   (config_json.FILE, _TORCH_FILE),  # some older models have no other
   (open_clip_config.FILE, _OPEN_CLIP_TORCH_FILE),
 )
+# Where a model says how images are prepared for it, if it does.
+PREPROCESSING_FILES = (preprocessor_config.FILE, open_clip_config.FILE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +66,7 @@ def read(name_or_path: str) -> CheckpointFiles:
   folder = hub.fetch(
     name_or_path,
     *HUB_FILES,
+    also=PREPROCESSING_FILES,
     setting="pretrained",
     hint="download its folder elsewhere and give the path",
   )
@@ -74,6 +83,36 @@ def read_config(folder: pathlib.Path | str) -> CheckpointConfig:
   if not (folder / config_json.FILE).exists() and (folder / open_clip_config.FILE).exists():
     return open_clip_config.read(folder)
   return config_json.read(folder)
+
+
+def check_preprocessing(folder: pathlib.Path, stored: CheckpointConfig) -> None:
+  """Compares how a folder's images are prepared, if a file says so, with how they are here.
+
+  Args:
+    folder: of the checkpoint.
+    stored: its config, from `read_config`.
+
+  Raises:
+    UserError: they are prepared differently, or the file is damaged.
+  """
+  if (folder / preprocessor_config.FILE).exists():
+    preprocessor_config.check(folder, stored)
+  elif (folder / open_clip_config.FILE).exists():
+    open_clip_config.check_preprocessing(folder, stored.size.family)
+
+
+def read_resize(folder: pathlib.Path | str) -> str:
+  """Reads the filter that a folder's images are resized with: "bilinear" or "bicubic" (default).
+
+  Raises:
+    UserError: the file that names it is damaged, or it names another.
+  """
+  folder = pathlib.Path(folder)
+  if (folder / preprocessor_config.FILE).exists():
+    return preprocessor_config.read_resize(folder)
+  if (folder / open_clip_config.FILE).exists():
+    return open_clip_config.read_resize(folder)
+  return preprocessor_config.DEFAULT_RESIZE
 
 
 def _read_folder(folder: pathlib.Path) -> CheckpointFiles:

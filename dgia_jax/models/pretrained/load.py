@@ -16,12 +16,7 @@ from jaxtyping import Float
 from dgia_jax.errors import UserError
 from dgia_jax.models import dual_encoder, families
 from dgia_jax.models.families import Family
-from dgia_jax.models.pretrained import (
-  checkpoint_files,
-  position_embedding,
-  preprocessor_config,
-  tensor_names,
-)
+from dgia_jax.models.pretrained import checkpoint_files, position_embedding, tensor_names
 from dgia_jax.models.pretrained import params as params_lib
 from dgia_jax.models.pretrained.checkpoint_config import CheckpointConfig
 
@@ -66,7 +61,7 @@ def load_pretrained(
   stored = None
   if checkpoint.folder:
     stored = checkpoint_files.read_config(checkpoint.folder)
-    preprocessor_config.check(checkpoint.folder, stored)
+    checkpoint_files.check_preprocessing(checkpoint.folder, stored)
   tensors, table, dropped = _encoder_tensors(name_or_path, checkpoint.tensors)
   flat = params_lib.flatten(template)
   _check_layout(name_or_path, table, stored, family)

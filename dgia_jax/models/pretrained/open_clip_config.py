@@ -7,6 +7,7 @@ from typing import Any
 from dgia_jax import user_files
 from dgia_jax.errors import UserError
 from dgia_jax.models import dual_encoder, families
+from dgia_jax.models.families import Family
 from dgia_jax.models.pretrained import preprocessor_config
 from dgia_jax.models.pretrained.checkpoint_config import CheckpointConfig
 
@@ -42,10 +43,7 @@ def read(folder: pathlib.Path | str) -> CheckpointConfig:
   model = _section(content, "model_cfg", path)
   vision, text = (_section(model, name, path) for name in ("vision_cfg", "text_cfg"))
   family = families.CLIP if model.get("quick_gelu") is True else families.OPEN_CLIP
-  preprocess = content.get("preprocess_cfg")
-  if isinstance(preprocess, dict):
-    mean, std = preprocess.get("mean"), preprocess.get("std")
-    preprocessor_config.check_statistics(path, mean, std, family)
+  _check_statistics(path, content, family)
 
   def size(section: Mapping[str, Any], field: str, default: int | None = None) -> int:
     value = section.get(field, default)
@@ -98,6 +96,38 @@ def read(folder: pathlib.Path | str) -> CheckpointConfig:
     context_length=size(text, "context_length", 77),
     vocab_size=size(text, "vocab_size", 49408),
   )
+
+
+def check_preprocessing(folder: pathlib.Path | str, family: Family) -> None:
+  """Raises UserError if a folder's open_clip_config.json normalises pixels differently."""
+  path = pathlib.Path(folder) / FILE
+  _check_statistics(path, user_files.read_json(path, "pretrained"), family)
+
+
+def _check_statistics(path: pathlib.Path, content: Mapping[str, Any], family: Family) -> None:
+  preprocess = _preprocess_of(content)
+  mean, std = preprocess.get("mean"), preprocess.get("std")
+  preprocessor_config.check_statistics(path, mean, std, family)
+
+
+def read_resize(folder: pathlib.Path | str) -> str:
+  """Reads the filter that a folder's images are resized with: "bilinear" or "bicubic" (default).
+
+  Raises:
+    UserError: open_clip_config.json is missing or damaged, or names another filter.
+  """
+  path = pathlib.Path(folder) / FILE
+  name = _preprocess_of(user_files.read_json(path, "pretrained")).get("interpolation")
+  # "random" draws one of both for each image in training; open_clip evaluates with bicubic.
+  resize = preprocessor_config.DEFAULT_RESIZE if name in (None, "random") else name
+  if resize not in preprocessor_config.RESIZES:
+    raise UserError(f"{path}: interpolation={name!r} is neither bilinear nor bicubic")
+  return resize
+
+
+def _preprocess_of(content: Mapping[str, Any]) -> Mapping[str, Any]:
+  preprocess = content.get("preprocess_cfg")
+  return preprocess if isinstance(preprocess, dict) else {}
 
 
 def _section(content: Mapping[str, Any], name: str, path: pathlib.Path) -> dict[str, Any]:

@@ -15,11 +15,13 @@ from dgia_jax.models.pretrained.checkpoint_config import CheckpointConfig
 from dgia_jax.quiet_transformers import quiet_transformers
 
 FILE = "preprocessor_config.json"
-_RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers; the second is CLIP's
+_RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers
+RESIZES = tuple(_RESAMPLE)
+DEFAULT_RESIZE = "bicubic"  # CLIP's
 
 
 def check(folder: pathlib.Path, stored: CheckpointConfig) -> None:
-  """Compares the file, if the folder has one, with how images are prepared here.
+  """Compares a folder's file with how images are prepared here.
 
   A square image size that differs from config.json is only logged: the weights remain usable.
 
@@ -28,8 +30,6 @@ def check(folder: pathlib.Path, stored: CheckpointConfig) -> None:
       config.json on the size of oblong images.
   """
   path = folder / FILE
-  if not path.exists():
-    return
   content = user_files.read_json(path, "pretrained")
   family = stored.size.family
   _check_values(path, content, _normalisation(family.pixels), family)
@@ -85,10 +85,10 @@ def read_resize(folder: pathlib.Path | str) -> str:
   """Reads the filter that a folder's images are resized with: "bilinear" or "bicubic".
 
   Raises:
-    UserError: preprocessor_config.json is damaged, or names another filter.
+    UserError: preprocessor_config.json is missing or damaged, or names another filter.
   """
   path = pathlib.Path(folder) / FILE
-  number = user_files.read_json(path, "pretrained").get("resample", 3) if path.exists() else 3
+  number = user_files.read_json(path, "pretrained").get("resample", _RESAMPLE[DEFAULT_RESIZE])
   for name, known in _RESAMPLE.items():
     if number == known:
       return name

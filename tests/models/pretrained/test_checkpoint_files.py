@@ -69,3 +69,16 @@ def test_a_hub_name_is_read_from_the_folder_that_was_fetched(folder, monkeypatch
   save(folder / "model.safetensors", weight=np.zeros(1))
   monkeypatch.setattr(hub, "fetch", lambda name, *_, **__: {"owner/model": folder}[name])
   assert checkpoint_files.read("owner/model").tensors.keys() == {"weight"}
+
+
+def test_what_says_how_images_are_prepared_is_asked_of_the_hub(folder, monkeypatch):
+  save(folder / "model.safetensors", weight=np.zeros(1))
+  asked = {}
+
+  def fetch(name, *file_sets, **options):
+    asked.update(options)
+    return folder
+
+  monkeypatch.setattr(hub, "fetch", fetch)
+  checkpoint_files.read("owner/model")
+  assert asked["also"] == ("preprocessor_config.json", "open_clip_config.json")

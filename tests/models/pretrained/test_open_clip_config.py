@@ -11,8 +11,8 @@ from flax import nnx
 from dgia_jax.data import tokenizer as tokenizer_lib
 from dgia_jax.errors import UserError
 from dgia_jax.models import families, pretrained
+from dgia_jax.models.pretrained import checkpoint_files, tensor_names
 from dgia_jax.models.pretrained import params as params_lib
-from dgia_jax.models.pretrained import tensor_names
 from dgia_jax.search.retriever import Retriever
 from tests.helpers import model_b
 from tests.helpers.family_models import OPEN_CLIP, VOCAB, create, load
@@ -77,6 +77,33 @@ def test_mistakes_in_open_clips_config_name_the_field(tmp_path, change, message)
   edit(tmp_path, change)
   with pytest.raises(UserError, match=f"open_clip_config.json: .*{message}"):
     pretrained.read_config(tmp_path)
+
+
+def test_another_normalisation_beside_the_config_of_transformers_is_noticed(tmp_path):
+  open_clip_folder(tmp_path)
+  stored = pretrained.read_config(tmp_path)
+  edit(tmp_path, lambda content: content["preprocess_cfg"].update(mean=[0.5, 0.5, 0.5]))
+  with pytest.raises(UserError, match="open_clip_config.json: mean is .*normalisation"):
+    checkpoint_files.check_preprocessing(tmp_path, stored)
+
+
+@pytest.mark.parametrize(
+  "interpolation, resize",
+  [(None, "bicubic"), ("bilinear", "bilinear"), ("bicubic", "bicubic"), ("random", "bicubic")],
+)
+def test_the_filter_of_open_clip(tmp_path, interpolation, resize):
+  open_clip_folder(tmp_path)
+  edit(tmp_path, lambda content: content["preprocess_cfg"].update(interpolation=interpolation))
+  assert pretrained.read_resize(tmp_path) == resize
+  (tmp_path / "preprocessor_config.json").write_text('{"resample": 2}')
+  assert pretrained.read_resize(tmp_path) == "bilinear"
+
+
+def test_an_unknown_filter_of_open_clip_is_a_user_error(tmp_path):
+  open_clip_folder(tmp_path)
+  edit(tmp_path, lambda content: content["preprocess_cfg"].update(interpolation=["lanczos"]))
+  with pytest.raises(UserError, match="open_clip_config.json: interpolation=.* is neither"):
+    pretrained.read_resize(tmp_path)
 
 
 def test_search_opens_a_folder_of_open_clip(tmp_path):
