@@ -10,13 +10,14 @@ per line, for a job array or `xargs -P N -I CMD sh -c CMD`.
 """
 
 import argparse
+import contextlib
 import logging
 import pathlib
 import sys
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
-from dgia_jax import cli
+from dgia_jax import cli, full_disk
 from dgia_jax.errors import UserError
 from experiments.paper import collect, launch, report, runs, tables
 
@@ -36,7 +37,8 @@ def _run(arguments: Sequence[str]) -> None:
   """Plans, trains, measures and reports.
 
   Raises:
-    UserError: a flag is wrong, or a run or measurement is not finished.
+    UserError: a flag is wrong, `--workdir` cannot be written, or a run or measurement is not
+      finished.
   """
   flags = _parse(arguments)
   options, sources = _options(flags)
@@ -47,20 +49,36 @@ def _run(arguments: Sequence[str]) -> None:
     _print_commands(selected)
     return
   problems = []
-  if not flags.report_only:
-    reasons = launch.train_with_starts(selected, flags.jobs, _print_line)
-    problems += [f"{title}: {reason}" for title, reason in reasons.items()]
-  from experiments.paper import render  # imports matplotlib and the model: not for a dry run
+  with _explaining_write_errors(flags.workdir):
+    if not flags.report_only:
+      reasons = launch.train_with_starts(selected, flags.jobs, _print_line)
+      problems += [f"{title}: {reason}" for title, reason in reasons.items()]
+    from experiments.paper import render  # imports matplotlib and the model: not for a dry run
 
-  for experiment in experiments:
-    data = collect.collect(
-      experiment, options, plans[experiment.name], sources, not flags.report_only, _print_line
-    )
-    path = report.write(render.content_of(data), data, report.command_of(arguments))
-    _print_line(f"{experiment.name}: {path}")
-    problems += [f"{experiment.name}: {problem}" for problem in data.problems]
+    for experiment in experiments:
+      data = collect.collect(
+        experiment, options, plans[experiment.name], sources, not flags.report_only, _print_line
+      )
+      path = report.write(render.content_of(data), data, report.command_of(arguments))
+      _print_line(f"{experiment.name}: {path}")
+      problems += [f"{experiment.name}: {problem}" for problem in data.problems]
   if problems:
     raise UserError(f"{len(problems)} not done: " + "; ".join(problems))
+
+
+@contextlib.contextmanager
+def _explaining_write_errors(workdir: pathlib.Path) -> Iterator[None]:
+  """Turns errors of files in a folder, and of a full disk, into a `UserError` about --workdir."""
+  try:
+    yield
+  except OSError as error:
+    folder, place = workdir.absolute(), pathlib.Path(str(error.filename)).absolute()
+    is_there = place.is_relative_to(folder) or folder.is_relative_to(place)
+    if not (is_there and error.filename or full_disk.is_cause(error)):
+      raise
+    raise UserError(
+      f"--workdir {workdir}: cannot be written ({error}); make room, or choose another"
+    ) from error
 
 
 def _print_commands(selected: Sequence[runs.ExperimentRun]) -> None:

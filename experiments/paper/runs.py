@@ -245,15 +245,17 @@ def results(run: ExperimentRun) -> Results | None:
   """Content of a finished run's results.json; None if the run is not finished.
 
   Raises:
-    UserError: the file is damaged, or the folder holds a run with another config.
+    UserError: the file is damaged or cannot be read, or the folder holds a run with another config.
   """
   path = run.folder / workdir_lib.RESULTS
   try:
     content = json.loads(path.read_text(encoding="utf-8"))
     finished = content["last"]["epoch"] == run.config.num_epochs
-  except FileNotFoundError:
+  except (FileNotFoundError, NotADirectoryError):
     return None
-  except (OSError, ValueError, KeyError, TypeError) as error:
+  except OSError as error:
+    raise UserError(f"{path} cannot be read ({error}): choose another --workdir") from error
+  except (ValueError, KeyError, TypeError) as error:
     raise UserError(
       f"{path} cannot be read ({type(error).__name__}: {error}): "
       "delete the folder to train it again"

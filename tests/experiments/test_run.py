@@ -1,9 +1,11 @@
 """The command line of `experiments.run`."""
 
+import errno
 import shlex
 
 import pytest
 
+from dgia_jax import files
 from experiments import run
 from experiments.paper import runs, tables
 from tests.helpers import fabricated
@@ -128,6 +130,36 @@ def test_a_damaged_run_folder_is_one_line(tmp_path, capsys):
   assert run.main(["main", "--workdir", str(tmp_path), "--report_only"]) == 2
   error = capsys.readouterr().err
   assert str(finished.folder) in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("report_only", [[], ["--report_only"]])
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/no/such"])
+def test_a_workdir_that_cannot_be_written_is_one_line(tmp_path, capsys, place, report_only):
+  (tmp_path / "file").write_text("mine")
+  workdir = str(tmp_path / place)  # an absolute `place` stays as it is
+  assert run.main(["main", "--workdir", workdir, *report_only]) == 2
+  error = capsys.readouterr().err
+  assert f"--workdir {workdir}: cannot be written" in error and error.count("\n") == 1
+  assert "delete" not in error and (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_full_disk_while_the_report_is_written_is_one_line(tmp_path, capsys, monkeypatch):
+  def write_text(path, text):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  monkeypatch.setattr(files, "write_text", write_text)
+  assert run.main(["main", "--workdir", str(tmp_path), "--report_only"]) == 2
+  error = capsys.readouterr().err
+  assert f"--workdir {tmp_path}: cannot be written" in error and error.count("\n") == 1
+
+
+def test_errors_elsewhere_are_bugs_and_keep_their_traceback(tmp_path, monkeypatch):
+  def write_text(path, text):
+    raise FileNotFoundError(errno.ENOENT, "No such file", "/elsewhere")
+
+  monkeypatch.setattr(files, "write_text", write_text)
+  with pytest.raises(FileNotFoundError):
+    run.main(["main", "--workdir", str(tmp_path), "--report_only"])
 
 
 TINY = [
