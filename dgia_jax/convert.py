@@ -1,4 +1,4 @@
-"""Exports a trained run as a Hugging Face folder, for use with transformers:
+"""Exports a trained run as a folder for transformers, or as StableHLO or ONNX programs.
 
   python -m dgia_jax.convert --run runs/demo --out FOLDER
 
@@ -19,6 +19,7 @@ transformers (see `search.standalone`). `--dtype float16` halves the file of the
 `--push_to_hub USER/NAME` uploads the folder.
 """
 
+import os
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -68,7 +69,8 @@ def convert(
 
   Args:
     run: the folder of the run, or its address in a bucket; nothing changes there.
-    out: the folder to write, or its address; files of an earlier conversion are replaced.
+    out: the folder to write, or its address; files of an earlier conversion are replaced, others
+      never.
     choice: "best" or "last" checkpoint.
     weights: "raw", or "ema" for their moving average.
     form: a key of `FORMATS`.
@@ -82,8 +84,8 @@ def convert(
 
   Raises:
     UserError: `run` is no run, has no complete checkpoint or no average of its weights, `notes`
-      cannot be read, or `out` cannot be written or holds files of a run; or it cannot be uploaded,
-      and is complete.
+      cannot be read, or `out` cannot be written, holds files of a run or others that would be
+      replaced; or it cannot be uploaded, and is complete.
   """
   if form != "transformers" and dtype != "float32":
     raise UserError(f"--dtype={dtype}: --format={form} holds float32 only; leave --dtype out")
@@ -94,8 +96,9 @@ def convert(
   with remote.mirrored(out, "--out", claims=False) as folder:
     summary = _convert(run, folder, choice, weights, form, dtype, text)
     if push_to_hub:
-      names = (*FORMATS[form], *_TOKENIZER_FILES, *_SIGLIP_FILES, CARD, files.CHECKSUMS)
-      url = hub.push(folder, push_to_hub, names, private=private, setting="--push_to_hub")
+      url = hub.push(
+        folder, push_to_hub, _all_files(form), private=private, setting="--push_to_hub"
+      )
       summary += f"\nuploaded it to {url}"
   return summary
 
@@ -114,7 +117,11 @@ def _convert(
   step, params, temperature = run_weights.load(run, choice, weights, setting="--run")
   image_size = tuple(config["dataset"]["image_size"])
   size = dual_encoder.named(config["model"]["name"])
+  card = _card(run, config, step, params, weights, form, notes)
   try:
+    out.mkdir(parents=True, exist_ok=True)
+    # First, because it tells that the other files may be replaced, also if this is interrupted.
+    files.write_text(out / CARD, str(card))
     (out / files.CHECKSUMS).unlink(missing_ok=True)  # of an earlier conversion to this folder
     details = {
       "image_size": image_size,
@@ -128,7 +135,6 @@ def _convert(
     tokenizer_summary = _write_tokenizer(run, config["tokenizer"], out, size.family.is_siglip)
     checked = (*_weights_files(form), tokenizer_lib.FILE)
     files.write_checksums(out, filter(lambda name: (out / name).exists(), checked))
-    files.write_text(out / CARD, str(_card(run, config, step, params, weights, form, notes)))
   except OSError as error:
     raise UserError(f"--out={out}: cannot be written ({error}); choose another") from error
   lines = [
@@ -145,8 +151,16 @@ def _weights_files(form: str) -> list[str]:
   return [name for name in FORMATS[form] if not name.endswith(".json")]
 
 
+def _all_files(form: str) -> tuple[str, ...]:
+  """The files that a folder of a format can hold."""
+  return (*FORMATS[form], *_TOKENIZER_FILES, *_SIGLIP_FILES, CARD, files.CHECKSUMS)
+
+
 def _check_out(out: pathlib.Path, form: str) -> None:
-  """Raises UserError if files would mix with, or replace, those of a run or another format."""
+  """Raises UserError if files would mix with another format's, or replace those of anything else.
+
+  An earlier conversion is recognised by its card.
+  """
   try:
     for other in FORMATS.keys() - {form}:
       if any((out / name).exists() for name in _weights_files(other)):
@@ -159,6 +173,12 @@ def _check_out(out: pathlib.Path, form: str) -> None:
         part = folder / resolved.relative_to(folder).parts[0]
         if part.exists() and not any((part / name).exists() for name in _weights_files(form)):
           raise UserError(f"--out={out} is a part of the run {folder}; choose a new folder")
+    others = [name for name in _all_files(form) if os.path.lexists(out / name)]
+    if others and not model_card.is_ours(out / CARD):
+      raise UserError(
+        f"--out={out} holds {', '.join(others)}, not written by a conversion, which would be"
+        " replaced; choose a new folder"
+      )
   except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
     raise UserError(f"--out={out}: cannot be read ({error}); choose another") from error
 
@@ -236,7 +256,9 @@ def _run(argv: Sequence[str] | None) -> None:
     prog=cli.program("convert"), description=(__doc__ or "").split("\n")[0]
   )
   parser.add_argument("--run", required=True, help="folder of the run, its --workdir")
-  parser.add_argument("--out", required=True, help="folder to write")
+  parser.add_argument(
+    "--out", required=True, help="folder to write, new or of an earlier conversion"
+  )
   parser.add_argument(
     "--checkpoint",
     choices=("best", "last"),

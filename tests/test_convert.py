@@ -258,6 +258,42 @@ def test_mistakes_of_an_upload_are_noticed_before_any_work(known_run, tmp_path, 
   assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+  "name", ["README.md", "config.json", "model.safetensors", "SHA256SUMS", "tokenizer.json"]
+)
+def test_files_of_others_are_never_replaced(known_run, tmp_path, capsys, name):
+  (tmp_path / name).write_text("It was trained with `dgia_jax`")
+  assert convert_run(known_run, tmp_path) == 2
+  error = capsys.readouterr().err
+  assert f"--out={tmp_path} holds {name}, not written" in error and error.count("\n") == 1
+  assert [path.name for path in tmp_path.iterdir()] == [name]
+  assert (tmp_path / name).read_text() == "It was trained with `dgia_jax`"
+
+
+def test_a_folder_with_other_files_can_be_written_and_written_again(known_run, tmp_path):
+  (tmp_path / "diary.txt").write_text("dear diary")
+  for _ in range(2):
+    assert convert_run(known_run, tmp_path) == 0
+  assert (tmp_path / "diary.txt").read_text() == "dear diary"
+
+
+def test_an_interrupted_conversion_can_be_repeated(known_run, tmp_path, monkeypatch):
+  def write_checksums(*_):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(convert.files, "write_checksums", write_checksums)
+    assert convert_run(known_run, tmp_path) == 130
+  assert convert_run(known_run, tmp_path) == 0 and (tmp_path / "SHA256SUMS").exists()
+
+
+def test_the_help_begins_with_a_whole_sentence(capsys):
+  with pytest.raises(SystemExit):
+    convert.main(["--help"])
+  _, description, *_ = capsys.readouterr().out.split("\n\n")
+  assert description.startswith("Exports") and description.endswith(".")
+
+
 def test_formats_are_not_mixed_in_one_folder(known_run, tmp_path, capsys):
   (tmp_path / "text_encoder.onnx").touch()
   for form in ("transformers", "stablehlo"):

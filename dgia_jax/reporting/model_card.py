@@ -14,6 +14,7 @@ from dgia_jax.models.pretrained import is_shipped
 from dgia_jax.reporting.score_labels import DIRECTIONS, SCORES, percents
 
 _TEMPLATE = pathlib.Path(__file__).with_suffix(".md")
+_TAG, _SENTENCE = "text-to-person-retrieval", "It was trained with `dgia_jax`"  # in every card
 _PIPELINE = """\
 In a pipeline, which does not cut captions to {context_length} tokens{flag}:
 
@@ -122,13 +123,22 @@ def create(
       if form == "transformers" and height == width
       else "feature-extraction"
     ),
-    tags=["siglip" if family.is_siglip else "clip", "text-to-person-retrieval"],
+    tags=["siglip" if family.is_siglip else "clip", _TAG],
     base_model=start if start and not _is_local(start) else None,
     datasets=None if dataset == "custom" else dataset,
     model_name=title,
     eval_results=_eval_results(scores, results) or None,
   )
   return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
+
+
+def is_ours(path: pathlib.Path) -> bool:
+  """Whether a file is a card that `create` has made."""
+  try:
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+  except (OSError, ValueError):  # ValueError: no UTF-8
+    return False
+  return text.startswith("---") and f"\n- {_TAG}\n" in text and _SENTENCE in text
 
 
 def _options_text(options: Mapping[str, Any]) -> str:
