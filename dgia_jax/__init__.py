@@ -19,6 +19,7 @@ a lower-case letter is the part of that dimension that one device or process hol
     V  views                                 A  attention heads
     K  neighbours kept                       Y  layers
     C  candidates to choose from             E  rows of the extended batch, B(1+K)
+    Z  patches of an image that are read
 """
 
 from typing import TYPE_CHECKING, Any

@@ -118,6 +118,7 @@ def _convert(
   image_size = tuple(config["dataset"]["image_size"])
   size = dual_encoder.named(config["model"]["name"])
   card = _card(run, config, step, params, weights, form, notes)
+  is_new = not (out / CARD).exists()
   try:
     out.mkdir(parents=True, exist_ok=True)
     # First, because it tells that the other files may be replaced, also if this is interrupted.
@@ -135,6 +136,10 @@ def _convert(
     tokenizer_summary = _write_tokenizer(run, config["tokenizer"], out, size.family.is_siglip)
     checked = (*_weights_files(form), tokenizer_lib.FILE)
     files.write_checksums(out, filter(lambda name: (out / name).exists(), checked))
+  except UserError:  # a package is missing, or the format cannot hold the weights
+    if is_new:
+      (out / CARD).unlink(missing_ok=True)
+    raise
   except OSError as error:
     raise UserError(f"--out={out}: cannot be written ({error}); choose another") from error
   lines = [

@@ -26,7 +26,9 @@ _DEFINED = (
   flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, one of several processes."),
   flags.DEFINE_integer("num_processes", None, "Number of processes."),
   flags.DEFINE_integer("process_id", None, "Number of this process, from 0."),
-  flags.DEFINE_bool("detect_processes", True, "Join the Cloud TPU slice or SLURM step around it."),
+  flags.DEFINE_bool(
+    "detect_processes", True, "Join the other processes of the surrounding TPU slice or SLURM step."
+  ),
   flags.DEFINE_enum("mode", "train", MODES, "train; evaluate a run; compile for --topology."),
   flags.DEFINE_string("topology", None, "Devices to compile for, such as v5e:16x16 or cpu:8."),
   flags.DEFINE_integer("num_pairs", None, "Training pairs to compile for; default: the dataset's."),
@@ -108,6 +110,7 @@ def help_text() -> str:
       __doc__ or "",
       "flags:",
       *(f"  --{flag.name}: {FLAGS[flag.name].help}" for flag in _DEFINED),
+      "  --pretrained: With `dgia`, short for --config.pretrained: weights to begin with or score.",
       "",
       f"configs: {', '.join(run_flags.config_names())}; a config's file describes its variants.",
       "settings: --config.NAME=VALUE, after --config; docs/configuration.md lists them.",

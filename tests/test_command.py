@@ -35,6 +35,8 @@ def test_help_lists_flags_and_configs(mode, flag, capsys):
   for expected in (
     "--workdir: Working directory;",
     "--topology: ",
+    "--pretrained: With `dgia`, short for --config.pretrained",
+    "--detect_processes: Join the other processes of the surrounding TPU slice or SLURM step.",
     "configs: cuhk_pedes, custom, ",
   ):
     assert expected in text

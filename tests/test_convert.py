@@ -145,7 +145,7 @@ def test_weights_too_large_for_half_precision_are_refused(tmp_path):
   params["text"]["projection"] = params["text"]["projection"].at[0, 0].set(1e5)
   with pytest.raises(UserError, match="text_projection.weight has values that float16 cannot hold"):
     pretrained.write_folder(tmp_path, params, image_size=IMAGE_SIZE, dtype="float16")
-  assert not (tmp_path / "model.safetensors").exists()
+  assert not list(tmp_path.iterdir())
 
 
 def test_programs_are_written_in_single_precision_only(known_run, tmp_path, capsys):

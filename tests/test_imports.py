@@ -270,3 +270,11 @@ def test_training_imports_no_tensorflow(tmp_path):
     "import dgia_jax.training.train, dgia_jax.training.evaluate, dgia_jax.main\nprint('ready')"
   )
   assert run_python(program, tmp_path).split() == ["ready"]
+
+
+def test_the_tables_of_the_packages_are_complete():
+  from dgia_jax import method, training
+
+  assert [name for name in method.__all__ if f"{name}`" not in method.__doc__] == []
+  modules = {path.stem for path in (PACKAGE / "training").glob("*.py")} - {"__init__"}
+  assert [module for module in sorted(modules) if f"| `{module}` |" not in training.__doc__] == []

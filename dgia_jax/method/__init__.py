@@ -6,11 +6,13 @@
 | 3.2 local association | mining | `local_association.local_relations` |
 | | targets | `local_association.relation_targets` |
 | | loss | `losses.similarity_distribution_matching` |
+| | mining and targets in one call | `local_association.local_targets` |
 | 3.3 global association | banks | `memory_bank.Bank`, `memory_bank.update` |
 | | mining | `memory_bank.search`, `mining.mine_global` |
 | | weights | `global_association.confidence_weights` |
 | | targets | `global_association.extended_labels` |
 | | loss, Eq. 13-17 | `global_association.global_association_loss` |
+| | all of it, with banks as plain arrays | `global_association.global_loss` |
 | 3.4 information asymmetry | views | `augment`, `views.two_views` |
 | | loss | that of 3.2, on the distorted view |
 | 4.1 recipe | learning rate | `optimizer.learning_rate` |

@@ -158,15 +158,15 @@ def num_kept_patches(num_patches: int, drop_ratio: float) -> int:
 
 def kept_patches(
   key: Key, num_images: int, num_patches: int, drop_ratio: float
-) -> Int[Array, "B K"] | None:
-  """Which patches of each image the tower reads; None means all.
+) -> Int[Array, "B Z"] | None:
+  """Which Z patches of each image the tower reads; None means all.
 
   As in FLIP (arXiv 2212.00794), every image loses other patches, and all images equally many.
 
   Args:
     key: random key.
     num_images: B.
-    num_patches: T of an image.
+    num_patches: of an image, all of them.
     drop_ratio: share of the patches to leave out.
   """
   if not drop_ratio:

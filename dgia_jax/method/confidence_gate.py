@@ -89,7 +89,7 @@ def confidence(
   batch: Batch,
   features: FeaturePair,
   neighbours: Neighbours,
-  anchors: tuple,
+  neighbour_features: tuple,
   *,
   mesh: jax.sharding.Mesh,
   block_rows: int,
@@ -101,8 +101,8 @@ def confidence(
     bank: before the update.
     batch: see `train_step`.
     features: those to be written, unnormalised; constants for the gradient.
-    neighbours, anchors: the mined rows and their (image, text) features (B, K, D).
-    mesh: the mesh.
+    neighbours, neighbour_features: the mined rows and their (image, text) features (B, K, D).
+    mesh: that the bank is split over.
     block_rows: `config.bank.block_rows`.
 
   Raises:
@@ -112,12 +112,12 @@ def confidence(
     raise ValueError(f"gate must be one of {GATES}, not {gate!r}")
   if gate == "off":
     return jnp.ones(features.image.shape[0], jnp.float32)
-  features, anchors = jax.lax.stop_gradient((features, anchors))
+  features, neighbour_features = jax.lax.stop_gradient((features, neighbour_features))
   if gate == "rank":
     ranks_B = caption_ranks(bank, *features, batch["image_index"], mesh=mesh, block_rows=block_rows)
     return rank_confidence(ranks_B)
   if gate == "neighbours":
-    return neighbour_confidence(features, *anchors, neighbours.valid)
+    return neighbour_confidence(features, *neighbour_features, neighbours.valid)
   newest_B = pair_confidence(features)
   if gate == "pair":
     return newest_B

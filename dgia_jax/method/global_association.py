@@ -198,11 +198,15 @@ def global_loss(
   loss_over: str = "all",
   exclude: str = "top1",
   index: Int[Array | np.ndarray, " B"] | None = None,
+  *,
+  temperature: float | Float[Array, ""] = 0.02,
+  epsilon: float = 1e-6,
 ) -> Float[Array, ""]:
   """Global association loss of a batch against whole banks held as plain arrays.
 
-  The training step searches a sharded `memory_bank.Bank` instead; this is the same mathematics in
-  one call, anchored on image similarity.
+  The training step searches a sharded `memory_bank.Bank` instead. With its temperature and epsilon
+  this is the same mathematics in one call, anchored on image similarity and without
+  `exclude_same_image`.
 
   Args:
     image_features, text_features: unnormalised; differentiable.
@@ -213,6 +217,8 @@ def global_loss(
     loss_over: "all" (released code) or "batch" (Eq. 13).
     exclude: "top1" (released code) or "self".
     index: own bank rows of the pairs; needed when `exclude` is "self".
+    temperature, epsilon: as in `losses.similarity_distribution_matching`; the defaults are those of
+      `config.loss`.
 
   Raises:
     ValueError: for an unknown `loss_over` or `exclude`, or exclude="self" without `index`.
@@ -233,7 +239,7 @@ def global_loss(
     image_bank[neighbours.rows],
     text_bank[neighbours.rows],
     loss_over=loss_over,
-    temperature=0.02,
-    epsilon=1e-6,
+    temperature=temperature,
+    epsilon=epsilon,
     soft_scale=soft_scale,
   )

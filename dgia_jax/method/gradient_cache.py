@@ -32,8 +32,14 @@ def split(tree: Any, parts: int, mesh: jax.sharding.Mesh) -> Any:
   Args:
     tree: arrays whose first dimension is the global batch, split over the mesh.
     parts: P; divides the rows of each device.
-    mesh: the mesh.
+    mesh: that the batch is split over.
+
+  Raises:
+    ValueError: P does not divide the batch.
   """
+  for size in {x.shape[0] for x in jax.tree.leaves(tree)}:
+    if size % parts:
+      raise ValueError(f"a batch of {size} rows does not divide into {parts} equal parts")
   cut = lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
   return jax.lax.with_sharding_constraint(jax.tree.map(cut, tree), sharding.batch_parts(mesh))
 
@@ -61,10 +67,13 @@ def gradient_of(
     params: tree of float32 arrays.
     batch: tree of arrays (B, ...), split over the mesh.
     parts: P; activations of B / P pairs are in memory at a time.
-    mesh: the mesh.
+    mesh: that the batch is split over.
 
   Returns:
     The gradient, a tree like `params`, and the auxiliary results.
+
+  Raises:
+    ValueError: P does not divide the batch.
   """
   if parts == 1:
     return jax.grad(lambda params: loss(encode(params, batch), params), has_aux=True)(params)

@@ -42,7 +42,19 @@ def relations_above(
   modality: str = "both",
   row_mask: Bool[Array | np.ndarray, " B"] | None = None,
 ) -> Bool[Array, "B B"]:
-  """`local_relations` with a threshold for the images and another for the captions."""
+  """`local_relations` with a threshold for the images and another for the captions.
+
+  Args:
+    image_features, text_features: unnormalised.
+    thresholds: of the images and of the captions; a cosine must be strictly larger.
+    modality, row_mask: as in `local_relations`.
+
+  Returns:
+    The matrix, True on its diagonal.
+
+  Raises:
+    ValueError: for an unknown modality.
+  """
   if modality not in MODALITIES:
     raise ValueError(f"modality must be one of {MODALITIES}, not {modality!r}")
   image_features, text_features = jax.lax.stop_gradient((image_features, text_features))
@@ -105,6 +117,16 @@ def local_targets(
   relation_label: float = 0.1,
   modality: str = "both",
 ) -> Float[Array, "B B"]:
-  """Target distributions mined inside the batch: `relation_targets` of `local_relations`."""
+  """Target distributions mined inside the batch: `relation_targets` of `local_relations`.
+
+  Args:
+    image_features, text_features: unnormalised; the targets are constants for the gradient.
+    threshold: theta; a cosine must be strictly larger.
+    relation_label: lambda, the label of a mined relation; that of the true pair is 1.
+    modality: as in `local_relations`.
+
+  Raises:
+    ValueError: for an unknown modality.
+  """
   relations_BxB = local_relations(image_features, text_features, threshold, modality)
   return relation_targets(relations_BxB, relation_label)

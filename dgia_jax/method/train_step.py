@@ -64,7 +64,8 @@ def train_step(
   """Takes one step (section 3).
 
   Args:
-    state: donate it.
+    state: of the run before the step. Donate it to `jax.jit`: the bank and the parameters are then
+      replaced in place instead of copied.
     batch: "image" (B, H, W, 3) uint8, "tokens" (B, L), "index" (B,) bank rows, "image_index" (B,),
       "mask" (B,); rows whose mask is False change nothing.
     encode: (params, pixels, tokens) -> image and text features.
@@ -72,11 +73,17 @@ def train_step(
     optimizer: optax transformation.
     select_trained: the parameters -> those that are trained, see `trainable`.
     config: the run's config.
-    mesh: the mesh.
+    mesh: that the batch and the bank are split over, by rows; the parameters as `sharding` lays
+      them out.
     masking: which ids of a caption are words, and the mask.
     pixel_statistics: normalise the images.
-    num_patches: of an image.
+    num_patches: that the image tower cuts an image into, of which `augment.patch_drop_ratio`
+      leaves out a share in the distorted view.
     steps_per_epoch: turns the step number into the epoch, counted from 1.
+
+  Returns:
+    The state after the step, and what the log needs of it. The loss and the features are those of
+    the parameters before the step.
   """
   epoch = state.step // steps_per_epoch + 1
   # Relations need features worth comparing: their losses start at an epoch of their own.
@@ -98,13 +105,16 @@ def train_step(
     neighbours = no_neighbours(mask.shape[0], config.global_association.k)
     if weights["global"] or exchange_prob:
       neighbours = mine_global(state.bank, clean, batch)
-    anchors = memory_bank.gather((state.bank.image, state.bank.text), neighbours.rows, mesh=mesh)
+    neighbour_features = memory_bank.gather(
+      (state.bank.image, state.bank.text), neighbours.rows, mesh=mesh
+    )
 
     l_itc = itc(*clean, tau, config.loss.itc_reduction, mask, config.loss.label_smoothing)
     l_local = matching(*clean, targets_of(relations))
     l_global = global_association_loss(
-      *clean, neighbours, *anchors, loss_over=config.global_association.loss_over, **scaled
-    )
+      *clean, neighbours, *neighbour_features,
+      loss_over=config.global_association.loss_over, **scaled,
+    )  # fmt: skip
     l_consistency = matching(*distorted, targets_of(mine_local(distorted, batch)))
 
     values = {
@@ -116,7 +126,7 @@ def train_step(
     # What no weight asks for is not used, so the compiler drops it.
     values = {name: value if weights[name] else jnp.zeros(()) for name, value in values.items()}
     total = sum(weights[name] * value for name, value in values.items())
-    return total, (values, total, tau, clean, relations, neighbours, anchors)
+    return total, (values, total, tau, clean, relations, neighbours, neighbour_features)
 
   key, tokens = jax.random.fold_in(jax.random.key(config.seed), state.step), batch["tokens"]
   if exchange_prob:
@@ -138,10 +148,10 @@ def train_step(
     lambda part, views: encode_views(encode, trainable.merge(state.params, part), *views, needed),
     trained, (*views, kept), parts=config.gradient_accumulation, mesh=mesh,
   )  # fmt: skip
-  values, total, tau, clean, relations, neighbours, anchors = auxiliary
+  values, total, tau, clean, relations, neighbours, neighbour_features = auxiliary
   updates, opt_state = optimizer.update(gradient, state.opt_state, trained)
   confidence = confidence_gate.confidence(
-    config.bank.gate, state.bank, batch, clean, neighbours, anchors, mesh=mesh,
+    config.bank.gate, state.bank, batch, clean, neighbours, neighbour_features, mesh=mesh,
     block_rows=config.bank.block_rows,
   )  # fmt: skip
   rate = config.bank.update_rate * confidence

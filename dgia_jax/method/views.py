@@ -75,7 +75,7 @@ def encode_views(
   params: dict,
   pixels_BxVxHxWx3: Float[Array, "B V H W 3"],
   tokens_BxVxL: Int[Array, "B V L"],
-  kept_BxK: Int[Array, "B K"] | None = None,
+  kept_BxZ: Int[Array, "B Z"] | None = None,
   needed: Bool[Array, ""] | None = None,
 ) -> list[FeaturePair]:
   """Features of every view, in one pass of each tower over all views.
@@ -86,16 +86,19 @@ def encode_views(
     encode: (params, pixels, tokens) -> image and text features.
     params: parameters.
     pixels_BxVxHxWx3, tokens_BxVxL: from `two_views`.
-    kept_BxK: the patches that are read of the distorted view, from `augment.kept_patches`.
+    kept_BxZ: the patches that are read of the distorted view, from `augment.kept_patches`.
     needed: whether the distorted view's features will be used; None means yes. Where they are not,
-      they are not computed.
+      they are not computed, and the clean view's features stand in their place.
+
+  Returns:
+    The features of the clean view, then those of the distorted one, if V = 2.
   """
   size, num_views = tokens_BxVxL.shape[:2]
-  if num_views == 2 and not (kept_BxK is None and needed is None):
+  if num_views == 2 and not (kept_BxZ is None and needed is None):
     encode_view = lambda v, *kept: FeaturePair(
       *encode(params, pixels_BxVxHxWx3[:, v], tokens_BxVxL[:, v], *kept)
     )
-    kept = () if kept_BxK is None else (kept_BxK,)
+    kept = () if kept_BxZ is None else (kept_BxZ,)
     clean, distorted = encode_view(0), lambda: encode_view(1, *kept)
     return [
       clean,

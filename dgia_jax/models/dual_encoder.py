@@ -170,13 +170,13 @@ class DualEncoder(nnx.Module):
   def encode_image(
     self,
     pixels_BxHxWx3: Float[Array | np.ndarray, "B H W 3"],
-    kept_BxK: Int[Array | np.ndarray, "B K"] | None = None,
+    kept_BxZ: Int[Array | np.ndarray, "B Z"] | None = None,
   ) -> Float[Array, "B D"]:
     """Encodes pixels of `normalize_pixels`; the features are float32 and not normalised.
 
-    Only the patches `kept_BxK` of each image are read; None means all.
+    Only the patches `kept_BxZ` of each image are read; None means all.
     """
-    return self.image(pixels_BxHxWx3, kept_BxK)
+    return self.image(pixels_BxHxWx3, kept_BxZ)
 
   def encode_text(self, tokens_BxL: Int[Array | np.ndarray, "B L"]) -> Float[Array, "B D"]:
     """Encodes token ids, L <= context length; the features are float32 and not normalised."""

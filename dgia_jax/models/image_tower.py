@@ -98,13 +98,13 @@ class ImageTower(nnx.Module):
   def __call__(
     self,
     pixels_BxHxWx3: Float[Array | np.ndarray, "B H W 3"],
-    kept_BxK: Int[Array | np.ndarray, "B K"] | None = None,
+    kept_BxZ: Int[Array | np.ndarray, "B Z"] | None = None,
   ) -> Float[Array, "B D"]:
     """Encodes normalised pixels; the features are float32 and not normalised.
 
-    Only the patches `kept_BxK` of each image are read; None means all.
+    Only the patches `kept_BxZ` of each image are read; None means all.
     """
-    x_BxTxU = self.embed_patches(pixels_BxHxWx3, kept_BxK)
+    x_BxTxU = self.embed_patches(pixels_BxHxWx3, kept_BxZ)
     blocks = transformer.Blocks(self.blocks, self.last_block)
     num_frozen = self.backend.frozen_image_blocks
     if self.family.is_siglip:
@@ -118,7 +118,7 @@ class ImageTower(nnx.Module):
   def embed_patches(
     self,
     pixels_BxHxWx3: Float[Array | np.ndarray, "B H W 3"],
-    kept_BxK: Int[Array | np.ndarray, "B K"] | None = None,
+    kept_BxZ: Int[Array | np.ndarray, "B Z"] | None = None,
   ) -> Float[Array, "B T U"]:
     """Returns the tokens with their positions; without those of patches that are not kept."""
     batch, height, width, _ = pixels_BxHxWx3.shape
@@ -134,10 +134,10 @@ class ImageTower(nnx.Module):
     if self.family.is_siglip:
       position_TxU = position_TxU + self.patch_bias[...][None]
     position_BxTxU = position_TxU[None]
-    if kept_BxK is not None:
-      patches = jnp.take_along_axis(patches, kept_BxK[:, :, None], axis=1)
+    if kept_BxZ is not None:
+      patches = jnp.take_along_axis(patches, kept_BxZ[:, :, None], axis=1)
       # The class token comes first and is always kept.
-      kept_BxT = kept_BxK if self.family.is_siglip else jnp.pad(kept_BxK + 1, ((0, 0), (1, 0)))
+      kept_BxT = kept_BxZ if self.family.is_siglip else jnp.pad(kept_BxZ + 1, ((0, 0), (1, 0)))
       position_BxTxU = position_TxU[kept_BxT]
     x_BxTxU = patches @ kernel.reshape(side * side * 3, -1)
     if self.family.is_siglip:

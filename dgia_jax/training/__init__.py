@@ -18,7 +18,11 @@ Start with `train.train`, which tells the whole story; the other modules are its
 | `relation_precision` | share of mined relations that are correct, measured on the host |
 | `evaluate` | embeds a split on the mesh, ranks it in both directions, writes results.json |
 | `retrieval_metrics` | R@K, mAP and mINP; a public function of arrays |
+| `test_time` | corrections of the ranking at test time, off by default |
 | `checkpoint` | saves the training state and restores it on any mesh |
+| `checkpoint_arrays` | reads and verifies the arrays of a checkpoint, and places them on a mesh |
+| `checkpoint_record` | what a checkpoint must contain, so that damage is noticed |
+| `array_digests` | SHA-256 and CRC-32 of arrays, whatever mesh they are split over |
 | `run_weights` | the weights of a run as the two towers, to convert, index or measure |
 | `workdir` | a run's working directory and the names of the files in it |
 | `compilation_cache` | keeps compiled programs on disk for later starts |

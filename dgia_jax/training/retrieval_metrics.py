@@ -177,7 +177,11 @@ def queries_without_match(query_ids: Ids, gallery_ids: Ids) -> int:
 
 
 def chance_level(query_ids: Ids, gallery_ids: Ids) -> float:
-  """R@1 that a random ranking reaches on average, in percent; 0 if no query has a correct item."""
+  """R@1 that a random ranking reaches on average, in percent; 0 if no query has a correct item.
+
+  Raises:
+    ValueError: there are no queries or no gallery items.
+  """
   query_ids_Q, gallery_ids_G = _compact_ids(query_ids, gallery_ids)
   size = 1 + max(query_ids_Q.max(), gallery_ids_G.max())
   correct_Q = np.bincount(gallery_ids_G, minlength=size)[query_ids_Q]

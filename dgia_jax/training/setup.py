@@ -86,7 +86,7 @@ class TrainingSetup:
   ) -> tuple[jax.Array, jax.Array]:
     """Image features (n, D) of normalised pixels and text features (n, D) of token ids.
 
-    Only the patches `kept_patches` (n, K) of each image are read; None means all. With a packing,
+    Only the patches `kept_patches` (n, Z) of each image are read; None means all. With a packing,
     captions are encoded as `caption_packing.encode_packed` does.
     """
     model = nnx.merge(self.graphdef, self.towers(sharding.gathered(self.mesh, params)))

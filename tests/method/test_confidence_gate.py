@@ -34,10 +34,10 @@ def _confidence(gate):
   valid = np.array([[True, True], [True, False], [True, True], [False, False]])
   neighbours = Neighbours(np.zeros((4, 2), int), np.ones((4, 2), np.float32), valid)
   mined = np.array([[[0.0, 5], [0, 1]], [[2, 2], [9, 9]], [[1, 0], [1, 0]], [[1, 0], [1, 0]]])
-  anchors = (mined.astype(np.float32), mined[:, :, ::-1].astype(np.float32))
+  mined_features = (mined.astype(np.float32), mined[:, :, ::-1].astype(np.float32))
   batch = {"index": INDEX, "image_index": INDEX}
   compute = jax.jit(functools.partial(confidence, gate, mesh=mesh, block_rows=0))
-  return compute(_bank(mesh), batch, FEATURES, neighbours, anchors)
+  return compute(_bank(mesh), batch, FEATURES, neighbours, mined_features)
 
 
 def test_without_a_gate_every_pair_is_trusted():

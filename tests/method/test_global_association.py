@@ -77,6 +77,21 @@ def test_rows_batch_is_the_mean_over_batch_rows(rng):
     global_association.global_loss(image, text, *bank, loss_over="columns")
 
 
+def test_the_loss_in_one_call_takes_temperature_and_epsilon(rng):
+  image, text = rng.normal(size=(2, 4, 3)).astype(np.float32)
+  bank = rng.normal(size=(2, 20, 3)).astype(np.float32)
+  neighbours = _neighbours({"i": image, "im": bank[0]}, 0.5)
+  rows = np.asarray(neighbours.rows)
+  scaled = {"temperature": 0.5, "epsilon": 1e-3}
+  expected = global_association.global_association_loss(
+    image, text, neighbours, bank[0][rows], bank[1][rows], loss_over="all", **scaled
+  )
+  value = global_association.global_loss(image, text, *bank, threshold=0.5, **scaled)
+  np.testing.assert_allclose(value, expected, rtol=1e-5)
+  default = global_association.global_loss(image, text, *bank, threshold=0.5)
+  assert not np.allclose(value, default, rtol=0.1)
+
+
 def test_exclude_self_drops_the_own_row_wherever_it_ranks():
   scores = jnp.array([[0.99, 0.98, 0.9, 0.8]] * 3)
   rows = jnp.array([[7, 5, 3, 1]] * 3)

@@ -105,3 +105,8 @@ def test_parts_move_no_pair_between_devices_and_save_memory(problem, mesh_shape)
     assert 0 < max(collective_elements(program.as_text())) < smallest_part
   memory = {parts: p.memory_analysis().temp_size_in_bytes for parts, p in programs.items()}
   assert memory[2] < 0.7 * memory[1] and memory[4] < 0.7 * memory[2]
+
+
+def test_parts_that_do_not_divide_the_batch_are_refused():
+  with pytest.raises(ValueError, match="a batch of 8 rows does not divide into 3 equal parts"):
+    gradient_cache.split({"image": jnp.ones((8, 2))}, 3, mesh_of(1, 1, 1))

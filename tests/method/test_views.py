@@ -84,3 +84,4 @@ def test_patches_are_left_out_of_the_distorted_view_alone(batch):
       fake_encode, {}, pixels_BxV, tokens_BxV, kept, jnp.asarray(needed)
     )
     assert np.all(maybe.image == (6 if needed else -1))
+    assert np.array_equal(maybe.text, distorted.text if needed else clean.text)

@@ -177,6 +177,9 @@ def test_chance_level_is_the_mean_share_of_correct_items():
   # Queries a, b and d: 2 of 4 items, 1 of 4 items, and no item, which is not counted.
   assert retrieval_metrics.chance_level(["a", "b", "d"], gallery) == pytest.approx(37.5)
   assert retrieval_metrics.chance_level(["d"], gallery) == 0.0
+  for query_ids, gallery_ids in (([], gallery), (["a"], [])):
+    with pytest.raises(ValueError):
+      retrieval_metrics.chance_level(query_ids, gallery_ids)
 
 
 def test_chance_level_is_what_random_rankings_reach(rng):

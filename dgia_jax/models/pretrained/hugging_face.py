@@ -54,19 +54,19 @@ def write_folder(
     dtype: of the tensors in the file, one of `DTYPES`.
 
   Raises:
-    UserError: a weight is too large for `dtype`.
+    UserError: a weight is too large for `dtype`; nothing is written.
   """
   # Imported on use: only those who write weights need the package.
   import safetensors.numpy
 
   folder = pathlib.Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
-  config_json.write(folder, params, image_size, temperature, family, dtype)
-  preprocessor_config.write(folder, image_size, resize, family)
   tensors = _tensors(params, image_size, temperature, family)
   tensors = {name: _cast(name, tensor, dtype) for name, tensor in tensors.items()}
   # transformers refuses files that do not name the framework they are for.
   content = safetensors.numpy.save(tensors, metadata={"format": "pt"})
+  folder.mkdir(parents=True, exist_ok=True)
+  config_json.write(folder, params, image_size, temperature, family, dtype)
+  preprocessor_config.write(folder, image_size, resize, family)
   # safetensors' own writer creates files that only their owner can read.
   files.write_bytes(folder / checkpoint_files.WEIGHTS_FILE, content)
 
