@@ -98,7 +98,8 @@ def test_the_vocabulary_of_a_model_on_the_hub_is_copied(shipped_mini, tmp_path, 
   fake, stored = FakeHub(monkeypatch, shipped_mini), tokenizer_lib.load_tokenizer(shipped_mini)
   config = tiny_run.config(pretrained="owner/model", tokenizer__context_length=16)
   inputs.load_tokenizer(config, tmp_path / "run", ["qqqq zzzz"] * 5)
-  assert fake.downloaded == [("owner/model", "config.json", "model.safetensors", "tokenizer.json")]
+  needed = ("config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json")
+  assert fake.downloaded == [("owner/model", *needed)]
   copied = tokenizer_lib.load_tokenizer(tmp_path / "run" / workdir_lib.TOKENIZER)
   np.testing.assert_array_equal(copied.encode(CAPTIONS), stored.encode(CAPTIONS))
 
