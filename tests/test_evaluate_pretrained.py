@@ -229,6 +229,10 @@ def test_a_folder_of_transformers(evaluate, clip, clip_scores, tmp_path):
 
 
 def test_a_name_on_the_hub(evaluate, clip, clip_scores, tmp_path, monkeypatch):
+  def model_info(*_, **__):
+    raise ConnectionError("no network")
+
+  monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
   monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(clip))
   name = "owner/model"
   outcome = evaluate(f"--pretrained={name}", f"--config.tokenizer.name={name}", *CLIP)
