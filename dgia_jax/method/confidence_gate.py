@@ -102,7 +102,7 @@ def confidence(
     batch: see `train_step`.
     features: those to be written, unnormalised; constants for the gradient.
     neighbours, neighbour_features: the mined rows and their (image, text) features (B, K, D).
-    mesh: that the bank is split over.
+    mesh: the devices that the bank is split over.
     block_rows: `config.bank.block_rows`.
 
   Raises:

@@ -32,7 +32,7 @@ def split(tree: Any, parts: int, mesh: jax.sharding.Mesh) -> Any:
   Args:
     tree: arrays whose first dimension is the global batch, split over the mesh.
     parts: P; divides the rows of each device.
-    mesh: that the batch is split over.
+    mesh: the devices that the batch is split over.
 
   Raises:
     ValueError: P does not divide the batch.
@@ -67,7 +67,7 @@ def gradient_of(
     params: tree of float32 arrays.
     batch: tree of arrays (B, ...), split over the mesh.
     parts: P; activations of B / P pairs are in memory at a time.
-    mesh: that the batch is split over.
+    mesh: the devices that the batch is split over.
 
   Returns:
     The gradient, a tree like `params`, and the auxiliary results.

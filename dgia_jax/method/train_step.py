@@ -73,8 +73,7 @@ def train_step(
     optimizer: optax transformation.
     select_trained: the parameters -> those that are trained, see `trainable`.
     config: the run's config.
-    mesh: that the batch and the bank are split over, by rows; the parameters as `sharding` lays
-      them out.
+    mesh: the devices that batch, bank and parameters are split over, see `sharding`.
     masking: which ids of a caption are words, and the mask.
     pixel_statistics: normalise the images.
     num_patches: that the image tower cuts an image into, of which `augment.patch_drop_ratio`
