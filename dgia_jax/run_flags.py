@@ -37,7 +37,7 @@ def config_file(value: str) -> str:
   """The file behind the value of `--config`, with its variant: "NAME:variant" or "FILE.py:variant".
 
   Raises:
-    UserError: there is neither such a config nor such a file, or nobody can tell.
+    UserError: there is neither such a config nor such a file, or the path cannot be read.
   """
   name, colon, variant = value.partition(":")
   path = user_files.expanded(name, "--config")

@@ -34,7 +34,7 @@ def exists(path: str | os.PathLike, setting: str) -> bool:
   """Whether there is a file or folder at a path.
 
   Raises:
-    UserError: nobody can tell: the name is too long, or its folder may not be read.
+    UserError: the name is too long, or its folder may not be read.
   """
   try:
     return pathlib.Path(path).exists()

@@ -42,7 +42,7 @@ def prepare(builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
       if os.path.lexists(builder.data_dir):  # builds are renamed to it when they are complete
         raise UserError(
           f"{builder.data_dir} is incomplete (no {_INFO}), perhaps because a copy of it was"
-          " interrupted: delete this folder and start again, which builds the dataset anew"
+          " interrupted: delete this folder and run the command again to rebuild the dataset"
         )
       logging.info("building %s in %s", builder.name, builder.data_dir)
       _build(builder)
