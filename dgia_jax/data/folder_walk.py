@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 def walk(folder: str, on_error: Callable[[OSError], None]) -> Iterator[tuple[str, list[str]]]:
   """Yields each folder with the names of its files; circles of links end.
 
-  Subfolders are visited in the order of their names, links to folders after real ones: a folder with
-  a link beside it is visited under its own name.
+  Subfolders are visited in the order of their names, links to folders after real ones: a folder
+  with a link beside it is visited under its own name.
 
   Args:
     folder: where to begin.
