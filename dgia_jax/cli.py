@@ -5,16 +5,14 @@ exit code 2.
 """
 
 import argparse
-import errno
 import os
 import pathlib
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from dgia_jax import full_disk
 from dgia_jax.errors import UserError, printable
-
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 def run(function: Callable[..., int | None], *args: object, interrupted: str = "stopped") -> int:
@@ -42,7 +40,7 @@ def run(function: Callable[..., int | None], *args: object, interrupted: str = "
     _drop_output()
     return 141
   except OSError as error:
-    if error.errno not in _FULL_DISK:
+    if not full_disk.is_cause(error):
       raise
     place = error.filename or "the output"
     full = UserError(f"{place} cannot be written ({error.strerror}); free some space")

@@ -330,12 +330,14 @@ def _check_caption_exchange(config: ConfigDict) -> None:
 
   Such a caption agrees with the neighbour that it is from, so it would confirm any mistake.
   """
+  if not config.caption_exchange.prob:
+    return
   own_captions = {
     "global_association.anchor": "image", "strict_mining.require_text_match": False,
     "bank.gate": "off",
   }  # fmt: skip
   for field, needed in own_captions.items():
-    if config.caption_exchange.prob and get(config, field) != needed:
+    if get(config, field) != needed:
       raise UserError(
         f"config.caption_exchange.prob={config.caption_exchange.prob}: config.{field}="
         f"{get(config, field)} needs each pair's own caption; set it to {needed}, or the"

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "dgia_jax"
 # Packages as layers: a module imports from its own package and from those before it.
 LAYERS = (
   "errors", "user_files", "files", "bucket", "remote", "older_names", "hub", "quiet_transformers",
-  "cli", "full_disk",
+  "full_disk", "cli",
   "stop_signals", "worker_processes", "distributed", "sharding", "data",
   "models", "method", "config_ranges", "config", "recipes", "run_flags", "reporting", "training",
   "search", "dry_run", "convert", "main", "__main__",

@@ -305,9 +305,8 @@ def serve(searcher: Searcher, host: str, port: int, default_top: int) -> None:
     os.environ["GRADIO_TEMP_DIR"] = folder  # read when Gradio is imported
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     bypass_proxy(host)
-    PIL.Image.ID[:] = (
-      images_lib.decoded_formats()
-    )  # Gradio opens uploads in any format it finds there
+    # Gradio opens uploads in any format that it finds there.
+    PIL.Image.ID[:] = images_lib.decoded_formats()
     page = make_page(searcher, default_top)
     import gradio
     from starlette.middleware import Middleware

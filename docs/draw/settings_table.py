@@ -38,12 +38,8 @@ def settings() -> list[SettingLine]:
   return _parsed()[0]
 
 
-def group_comments() -> dict[str, str]:
-  """What the source says of a group of fields as a whole, by the group's name."""
-  return _parsed()[1]
-
-
 def _parsed() -> tuple[list[SettingLine], dict[str, str]]:
+  """Every field in the order of the source, and the comment on each group that has one."""
   fields, groups, comments_above, dict_name = [], {}, [], ""
   for line in inspect.getsource(config_lib.base).splitlines():
     if comment := _COMMENT.match(line):
@@ -70,8 +66,8 @@ def _parsed() -> tuple[list[SettingLine], dict[str, str]]:
 def lines() -> Iterator[str]:
   """The page as lines of Markdown: one heading per group, one list item per setting."""
   yield from HEAD.splitlines()
-  heading, comments = None, group_comments()
-  for name, default, meaning in settings():
+  heading, (fields, comments) = None, _parsed()
+  for name, default, meaning in fields:
     group = name.rpartition(".")[0]
     if group not in comments:
       group = group.split(".")[0]
