@@ -1,5 +1,5 @@
 # Two commands do everything on a fresh machine with Python 3.11 or later:
-#   make demo    set up, then train and evaluate on the embedded dataset (runs/demo)
+#   make demo    set up, then train and evaluate on the built-in dataset (runs/demo)
 #   make test    set up, then run the fast tests
 PYTHON ?= python3
 VENV := .venv
