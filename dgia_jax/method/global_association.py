@@ -2,11 +2,8 @@
 
 A pair's image feature, the anchor, is compared with the memory bank of all training pairs; its best
 neighbours join the batch as constants. Neighbours are mined without identity labels.
-
-Functions are written for one anchor and vmapped over the batch.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -40,21 +37,6 @@ def num_candidates(k: int, same_image_rows: int = 0) -> int:
   return k + 1 + same_image_rows
 
 
-def _neighbours_of_anchor(
-  scores_C, rows_C, images_C, own_row, own_image, *, k, threshold, exclude
-) -> Neighbours:
-  """One anchor's neighbours among its best candidates, which come in descending order."""
-  same_image_C = (images_C == own_image) & (rows_C != own_row)
-  first = 1 if exclude == "top1" else 0
-  dropped_C = same_image_C | (jnp.arange(rows_C.shape[0]) < first)
-  if exclude == "self":
-    dropped_C |= rows_C == own_row
-  # A stable sort moves dropped candidates behind the others and keeps the order of each kind.
-  kept_K = jnp.argsort(dropped_C, stable=True)[:k]
-  valid_K = ~dropped_C[kept_K] & (scores_C[kept_K] > threshold)
-  return Neighbours(rows_C[kept_K], scores_C[kept_K], valid_K)
-
-
 def select_neighbours(
   scores_BxC: Float[Array | np.ndarray, "B C"],
   rows_BxC: Int[Array | np.ndarray, "B C"],
@@ -76,39 +58,60 @@ def select_neighbours(
     exclude: "top1" drops the best-ranked candidate, whichever it is (released code); "self" drops
       the anchor's own row, wherever it ranks.
     image_ids: None, or the images of (candidates (B, C), anchors (B,)): candidates that show the
-      anchor's own image (with another caption) are dropped too.
+      anchor's own image (with another caption) are dropped too, and "top1" then drops the
+      best-ranked of the others.
 
   Raises:
     ValueError: for an unknown `exclude`.
   """
   if exclude not in EXCLUSIONS:
     raise ValueError(f"exclude must be one of {EXCLUSIONS}, not {exclude!r}")
-  if image_ids is None:
-    image_ids = (jnp.full_like(rows_BxC, -1), jnp.full_like(own_row_B, -2))
+  dropped_BxC = _dropped(rows_BxC, own_row_B, exclude, image_ids)
   missing = num_candidates(k) - scores_BxC.shape[1]
   if missing > 0:  # the bank has fewer rows than an anchor could choose from
     pad = ((0, 0), (0, missing))
     scores_BxC = jnp.pad(scores_BxC, pad, constant_values=-jnp.inf)
     rows_BxC = jnp.pad(rows_BxC, pad, constant_values=-1)
-    image_ids = (jnp.pad(image_ids[0], pad, constant_values=-1), image_ids[1])
-  of_anchor = functools.partial(_neighbours_of_anchor, k=k, threshold=threshold, exclude=exclude)
-  return jax.vmap(of_anchor)(scores_BxC, rows_BxC, image_ids[0], own_row_B, image_ids[1])
+    dropped_BxC = jnp.pad(dropped_BxC, pad)
+  # A stable sort moves dropped candidates behind the others and keeps the order of each kind.
+  kept_BxK = jnp.argsort(dropped_BxC, axis=1, stable=True)[:, :k]
+  rows_BxK, scores_BxK, dropped_BxK = (
+    jnp.take_along_axis(jnp.asarray(x_BxC), kept_BxK, axis=1)
+    for x_BxC in (rows_BxC, scores_BxC, dropped_BxC)
+  )
+  return Neighbours(rows_BxK, scores_BxK, ~dropped_BxK & (scores_BxK > threshold))
 
 
-def _confidence_weights_of_anchor(scores_K, valid_K, soft_scale):
-  """One anchor's `confidence_weights`."""
-  bracket = jnp.concatenate([jnp.ones((1,)), jnp.where(valid_K, scores_K, -jnp.inf)])
-  return jnp.where(valid_K, 1.0 - jax.nn.softmax(bracket * soft_scale)[1:], 0.0)
+def _dropped(
+  rows_BxC: Int[Array | np.ndarray, "B C"],
+  own_row_B: Int[Array | np.ndarray, " B"],
+  exclude: str,
+  image_ids: tuple | None,
+) -> Bool[Array, "B C"]:
+  """The candidates that are no neighbours, whatever their score; see `select_neighbours`."""
+  own_BxC = jnp.asarray(rows_BxC == own_row_B[:, None])
+  same_image_BxC = jnp.zeros(rows_BxC.shape, bool)
+  if image_ids is not None:
+    image_BxC, own_image_B = image_ids
+    same_image_BxC = (image_BxC == own_image_B[:, None]) & ~own_BxC
+  if exclude == "self":
+    return same_image_BxC | own_BxC
+  # The image's other captions may rank above the pair's own row, which is to be dropped as well.
+  first_other_BxC = jnp.cumsum(~same_image_BxC, axis=1) == 1
+  return same_image_BxC | first_other_BxC
 
 
 def confidence_weights(neighbours: Neighbours, soft_scale: float = 1.0) -> Float[Array, "B K"]:
   """Target weights of the neighbours: a weakly similar one gets more weight (section 3.3).
 
   w = 1 - softmax(soft_scale * [1, s_1, ..., s_K]) over the valid entries, without its first entry;
-  0 in empty slots.
+  0 in empty slots. `soft_scale` is an option of the released code, whose recipe uses 1.
   """
-  of_anchor = functools.partial(_confidence_weights_of_anchor, soft_scale=soft_scale)
-  return jax.vmap(of_anchor)(neighbours.scores, neighbours.valid)
+  valid_BxK = neighbours.valid
+  scores_BxK = jnp.where(valid_BxK, neighbours.scores, -jnp.inf)
+  bracket = jnp.pad(scores_BxK, ((0, 0), (1, 0)), constant_values=1.0)
+  weights_BxK = 1.0 - jax.nn.softmax(soft_scale * bracket, axis=1)[:, 1:]
+  return jnp.where(valid_BxK, weights_BxK, 0.0)
 
 
 def _interleave(own_Bx1: Array | np.ndarray, mined_BxK: Array | np.ndarray) -> Array:

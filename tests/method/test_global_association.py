@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,6 +118,20 @@ def test_same_image_rows_leave_their_slot_to_others():
   )
   np.testing.assert_array_equal(mined.rows, [[3, 1, 0]])
   assert mined.valid.all()
+
+
+def test_the_own_row_is_dropped_although_another_caption_of_its_image_ranks_first():
+  """Rows 7 and 5 hold one image; row 7 is the pair's own and ranks second."""
+  scores = jnp.array([[0.99, 0.98, 0.9, 0.8, 0.75]])
+  rows, images = jnp.array([[5, 7, 3, 1, 0]]), jnp.array([[2, 2, 9, 4, 5]])
+  select = functools.partial(
+    global_association.select_neighbours, scores, rows, jnp.array([7]), **KEEP
+  )
+  mined = select(image_ids=(images, jnp.array([2])))
+  np.testing.assert_array_equal(mined.rows, [[3, 1, 0]])
+  assert mined.valid.all()
+  # The released code never looks at images: it drops the first, whatever it is.
+  np.testing.assert_array_equal(select().rows, [[7, 3, 1]])
 
 
 def _weights(scores, valid):
