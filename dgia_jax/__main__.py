@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from dgia_jax import __version__, cli
 from dgia_jax.errors import UserError
 
-MODES = ("train", "evaluate", "compile")
 PROGRAMS = {
   "data": "dgia_jax.data.__main__",
   "search": "dgia_jax.search.__main__",
@@ -40,14 +39,15 @@ def _dispatch(arguments: list[str]) -> int:
   if command == "--version":
     print(f"dgia_jax {__version__}")
     return 0
-  if command in MODES:
-    from dgia_jax import main as run_main
-
-    flags = _spell_out(arguments[1:])
-    return run_main.run([f"dgia {command}", f"--mode={command}", *flags])
   if command in PROGRAMS:
     return importlib.import_module(PROGRAMS[command]).main(arguments[1:])
-  raise UserError(f"no command {command!r}: choose one of {', '.join((*MODES, *PROGRAMS))}")
+  from dgia_jax import main as run_main  # imported here: JAX, which the programs above need later
+
+  modes = tuple(run_main.REQUIRED)
+  if command in modes:
+    flags = _spell_out(arguments[1:])
+    return run_main.run([f"dgia {command}", f"--mode={command}", *flags])
+  raise UserError(f"no command {command!r}: choose one of {', '.join((*modes, *PROGRAMS))}")
 
 
 def _spell_out(flags: Sequence[str]) -> list[str]:

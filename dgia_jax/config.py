@@ -13,9 +13,12 @@ from ml_collections import ConfigDict
 
 from dgia_jax import bucket, user_files
 from dgia_jax.config_ranges import (
+  check_caption_exchange,
+  check_neighbours_are_mined,
   check_positive,
   check_range,
   check_smallest_and_largest,
+  check_start_epochs,
   check_trainable,
   get,
   numbers,
@@ -261,22 +264,39 @@ def _with_tuples(tree: Any) -> Any:
   return tuple(tree) if isinstance(tree, list) else tree
 
 
+def is_runtime(name: str) -> bool:
+  """Whether a field, by its dotted name, is one of `RUNTIME_FIELDS`."""
+  return any(name == field or name.startswith(f"{field}.") for field in RUNTIME_FIELDS)
+
+
 def frozen_blocks(config: ConfigDict) -> dict[str, int]:
   """The number of frozen blocks by tower, as in `trainable.select`."""
   return {"image": config.freeze.image_blocks, "text": config.freeze.text_blocks}
 
 
 def check(config: ConfigDict) -> None:
-  """Finds values and combinations that cannot work.
+  """Finds values and combinations that cannot work, or do nothing.
 
   Raises:
     UserError: for the first one, in one line that names the field and how to correct it.
   """
+  check_values(config)
+  check_start_epochs(config)
+  check_neighbours_are_mined(config)
+  check_caption_exchange(config)
+
+
+def check_values(config: ConfigDict) -> None:
+  """The part of `check` that also holds for the evaluation of a run that is finished.
+
+  Raises:
+    UserError: as `check`.
+  """
   check_positive(
     config,
     ("batch_size", "gradient_accumulation", "num_epochs", "eval_every_epochs", "log_every_steps",
-     "loss.temperature", "global_association.k", "eval.batch_size",
-     "checkpoint.keep", "tokenizer.context_length", "optimizer.learning_rate",
+     "loss.temperature", "loss.epsilon", "global_association.k", "eval.batch_size",
+     "optimizer.epsilon", "checkpoint.keep", "tokenizer.context_length", "optimizer.learning_rate",
      "optimizer.layer_decay", "lora.alpha", "eval.test_time.rerank_neighbours"),
   )  # fmt: skip
   for field, choices in CHOICES.items():
@@ -288,17 +308,11 @@ def check(config: ConfigDict) -> None:
   weights = [numbers(config, f"loss.weights.{name}")[0] for name in config.loss.weights]
   if min(weights) < 0 or not any(weights):
     raise UserError("config.loss.weights: none may be negative and one must be above 0")
-  mines_globally = config.loss.weights["global"] or config.caption_exchange.prob
-  if config.global_association.start_epoch < 2 and mines_globally:
-    raise UserError(
-      f"config.global_association.start_epoch={config.global_association.start_epoch}: the bank is"
-      " filled during epoch 1, so global association can start in epoch 2 at the earliest"
-    )
   for field in ("bank.update_rate", "augment.flip_prob", "augment.erase_prob",
                 "augment.mask_ratio", "augment.clean_flip_prob", "augment.clean_mask_ratio",
                 "augment.patch_drop_ratio", "caption_exchange.prob",
                 "augment.erase_area", "loss.label_smoothing", "optimizer.betas",
-                "optimizer.layer_decay"):  # fmt: skip
+                "optimizer.layer_decay", "local_association.relation_label"):  # fmt: skip
     check_range(config, field, 0, 1)
   for field in ("augment.padding", "augment.clean_padding"):
     check_range(config, field, 0, max(size))
@@ -307,11 +321,13 @@ def check(config: ConfigDict) -> None:
                 "bank.block_rows", "optimizer.warmup_epochs",
                 "strict_mining.local_threshold_num_stds",
                 "strict_mining.global_threshold_num_stds", "optimizer.weight_decay",
-                "optimizer.epsilon", "loss.epsilon", "optimizer.clip_norm",
+                "optimizer.clip_norm",
                 "eval.test_time.smooth_neighbours", "eval.test_time.hubness_weight",
                 "eval.test_time.rerank_candidates", "eval.test_time.rerank_weight",
                 "lora.rank"):  # fmt: skip
     check_range(config, field, 0, math.inf)
+  for field in ("local_association.threshold", "global_association.threshold"):
+    numbers(config, field)
   check_range(config, "seed", 0, MAX_SEED)
   for field in ("augment.erase_area", "augment.erase_aspect"):
     check_smallest_and_largest(config, field)
@@ -319,30 +335,10 @@ def check(config: ConfigDict) -> None:
     user_files.local_path(get(config, field), f"config.{field}")
   for field in LOCAL_OR_REMOTE_PATHS:
     bucket.check(get(config, field), f"config.{field}")
-  if len(config.optimizer.betas) != 2:
-    raise UserError(f"config.optimizer.betas={config.optimizer.betas}: give two numbers")
+  betas = config.optimizer.betas
+  if len(betas) != 2 or max(betas) >= 1:  # an average with a beta of 1 never moves
+    raise UserError(f"config.optimizer.betas={betas}: give two numbers from 0 to below 1")
   check_trainable(config)
-  _check_caption_exchange(config)
-
-
-def _check_caption_exchange(config: ConfigDict) -> None:
-  """Refuses what would take an exchanged caption, a neighbour's, for the pair's own.
-
-  Such a caption agrees with the neighbour that it is from, so it would confirm any mistake.
-  """
-  if not config.caption_exchange.prob:
-    return
-  own_captions = {
-    "global_association.anchor": "image", "strict_mining.require_text_match": False,
-    "bank.gate": "off",
-  }  # fmt: skip
-  for field, needed in own_captions.items():
-    if get(config, field) != needed:
-      raise UserError(
-        f"config.caption_exchange.prob={config.caption_exchange.prob}: config.{field}="
-        f"{get(config, field)} needs each pair's own caption; set it to {needed}, or the"
-        " probability to 0"
-      )
 
 
 def recipe(config: ConfigDict) -> dict[str, Any]:
@@ -370,6 +366,5 @@ def differences(config: Mapping | ConfigDict, other: Mapping | ConfigDict) -> li
 
   defaults = dict(flatten(base()))
   left, right = defaults | dict(flatten(config)), defaults | dict(flatten(other))
-  is_runtime = lambda name: any(name == f or name.startswith(f + ".") for f in RUNTIME_FIELDS)
   names = {name for name in left.keys() | right.keys() if left.get(name) != right.get(name)}
   return sorted(name for name in names if not is_runtime(name))

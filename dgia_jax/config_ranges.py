@@ -8,7 +8,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dgia_jax.errors import UserError
-from dgia_jax.method import learnable_temperature, lora, trainable
+from dgia_jax.method import learnable_temperature, lora, mining, trainable
+
+# The bank is filled during epoch 1.
+_FIRST_GLOBAL_EPOCH = 2
 
 
 def get(config: ConfigDict, field: str) -> Any:
@@ -68,3 +71,81 @@ def check_trainable(config: ConfigDict) -> None:
       f"config.loss.temperature={config.loss.temperature}: a learnable temperature lies in"
       f" [{low}, {high}]"
     )
+
+
+def check_start_epochs(config: ConfigDict) -> None:
+  """Checks that what a run asks for starts before it ends."""
+  num_epochs, weights = config.num_epochs, config.loss.weights
+  local, anchors = config.local_association.start_epoch, config.global_association.start_epoch
+  for group, epoch in (("local_association", local), ("global_association", anchors)):
+    if epoch < 1:
+      raise UserError(f"config.{group}.start_epoch={epoch}: epochs are counted from 1")
+  if (weights["local"] or weights["consistency"]) and local > num_epochs:
+    raise UserError(
+      f"config.local_association.start_epoch={local}: the local and consistency losses would never"
+      f" start, since config.num_epochs={num_epochs}; lower it, or set config.loss.weights.local"
+      " and .consistency to 0"
+    )
+  if not _mines_globally(config):
+    return
+  if anchors < _FIRST_GLOBAL_EPOCH:
+    raise UserError(
+      f"config.global_association.start_epoch={anchors}: the bank is filled during epoch 1, so"
+      " global association can start in epoch 2 at the earliest"
+    )
+  # Runs too short for the earliest start are allowed: they try out a config.
+  prob = config.caption_exchange.prob
+  last = num_epochs - 1 if prob else num_epochs  # captions are exchanged an epoch later
+  if anchors > max(last, _FIRST_GLOBAL_EPOCH):
+    what = "exchange of captions" if prob else "global association"
+    raise UserError(
+      f"config.global_association.start_epoch={anchors}: the {what} would never start, since"
+      f" config.num_epochs={num_epochs}; lower it, or set config.loss.weights.global and"
+      " config.caption_exchange.prob to 0"
+    )
+
+
+def check_neighbours_are_mined(config: ConfigDict) -> None:
+  """Refuses settings that judge mined neighbours in a run that mines none."""
+  if _mines_globally(config):
+    return
+  refused = {
+    "strict_mining.reciprocal": True, "strict_mining.require_text_match": True,
+    "bank.gate": "neighbours",
+  }  # fmt: skip
+  for field, value in refused.items():
+    if get(config, field) == value:
+      raise UserError(
+        f"config.{field}={value}: needs mined neighbours, which are searched for only if"
+        " config.loss.weights.global or config.caption_exchange.prob is above 0; raise one of"
+        " them, or leave this setting at its default"
+      )
+
+
+def check_caption_exchange(config: ConfigDict) -> None:
+  """Refuses what would take an exchanged caption, a neighbour's, for the pair's own.
+
+  Such a caption agrees with the neighbour that it is from, so it would confirm any mistake. Local
+  relations of both modalities are allowed: without similar images a caption relates nothing.
+  """
+  prob, weights = config.caption_exchange.prob, config.loss.weights
+  if not prob:
+    return
+  refused = {
+    "global_association.anchor": ("text", "both"), "strict_mining.require_text_match": (True,),
+    "bank.gate": ("pair", "rank", "neighbours", "running"),
+  }  # fmt: skip
+  if weights["local"] or weights["consistency"]:
+    refused["local_association.modality"] = ("text",)
+  defaults = {"strict_mining.require_text_match": False, "bank.gate": "off"}
+  for field, values in refused.items():
+    value = get(config, field)
+    if value in values:
+      raise UserError(
+        f"config.caption_exchange.prob={prob}: config.{field}={value} needs each pair's own"
+        f" caption; set it to {defaults.get(field, 'image')}, or the probability to 0"
+      )
+
+
+def _mines_globally(config: ConfigDict) -> bool:
+  return mining.searches_bank(config.loss.weights["global"], config.caption_exchange.prob)

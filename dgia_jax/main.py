@@ -15,7 +15,12 @@ from ml_collections import ConfigDict, config_flags
 from dgia_jax import distributed, remote, run_flags, worker_processes
 from dgia_jax.errors import UserError
 
-MODES = ("train", "evaluate", "compile")
+# The flags that each mode needs; evaluate can read the config of the run in --workdir.
+REQUIRED = {
+  "train": ("config", "workdir"),
+  "evaluate": ("workdir",),
+  "compile": ("config", "topology"),
+}
 
 FLAGS = flags.FLAGS
 _DEFINED = (
@@ -29,7 +34,9 @@ _DEFINED = (
   flags.DEFINE_bool(
     "detect_processes", True, "Join the other processes of the surrounding TPU slice or SLURM step."
   ),
-  flags.DEFINE_enum("mode", "train", MODES, "train; evaluate a run; compile for --topology."),
+  flags.DEFINE_enum(
+    "mode", "train", list(REQUIRED), "train; evaluate a run; compile for --topology."
+  ),
   flags.DEFINE_string("topology", None, "Devices to compile for, such as v5e:16x16 or cpu:8."),
   flags.DEFINE_integer("num_pairs", None, "Training pairs to compile for; default: the dataset's."),
 )
@@ -47,8 +54,7 @@ def main(arguments: Sequence[str], train: Callable[..., Any] | None = None) -> N
   """
   if len(arguments) > 1:
     raise UserError(f"unexpected argument {arguments[1]!r}: settings are --config.name=value")
-  needed = "topology" if FLAGS.mode == "compile" else "workdir"
-  for name in ("config", needed) if FLAGS.mode != "evaluate" else (needed,):
+  for name in REQUIRED[FLAGS.mode]:
     if not getattr(FLAGS, name):
       raise UserError(f"--{name} is missing")
   logging.getLogger("absl").setLevel(logging.WARNING)
@@ -83,11 +89,11 @@ def main(arguments: Sequence[str], train: Callable[..., Any] | None = None) -> N
 
 
 def _config_of(workdir: str) -> ConfigDict:
-  """The config that a run was started with."""
+  """The config that a run was started with, and the settings given for this command."""
   from dgia_jax import config as config_lib
   from dgia_jax.training import workdir as workdir_lib
 
-  return config_lib.from_stored(workdir_lib.read_config(workdir))
+  return run_flags.with_run_settings(config_lib.from_stored(workdir_lib.read_config(workdir)))
 
 
 def _check_backend() -> None:
@@ -114,6 +120,7 @@ def help_text() -> str:
       "",
       f"configs: {', '.join(run_flags.config_names())}; a config's file describes its variants.",
       "settings: --config.NAME=VALUE, after --config; docs/configuration.md lists them.",
+      "  Without --config, evaluate takes those that say where and how a run runs, such as mesh.",
     ]
   )
 

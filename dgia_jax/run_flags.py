@@ -5,20 +5,26 @@ any other.
 """
 
 import ast
+import contextlib
 import keyword
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from absl import app, flags
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 
 from dgia_jax import config as config_lib
 from dgia_jax import older_names, user_files
 from dgia_jax.errors import UserError
 
 FLAGS = flags.FLAGS
+_CONFIG = ("--config", "-config")
+_SETTING = "--config."
 _OPTIONS = "--config.dataset.options."
+_RUN_SETTINGS = flags.DEFINE_multi_string(
+  "run_setting", [], "NAME=VALUE: written by `parse` for a setting that is given without --config."
+)
 _PACKAGE = pathlib.Path(__file__).parent
 
 
@@ -63,14 +69,23 @@ def parse(arguments: Sequence[str]) -> list[str]:
   """
   app.define_help_flags()
   arguments, options = _without_options(_with_config_file(list(arguments)))
+  if not any(argument.partition("=")[0] in _CONFIG for argument in arguments):
+    arguments = list(map(_run_setting, arguments))
   arguments = list(map(with_keywords_quoted, arguments))
   sys.argv = arguments  # where config_flags looks for fields that are set
-  try:
+  with _mistakes_in_one_line(arguments):
     rest = FLAGS(arguments)
     config = FLAGS.config or ConfigDict()
     config.to_dict()  # a file that cannot be read is reported only here
     _set_options(config, options)
-    return rest
+  return rest
+
+
+@contextlib.contextmanager
+def _mistakes_in_one_line(arguments: Sequence[str]) -> Iterator[None]:
+  """Turns the errors of absl and config_flags into a `UserError`."""
+  try:
+    yield
   except flags.UnrecognizedFlagError as error:
     raise UserError(f"{error}{_hint(error.flagname)}") from error
   except (flags.Error, UserError) as error:
@@ -83,6 +98,40 @@ def parse(arguments: Sequence[str]) -> list[str]:
     raise UserError(f"--config: {type(error).__name__}: {last_line}") from error
 
 
+def _run_setting(argument: str) -> str:
+  """A setting given without `--config` as the flag that keeps it for `with_run_settings`."""
+  if not argument.startswith(_SETTING):
+    return argument
+  setting = argument.removeprefix(_SETTING)
+  if "=" not in setting:
+    raise UserError(f"{argument}: give it a value, {argument}=VALUE")
+  return f"--{_RUN_SETTINGS.name}={setting}"
+
+
+def with_run_settings(config: ConfigDict) -> ConfigDict:
+  """The config of a finished run with the settings that were given without `--config`.
+
+  Args:
+    config: of the run; changed in place.
+
+  Raises:
+    UserError: a setting decides what the run computed, is unknown or has a wrong value.
+  """
+  for setting in _RUN_SETTINGS.value:
+    name = setting.partition("=")[0]
+    if not config_lib.is_runtime(name):
+      raise UserError(
+        f"{_SETTING}{name}: the run has its own; without --config only these can be given:"
+        f" {', '.join(config_lib.RUNTIME_FIELDS)}"
+      )
+  arguments = [sys.argv[0], *(f"{_SETTING}{setting}" for setting in _RUN_SETTINGS.value)]
+  values = flags.FlagValues()
+  with _mistakes_in_one_line(arguments):
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
+    values(arguments)
+  return config
+
+
 def with_keywords_quoted(argument: str) -> str:
   """An argument as config_flags can read it.
 
@@ -90,7 +139,7 @@ def with_keywords_quoted(argument: str) -> str:
   --config.loss.weights.global=0 becomes --config.loss.weights["global"]=0.
   """
   name, equals, value = argument.partition("=")
-  if not name.startswith("--config."):
+  if not name.startswith(_SETTING):
     return argument
   quoted = (f'["{part}"]' if keyword.iskeyword(part) else f".{part}" for part in name.split("."))
   return "".join(quoted)[1:] + equals + value
@@ -100,7 +149,7 @@ def _with_config_file(arguments: list[str]) -> list[str]:
   """The arguments with the value of `--config` replaced by its file."""
   for place, argument in enumerate(arguments):
     name, equals, value = argument.partition("=")
-    if name in ("--config", "-config"):
+    if name in _CONFIG:
       if equals:
         arguments[place] = f"--config={config_file(value)}"
       elif place + 1 < len(arguments):
@@ -147,7 +196,7 @@ def _hint(flag: str) -> str:
 def _renamed(arguments: Sequence[str]) -> str:
   """The new name of a setting that was renamed or removed, among the arguments."""
   for argument in arguments:
-    name = argument.partition("=")[0].removeprefix("--config.").replace('["global"]', ".global")
+    name = argument.partition("=")[0].removeprefix(_SETTING).replace('["global"]', ".global")
     if new := older_names.RENAMED_SETTINGS.get(name):
       return f"config.{name} is called config.{new} since release 0.2.0"
     if name in older_names.REMOVED_SETTINGS:

@@ -61,8 +61,7 @@ def create_mesh(
       several TPU slices.
   """
   devices = jax.devices() if devices is None else devices
-  count = len(devices)
-  sizes = [data, fsdp, tensor]
+  count, sizes = len(devices), [data, fsdp, tensor]
   settings = f"mesh.data={data} mesh.fsdp={fsdp} mesh.tensor={tensor}"
   if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
     raise UserError(
@@ -73,8 +72,8 @@ def create_mesh(
     sizes[sizes.index(-1)] = count // known
   if math.prod(sizes) != count:
     raise UserError(
-      f"{settings} does not fit {count} device(s): the product must be {count}; "
-      "set mesh.data=-1 to use all remaining devices"
+      f"{settings} does not fit {count} device(s): the product must be {count};"
+      f" {_advice(data, fsdp, tensor, count)}"
     )
   slices = {getattr(device, "slice_index", 0) for device in devices}
   if devices[0].platform == "tpu" and len(slices) > 1:
@@ -82,6 +81,15 @@ def create_mesh(
   # `jax.make_mesh` splits a physical axis (an fsdp of 8 on a torus of 16 x 16) on v5e only.
   arranged = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
   return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _advice(data: int, fsdp: int, tensor: int, count: int) -> str:
+  """How to correct sizes that do not fit `count` devices."""
+  if fsdp > 0 and tensor > 0 and count % (fsdp * tensor) == 0:
+    return "set mesh.data=-1 to use all remaining devices"
+  given = zip(AXES, (data, fsdp, tensor), strict=True)
+  wrong = " x ".join(f"mesh.{axis}" for axis, size in given if size > 1)
+  return f"lower {wrong} to a divisor of {count}"
 
 
 def batch_shards(mesh: Mesh) -> int:

@@ -26,7 +26,7 @@ def test_pretrained_without_a_value_ends_in_one_line(capsys):
   assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("mode", command.MODES)
+@pytest.mark.parametrize("mode", run_main.REQUIRED)
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help_lists_flags_and_configs(mode, flag, capsys):
   assert command.main([mode, "--config", "synth_pedes", flag]) == 0

@@ -74,9 +74,21 @@ WRONG = [
   ("optimizer.warmup_epochs", -1),
   ("optimizer.weight_decay", -0.1),
   ("optimizer.epsilon", -1e-3),
+  ("optimizer.epsilon", 0.0),
   ("optimizer.betas", (0.9,)),
   ("optimizer.betas", (0.9, 1.5)),
+  ("optimizer.betas", (0.9, 1.0)),
+  ("optimizer.betas", (1.0, 0.999)),
   ("loss.epsilon", -1.0),
+  ("loss.epsilon", 0.0),
+  ("local_association.threshold", float("nan")),
+  ("global_association.threshold", float("nan")),
+  ("local_association.relation_label", -0.1),
+  ("local_association.relation_label", 1.1),
+  ("local_association.start_epoch", 0),
+  ("global_association.start_epoch", 0),
+  ("local_association.start_epoch", 41),
+  ("global_association.start_epoch", 41),
   ("augment.padding", -2),
   ("augment.flip_prob", 1.5),
   ("augment.erase_prob", -0.5),
@@ -139,6 +151,63 @@ def test_exchanged_captions_are_not_taken_for_the_pairs_own(field, value):
   name = field.replace("__", ".")
   with pytest.raises(UserError, match=f"config.caption_exchange.prob=0.5: config.{name}={value} "):
     config_lib.check(changed(caption_exchange__prob=0.5, **{field: value}))
+
+
+def test_a_loss_that_would_start_after_the_end_is_refused():
+  from configs import custom
+
+  config = custom.get_config("tiny")  # relations start in epoch 9
+  config.num_epochs = 9
+  config_lib.check(config)
+  config.num_epochs = 8
+  with pytest.raises(UserError, match=r"config.local_association.start_epoch=9: .*num_epochs=8"):
+    config_lib.check(config)
+  config.loss.weights.update(local=0.0, consistency=0.0)
+  with pytest.raises(UserError, match=r"config.global_association.start_epoch=9: the global assoc"):
+    config_lib.check(config)
+  config.loss.weights["global"] = 0.0
+  config_lib.check(config)
+  # Captions are exchanged from the epoch after on.
+  config.caption_exchange.prob = 0.5
+  for num_epochs in (8, 9):
+    config.num_epochs = num_epochs
+    with pytest.raises(UserError, match=r"start_epoch=9: the exchange of captions would never"):
+      config_lib.check(config)
+  config.num_epochs = 10
+  config_lib.check(config)
+  # Too short for any global association, as when a config is tried out.
+  config_lib.check(changed(num_epochs=1))
+  config_lib.check(changed(num_epochs=2, caption_exchange__prob=0.5))
+
+
+@pytest.mark.parametrize(
+  "field, value",
+  [
+    ("strict_mining__reciprocal", True),
+    ("strict_mining__require_text_match", True),
+    ("bank__gate", "neighbours"),
+  ],
+)
+def test_what_judges_mined_neighbours_needs_some(field, value):
+  config_lib.check(changed(**{field: value}))
+  name = field.replace("__", ".")
+  with pytest.raises(UserError, match=f"config.{name}={value}: needs mined neighbours"):
+    config_lib.check(changed(**{field: value, "loss__weights__global": 0.0}))
+
+
+def test_a_finished_run_may_break_the_rules_for_new_ones():
+  config = changed(num_epochs=8, local_association__start_epoch=9)
+  config_lib.check_values(config)
+  with pytest.raises(UserError, match="start_epoch=9"):
+    config_lib.check(config)
+
+
+def test_relations_of_captions_alone_are_not_mined_from_exchanged_ones():
+  exchange = dict(caption_exchange__prob=0.5, local_association__modality="text")
+  with pytest.raises(UserError, match="config.local_association.modality=text .* set it to image"):
+    config_lib.check(changed(**exchange))
+  config_lib.check(changed(**exchange, loss__weights__local=0.0, loss__weights__consistency=0.0))
+  config_lib.check(changed(**exchange | {"local_association__modality": "both"}))
 
 
 def test_differences_are_named_and_sorted():

@@ -9,7 +9,7 @@ import tomllib
 
 import pytest
 
-from dgia_jax import __main__ as command
+from dgia_jax import main as run_main
 from tests.helpers.paths import ROOT
 
 DOCKERFILE = ROOT / "Dockerfile"
@@ -71,7 +71,7 @@ def test_the_commands_in_its_comments_are_real():
   assert len(runs) == 2
   for words in runs:
     name, *arguments = words[next(n for n, word in enumerate(words) if "dgia_jax" in word) + 1 :]
-    assert name in command.MODES
+    assert name in run_main.REQUIRED
     config = arguments[arguments.index("--config") + 1].split(":")[0]
     assert (ROOT / "configs" / f"{config}.py").exists()
 

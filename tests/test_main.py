@@ -190,5 +190,46 @@ def test_an_option_of_the_dataset_that_no_config_file_lists_can_be_set(option, m
     run_flags.parse([*arguments, *option[1:], "--config.dataset.options.seed"])
 
 
+def _settings_of_a_run(monkeypatch, *settings):
+  """The config of a run with four devices along fsdp, as evaluate reads it."""
+  from dgia_jax import config, main, run_flags
+
+  arguments = ["main", "--mode=evaluate", "--workdir=somewhere", *settings]
+  monkeypatch.setattr(sys, "argv", arguments)
+  stored = config.base()
+  stored.mesh.fsdp = 4
+  try:
+    assert run_flags.parse(arguments) == ["main"]
+    return run_flags.with_run_settings(stored)
+  finally:
+    main.FLAGS.unparse_flags()
+
+
+def test_settings_without_a_config_replace_those_of_the_run(monkeypatch):
+  assert _settings_of_a_run(monkeypatch).mesh.fsdp == 4
+  settings = (
+    "--config.mesh.fsdp=1",
+    "--config.eval.batch_size=32",
+    "--config.dataset.source=/data",
+  )
+  config = _settings_of_a_run(monkeypatch, *settings)
+  assert (config.mesh.fsdp, config.eval.batch_size, config.dataset.source) == (1, 32, "/data")
+  assert config.is_locked
+
+
+@pytest.mark.parametrize(
+  "setting, words",
+  [
+    ("--config.batch_size=3", "--config.batch_size: the run has its own; .*: mesh, gradient"),
+    ("--config.mesh.fsdp=many", "mesh.fsdp"),
+    ("--config.mesh.sides=1", "--config: unknown name: .*sides"),
+    ("--config.mesh.fsdp", "--config.mesh.fsdp: give it a value"),
+  ],
+)
+def test_settings_of_a_run_that_cannot_be_replaced(setting, words, monkeypatch):
+  with pytest.raises(UserError, match=words):
+    _settings_of_a_run(monkeypatch, setting)
+
+
 def test_a_missing_workdir_is_named(environment):
   assert_one_line(finish(environment, "--config=configs/synth_pedes.py"), "--workdir")

@@ -57,8 +57,10 @@ def test_create_mesh_of_chosen_devices():
   "sizes, message",
   [
     ((3, 1, 1), "mesh.data=3 mesh.fsdp=1 mesh.tensor=1 does not fit 8 device"),
-    ((-1, 3, 1), "mesh.fsdp=3.*does not fit 8 device"),
-    ((-1, 16, 1), "mesh.fsdp=16.*does not fit 8 device"),
+    ((-1, 3, 1), "mesh.fsdp=3.*does not fit 8 device.*; lower mesh.fsdp to a divisor of 8$"),
+    ((-1, 16, 1), "mesh.fsdp=16.*does not fit 8 device.*; lower mesh.fsdp to a divisor of 8$"),
+    ((-1, 3, 2), "the product must be 8; lower mesh.fsdp x mesh.tensor to a divisor of 8$"),
+    ((3, -1, 1), "the product must be 8; lower mesh.data to a divisor of 8$"),
     ((4, 1, 1), "the product must be 8; set mesh.data=-1"),
     ((-1, -1, 1), "one of them may be -1"),
     ((8, 0, 1), "mesh.fsdp=0.*positive"),

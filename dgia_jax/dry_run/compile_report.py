@@ -60,6 +60,7 @@ def abstract_setup(
   """
   config_lib.check(config)
   mesh = sharding.create_mesh(**config.mesh, devices=devices)
+  setup_checks.check_devices(mesh)
   setup_checks.check_batch(config, mesh)
   vocabulary = TokenIds(config.tokenizer.vocab_size)
   return setup.assemble(config, mesh, {"train": DatasetSizes(num_pairs)}, vocabulary)

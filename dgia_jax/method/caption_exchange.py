@@ -4,7 +4,8 @@ Not in the paper. If two images show one person, the caption of each describes t
 image may be trained with the caption of a neighbour that global association (section 3.3) mined for
 it when it was last seen. Then more captions than its own are tied to an image by all four losses.
 The bank's text row of a pair holds the feature of the caption that it was last trained with. So
-mining must not judge by captions: `config.check` refuses text anchors, the text match and gates.
+mining must not judge by captions alone: `config.check` refuses text anchors, the text match, gates
+and local relations by text.
 
 The captions and the mined neighbours of all pairs are kept beside the memory bank, and laid out as
 its rows are.

@@ -29,6 +29,11 @@ MineLocal = Callable[[FeaturePair, Batch], jax.Array]  # -> (B, B) bool
 MineGlobal = Callable[[memory_bank.Bank, FeaturePair, Batch], Neighbours]
 
 
+def searches_bank(global_weight: float, exchange_prob: float) -> bool:
+  """Whether a step mines neighbours: for the global loss, or to exchange their captions."""
+  return bool(global_weight or exchange_prob)
+
+
 def mine_local(features: FeaturePair, batch: Batch, *, settings: Any) -> Bool[Array, "B B"]:
   """Relations inside the batch (section 3.2), by `config.local_association`."""
   return local_relations(

@@ -180,7 +180,7 @@ def evaluate(
   workdir_lib.check(workdir, config)
   if not checkpoint.steps_saved(workdir):
     raise UserError(f"--workdir={workdir}: no complete checkpoint to evaluate; train first")
-  setup = setup_lib.create(config, workdir, splits)
+  setup = setup_lib.create_for_evaluation(config, workdir, splits, console.print)
   distributed.wait_for_all()
   checkpoints = checkpoint.Checkpoints(
     workdir, read_only=True, verify=config.checkpoint.verify, notify=console.print
@@ -210,7 +210,7 @@ def score_pretrained(
   workdir_lib.check(workdir, config)
   config = config.copy_and_resolve_references()
   config.tokenizer.new_words = 0  # they would have to be learned
-  setup = setup_lib.create(config, workdir, splits)
+  setup = setup_lib.create_for_evaluation(config, workdir, splits, console.print)
   state = setup_lib.initial_state(setup, console.print)
   evaluator = Evaluator(setup)
   scores, features = evaluator.score(state.params, "test")

@@ -22,6 +22,7 @@ from dgia_jax import sharding
 from dgia_jax.data import batches as batches_lib
 from dgia_jax.data import pairs as pairs_lib
 from dgia_jax.data.token_ids import Vocabulary
+from dgia_jax.errors import UserError
 from dgia_jax.method import augment, mining, strict_mining, train_state, train_step, trainable
 from dgia_jax.method import optimizer as optimizer_lib
 from dgia_jax.models import backend, dual_encoder
@@ -127,7 +128,44 @@ def create(
   """
   config_lib.check(config)
   mesh = sharding.create_mesh(**config.mesh)
+  setup_checks.check_devices(mesh)
   setup_checks.check_batch(config, mesh)
+  return _on_mesh(config, mesh, workdir, splits)
+
+
+def create_for_evaluation(
+  config: ConfigDict,
+  workdir: pathlib.Path | str,
+  splits: Mapping[str, pairs_lib.PairTable] | None = None,
+  notify: Callable[[str], None] = lambda line: None,
+) -> TrainingSetup:
+  """As `create`, on whatever devices are there and for a batch that need not divide over them.
+
+  Args:
+    config, workdir, splits: as in `create`; config may be that of a run of an earlier release,
+      which `config.check` would not start again.
+    notify: receives one line where the config's mesh does not fit the devices.
+
+  Raises:
+    UserError: as `create`.
+  """
+  config_lib.check_values(config)
+  try:
+    mesh = sharding.create_mesh(**config.mesh)
+  except UserError as error:
+    mesh = sharding.create_mesh()
+    notify(f"{error}; evaluating with mesh.data={mesh.size} mesh.fsdp=1 mesh.tensor=1")
+  setup_checks.check_devices(mesh)
+  return _on_mesh(config, mesh, workdir, splits)
+
+
+def _on_mesh(
+  config: ConfigDict,
+  mesh: jax.sharding.Mesh,
+  workdir: pathlib.Path | str,
+  splits: Mapping[str, pairs_lib.PairTable] | None,
+) -> TrainingSetup:
+  """Loads data and tokenizer and adds the parts that follow from them."""
   splits = splits or inputs.load_splits(config)
   vocabulary = inputs.load_tokenizer(config, workdir, splits["train"].captions)
   return assemble(config, mesh, splits, vocabulary, pathlib.Path(workdir))

@@ -7,8 +7,25 @@ from dgia_jax import config as config_lib
 from dgia_jax import sharding
 from dgia_jax.config_ranges import get
 from dgia_jax.errors import UserError
-from dgia_jax.method import trainable
+from dgia_jax.method import memory_bank, trainable
 from dgia_jax.models import dual_encoder
+
+
+def check_devices(mesh: jax.sharding.Mesh) -> None:
+  """Checks that the rows of the memory bank can be split over all devices.
+
+  Raises:
+    UserError: they cannot.
+  """
+  multiple, count = memory_bank.ROW_MULTIPLE, mesh.size
+  if multiple % count:
+    usable = [number for number in range(1, multiple + 1) if multiple % number == 0]
+    fewer = max(number for number in usable if number < count)
+    raise UserError(
+      f"mesh.data x mesh.fsdp x mesh.tensor = {count} device(s) cannot share the memory bank: their"
+      f" number must divide {multiple:,}; use {fewer} (of GPUs, set CUDA_VISIBLE_DEVICES), or"
+      f" another of {', '.join(map(str, usable[:12]))}, ..."
+    )
 
 
 def check_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:

@@ -47,7 +47,8 @@ def test_it_runs_from_top_to_bottom(tmp_path):
   for before, after in (
     ('"dataset.options.train_people": 1000', '"dataset.options.train_people": 60'),
     ('"num_epochs": 6', '"num_epochs": 1'),
-    ('_association.start_epoch": 6', '_association.start_epoch": 2'),
+    ('"local_association.start_epoch": 6', '"local_association.start_epoch": 1'),
+    ('"global_association.start_epoch": 6', '"global_association.start_epoch": 2'),
   ):
     assert before in code
     code = code.replace(before, after)

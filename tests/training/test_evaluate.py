@@ -40,6 +40,20 @@ def test_weights_of_a_run_score_as_the_run_did(tmp_path):
   assert again["last"]["epoch"] == 1
 
 
+def test_a_run_is_scored_on_other_devices_than_it_was_trained_on(tmp_path):
+  """Its mesh does not fit them, nor does its batch divide over them."""
+  splits, output = tiny_run.splits(), io.StringIO()
+  config = tiny_run.config(num_epochs=1, batch_size=6, mesh__data=2, mesh__tensor=4)
+  trained = train.train(config, tmp_path, Console(file=output), splits)
+  config.mesh.update(data=-1, fsdp=3, tensor=1)
+  scored = evaluate.evaluate(config, tmp_path, Console(file=output), splits)
+  printed = " ".join(output.getvalue().split())
+  assert "mesh.fsdp=3 mesh.tensor=1 does not fit 8 device(s)" in printed
+  assert "evaluating with mesh.data=8 mesh.fsdp=1 mesh.tensor=1" in printed
+  for direction in ("t2i", "i2t"):
+    assert scored["last"][direction] == pytest.approx(trained["last"][direction])
+
+
 def test_a_directory_without_a_run_needs_pretrained_weights(tmp_path):
   with pytest.raises(UserError, match="holds no run"):
     evaluate.evaluate(tiny_run.config(), tmp_path, Console(file=io.StringIO()), tiny_run.splits())

@@ -37,6 +37,18 @@ def test_check_batch(batch_size, fits):
       setup_checks.check_batch(config, mesh)
 
 
+@pytest.mark.parametrize("count", [5, 7])
+def test_devices_that_cannot_share_the_bank_are_refused(count, tmp_path, monkeypatch):
+  setup_checks.check_devices(sharding.create_mesh(devices=jax.devices()[:6]))
+  few = sharding.create_mesh(devices=jax.devices()[:count])
+  monkeypatch.setattr(sharding, "create_mesh", lambda **sizes: few)
+  with pytest.raises(
+    UserError, match=f"= {count} device.*use {count - 1} .*1, 2, 3, 4, 6"
+  ) as caught:
+    setup.create(tiny_run.config(batch_size=2 * count), tmp_path, tiny_run.splits())
+  assert "\n" not in str(caught.value)
+
+
 def test_check_batch_divides_the_rows_of_a_device_by_accumulation():
   mesh = sharding.create_mesh(data=4, fsdp=2)
   setup_checks.check_batch(tiny_run.config(batch_size=32, gradient_accumulation=4), mesh)
