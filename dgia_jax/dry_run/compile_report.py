@@ -20,16 +20,19 @@ from ml_collections import ConfigDict
 from dgia_jax import config as config_lib
 from dgia_jax import sharding
 from dgia_jax.data import catalog
-from dgia_jax.data.synth_pedes.settings import Settings
+from dgia_jax.data.synth_pedes.settings import PRESETS
 from dgia_jax.data.token_ids import TokenIds
 from dgia_jax.dry_run import flops, hlo_collectives, hlo_estimates, topology
 from dgia_jax.errors import UserError
 from dgia_jax.method import compilation, memory_bank, train_state
-from dgia_jax.models import dual_encoder
+from dgia_jax.models import dual_encoder, pretrained
 from dgia_jax.reporting.console import Console
 from dgia_jax.training import setup, setup_checks
 
 CAPTIONS_PER_IMAGE = 2
+CLIP_VOCABULARY = 49_408
+# Rows of SigLIP's vocabularies, by a part of the names on the hub; the first that fits counts.
+SIGLIP_VOCABULARIES = {"siglip2": 256_000, "multilingual": 250_000, "siglip": 32_000}
 BANK_FILE = pathlib.Path(memory_bank.__file__).name
 # Messages of the TPU compiler when memory is short, early or late. The early one counts the state
 # among the temporaries: for banks of several sizes it names the sum of both.
@@ -62,8 +65,27 @@ def abstract_setup(
   mesh = sharding.create_mesh(**config.mesh, devices=devices)
   setup_checks.check_devices(mesh)
   setup_checks.check_batch(config, mesh)
-  vocabulary = TokenIds(config.tokenizer.vocab_size)
+  vocabulary = TokenIds(vocabulary_size(config))
   return setup.assemble(config, mesh, {"train": DatasetSizes(num_pairs)}, vocabulary)
+
+
+def vocabulary_size(config: ConfigDict) -> int:
+  """Rows of the token embedding, as far as they are known without captions and downloads.
+
+  A vocabulary that is yet to be learned counts with its largest size, one of an unknown SigLIP
+  model with that of SigLIP 2, and new words are not counted.
+  """
+  settings = config.tokenizer
+  if not settings.name:
+    if not pretrained.is_shipped(config.pretrained):
+      return settings.vocab_size
+    folder = pretrained.local_copy(config.pretrained, "config.pretrained")
+    return pretrained.read_config(folder).vocab_size
+  if not dual_encoder.named(config.model.name).family.is_siglip:
+    return CLIP_VOCABULARY
+  names = f"{settings.name} {config.pretrained}".lower()
+  known = (rows for part, rows in SIGLIP_VOCABULARIES.items() if part in names)
+  return next(known, max(SIGLIP_VOCABULARIES.values()))
 
 
 def abstract_batch(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
@@ -198,11 +220,16 @@ def known_pairs(config: ConfigDict) -> int:
   """Training pairs of the configured dataset, as published or as it will be drawn.
 
   Raises:
-    UserError: the number is not known.
+    UserError: the number is not known, or an option of the dataset is wrong.
   """
   name = config.dataset.name
   if name == "synth_pedes":
-    drawn = Settings(**config.dataset.options)
+    options = dict(config.dataset.options)
+    options.pop("workers", None)  # draw the images
+    preset = options.pop("preset", "default")
+    if preset not in PRESETS:
+      raise UserError(f"config.dataset.options.preset={preset!r}: choose from {', '.join(PRESETS)}")
+    drawn = PRESETS[preset].replace(**options)
     return drawn.train_people * drawn.images_per_person * drawn.captions_per_image
   for release in catalog.LAYOUTS[name].releases if name in catalog.LAYOUTS else ():
     if "train" in release.splits:

@@ -14,7 +14,7 @@ from dgia_jax.data import batches as batches_lib
 from dgia_jax.dry_run import compile_report, flops, topology
 from dgia_jax.errors import UserError
 from dgia_jax.method import train_state
-from dgia_jax.models import dual_encoder
+from dgia_jax.models import dual_encoder, pretrained
 from dgia_jax.reporting import console
 from dgia_jax.training import setup
 from tests.helpers import tiny_run
@@ -191,3 +191,34 @@ def test_sizes_of_datasets_are_known():
   assert compile_report.known_pairs(cuhk_pedes.get_config()) == 68_108
   drawn = synth_pedes.get_config("small")
   assert compile_report.known_pairs(drawn) == 6 * drawn.dataset.options.train_people
+
+
+def test_options_of_the_dataset_are_checked():
+  drawn = synth_pedes.get_config("small")
+  with drawn.unlocked():
+    drawn.dataset.options = {"preset": "small", "workers": 2, "images_per_person": 3}
+  assert compile_report.known_pairs(drawn) == 400 * 3
+  for option, value in (("peopel", 5), ("preset", "huge"), ("train_people", "many")):
+    with drawn.unlocked():
+      drawn.dataset.options = {option: value}
+    with pytest.raises(UserError, match=option):
+      compile_report.known_pairs(drawn)
+
+
+@pytest.mark.parametrize(
+  "fields, rows",
+  [
+    (dict(tokenizer__vocab_size=1024), 1024),  # to be learned
+    (dict(model__name="vit_b_16", tokenizer__name="openai/clip-vit-base-patch16"), 49_408),
+    (dict(model__name="siglip_b_16", tokenizer__name="google/siglip-base-patch16-256"), 32_000),
+    (dict(model__name="siglip_b_16", tokenizer__name="google/siglip2-base-patch16-256"), 256_000),
+    (dict(model__name="siglip_b_16", tokenizer__name="a/folder"), 256_000),
+  ],
+)
+def test_the_vocabulary_is_that_of_the_tokenizer(fields, rows):
+  assert compile_report.vocabulary_size(config(**fields)) == rows
+
+
+def test_the_vocabulary_of_a_shipped_model_is_read(shipped_mini):
+  stored = pretrained.read_config(shipped_mini).vocab_size
+  assert compile_report.vocabulary_size(config(pretrained="mini")) == stored != 1024
