@@ -20,8 +20,10 @@ from dgia_jax.training import packing_plan
 from dgia_jax.training.setup import TrainingSetup
 
 # Values that one block stores per token and unit of width for the backward pass, at least: its
-# input, queries, keys, values and half of what the MLP stores. With remat only the input.
+# input, queries, keys, values and half of what the MLP stores. The last block computes most of them
+# for one token alone and stores its input, keys and values. With remat only the input is stored.
 STORED_PER_BLOCK = 6
+STORED_OF_LAST_BLOCK = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +64,7 @@ def estimate(setup: TrainingSetup) -> list[Need]:
   num_views = 2 if config.loss.weights["consistency"] else 1
   height, width = config.dataset.image_size
   rows = config.batch_size * num_views
+  itemsize = jnp.dtype(config.model.dtype).itemsize  # normalised images may take this dtype at once
   extended = config.batch_size
   if config.loss.weights["global"]:
     extended *= 1 + config.global_association.k
@@ -81,7 +84,7 @@ def estimate(setup: TrainingSetup) -> list[Need]:
     ),
     Need(
       f"the {rows:,} images of a batch",
-      4 * 3 * rows * height * width / shards,
+      itemsize * 3 * rows * height * width / shards,
       "lower config.batch_size or config.dataset.image_size",
     ),
     Need(
@@ -168,9 +171,17 @@ def _activation_bytes(setup: TrainingSetup, num_views: int) -> int:
   for name, tokens in (("image", image_tokens), ("text", text_tokens)):
     if frozen[name] != trainable.WHOLE_TOWER:
       tower = getattr(size, name)
-      values += (tower.depth - frozen[name]) * tokens * tower.width
-  stored = 1 if config.model.remat else STORED_PER_BLOCK / setup.mesh.shape["tensor"]
-  return int(values * stored * jnp.dtype(config.model.dtype).itemsize)
+      values += tokens * tower.width * _stored(tower.depth - frozen[name], config.model.remat)
+  if not config.model.remat:
+    values /= setup.mesh.shape["tensor"]
+  return int(values * jnp.dtype(config.model.dtype).itemsize)
+
+
+def _stored(num_blocks: int, remat: bool) -> int:
+  """Values that a tower's trained blocks store per token and unit of width, at least."""
+  if remat or not num_blocks:
+    return num_blocks
+  return (num_blocks - 1) * STORED_PER_BLOCK + STORED_OF_LAST_BLOCK
 
 
 def _gib(num_bytes: float) -> str:
