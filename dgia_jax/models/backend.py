@@ -6,8 +6,11 @@ The choice affects speed and memory. Numbers change by rounding only.
 import dataclasses
 import typing
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
 from dgia_jax.errors import UserError
 
@@ -49,6 +52,21 @@ class Backend:
 
 
 DEFAULT = Backend()
+
+
+def precision_of(dtype: DTypeLike) -> jax.lax.Precision | None:
+  """The precision of products of this dtype.
+
+  Accelerators round float32 to TF32 or bfloat16 in products unless they are asked not to.
+  """
+  return jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
+
+
+def matmul(
+  x: Float[Array | np.ndarray, "*rows U"], kernel: Float[Array | np.ndarray, "U D"]
+) -> Float[Array, "*rows D"]:
+  """The product of every row with a kernel, in the precision of the rows' dtype."""
+  return jnp.matmul(x, kernel, precision=precision_of(x.dtype))
 
 
 def choose(

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from dgia_jax.models import transformer
 from dgia_jax.models.attention_pooling import AttentionPooling
-from dgia_jax.models.backend import Backend
+from dgia_jax.models.backend import Backend, matmul
 from dgia_jax.models.families import Family
 
 
@@ -113,7 +113,7 @@ class ImageTower(nnx.Module):
     class_token_Bx1xU = transformer.run_blocks(
       blocks, self.norm_pre(x_BxTxU), self.backend, 0, num_frozen
     )
-    return self.norm_post(class_token_Bx1xU[:, 0]) @ self.projection[...]
+    return matmul(self.norm_post(class_token_Bx1xU[:, 0]), self.projection[...])
 
   def embed_patches(
     self,
@@ -139,7 +139,7 @@ class ImageTower(nnx.Module):
       # The class token comes first and is always kept.
       kept_BxT = kept_BxZ if self.family.is_siglip else jnp.pad(kept_BxZ + 1, ((0, 0), (1, 0)))
       position_BxTxU = position_TxU[kept_BxT]
-    x_BxTxU = patches @ kernel.reshape(side * side * 3, -1)
+    x_BxTxU = matmul(patches, kernel.reshape(side * side * 3, -1))
     if self.family.is_siglip:
       return x_BxTxU + position_BxTxU.astype(self.dtype)
     class_Bx1xU = jnp.broadcast_to(

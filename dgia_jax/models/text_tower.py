@@ -7,7 +7,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from dgia_jax.models import transformer
-from dgia_jax.models.backend import Backend
+from dgia_jax.models.backend import Backend, matmul
 from dgia_jax.models.caption_packing import Rows
 from dgia_jax.models.families import Family
 
@@ -112,7 +112,7 @@ class TextTower(nnx.Module):
       self.backend.frozen_text_blocks,
       segments,
     )
-    feature_BxQxD = self.norm_final(read_BxQxU) @ self.projection[...]
+    feature_BxQxD = matmul(self.norm_final(read_BxQxU), self.projection[...])
     if self.family.is_siglip:
       feature_BxQxD += self.projection_bias[...][None, None]
     return feature_BxQxD

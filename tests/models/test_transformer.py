@@ -1,12 +1,14 @@
 """The parts of the transformer agree with their formulas."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from dgia_jax.models import families, transformer
+from dgia_jax.models import dual_encoder, families, transformer
 from dgia_jax.models.backend import DEFAULT, Backend
 
 
@@ -172,3 +174,29 @@ def test_layer_norm_takes_statistics_in_float32():
   exact = np.asarray(x, np.float32)
   exact = (exact - exact.mean()) / np.sqrt(exact.var() + 1e-5)
   np.testing.assert_allclose(np.asarray(norm(x[None])[0], np.float32), exact, atol=0.02)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_float32_products_are_not_rounded_on_accelerators(dtype):
+  """Those of both towers, and of their gradients."""
+  model = nnx.eval_shape(
+    lambda: dual_encoder.create(
+      "tiny", image_size=(16, 16), context_length=8, vocab_size=30, dtype=jnp.dtype(dtype),
+      rngs=nnx.Rngs(0),
+    )
+  )  # fmt: skip
+  graphdef, params = nnx.split(model, nnx.Param)
+
+  def loss(params, pixels, tokens):
+    model = nnx.merge(graphdef, params)
+    return jnp.sum(model.encode_image(pixels)) + jnp.sum(model.encode_text(tokens))
+
+  inputs = (jax.ShapeDtypeStruct((2, 16, 16, 3), "float32"), jax.ShapeDtypeStruct((2, 8), "int32"))
+  program = jax.jit(jax.grad(loss)).lower(params, *inputs).as_text()
+  products = re.findall(r"dot_general.*precision = \[(\w+), \w+\].* -> tensor<.*x(\w+)>", program)
+  precisions = {kind: {p for p, k in products if k == kind} for _, kind in products}
+  if dtype == "float32":
+    assert precisions == {"f32": {"HIGHEST"}}
+  else:
+    assert precisions["bf16"] == {"DEFAULT"}
+    assert "HIGHEST" in precisions["f32"]  # the projections to the features, which are float32
