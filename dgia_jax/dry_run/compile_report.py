@@ -24,7 +24,7 @@ from dgia_jax.data.synth_pedes.settings import PRESETS
 from dgia_jax.data.token_ids import TokenIds
 from dgia_jax.dry_run import flops, hlo_collectives, hlo_estimates, topology
 from dgia_jax.errors import UserError
-from dgia_jax.method import compilation, memory_bank, train_state
+from dgia_jax.method import compilation, memory_bank, mining, train_state
 from dgia_jax.models import dual_encoder, pretrained
 from dgia_jax.reporting.console import Console
 from dgia_jax.training import setup, setup_checks
@@ -254,7 +254,7 @@ def _counted_flops(config: ConfigDict, num_pairs: int, devices: int) -> float:
   k = settings.k if config.loss.weights["global"] else 0
   total = batch * pair + flops.loss_flops(batch, dim, k)
   searched = 0  # features that are compared with all rows of a modality's bank
-  if config.loss.weights["global"] or config.caption_exchange.prob:
+  if mining.searches_bank(config.loss.weights["global"], config.caption_exchange.prob):
     searched += batch * (2 if settings.anchor == "both" else 1)
     searched += batch * settings.k if config.strict_mining.reciprocal else 0
   if config.bank.gate == "rank":

@@ -22,8 +22,6 @@ from dgia_jax.method import memory_bank
 from dgia_jax.method.global_association import Neighbours
 from dgia_jax.method.mining import Batch
 
-DRAW = 3  # of a step's random key: the draws of the exchange
-
 
 @flax.struct.dataclass
 class PairMemory:
@@ -48,7 +46,7 @@ def exchanged_tokens(
 
   Args:
     memory: of all pairs.
-    batch: see `train_step`.
+    batch: see `mining.Batch`.
     key: random key of the step.
     prob: probability that a pair takes the caption of one of its neighbours, if it has any.
     mesh: the mesh that holds the memory.
@@ -91,7 +89,7 @@ def remember(
 
   Args:
     memory: donate it to have it updated in place.
-    batch: see `train_step`; with the pairs' own captions.
+    batch: see `mining.Batch`; with the pairs' own captions.
     neighbours: of the batch; slots that are not valid become empty.
     mesh: the mesh that holds the memory.
     row_mask: False for padded rows, which write nothing.

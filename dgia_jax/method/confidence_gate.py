@@ -99,7 +99,7 @@ def confidence(
   Args:
     gate: one of `GATES`; "off" trusts every pair.
     bank: before the update.
-    batch: see `train_step`.
+    batch: see `mining.Batch`.
     features: those to be written, unnormalised; constants for the gradient.
     neighbours, neighbour_features: the mined rows and their (image, text) features (B, K, D).
     mesh: the devices that the bank is split over.

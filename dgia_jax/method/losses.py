@@ -8,16 +8,12 @@ The four terms of the training objective are these two functions on different in
 - L_consistency: the same of the distorted views v', t' and their local targets
 """
 
-from typing import Literal, get_args
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-Features = Float[Array | np.ndarray, "..."]
-ItcReduction = Literal["mean", "sum"]
-ITC_REDUCTIONS: tuple[str, ...] = get_args(ItcReduction)
+ITC_REDUCTIONS = ("mean", "sum")
 
 _NO_PROBABILITY = np.finfo(np.float32).min / 2  # as a logit; finite, so that 0 * log 0 is no NaN
 
@@ -74,6 +70,9 @@ def itc(
 ) -> Float[Array, ""]:
   """Image-text contrastive loss (Eq. 1-2): cross-entropy on the diagonal, both directions.
 
+    L_i2t = -1/B sum_i log softmax_j(cos(v_i, t_j) / tau)[i]
+    L_t2i = -1/B sum_i log softmax_j(cos(t_i, v_j) / tau)[i]
+
   Args:
     image_features, text_features: unnormalised; row i of both is pair i.
     temperature: tau, divides the cosine similarities.
@@ -112,8 +111,13 @@ def similarity_distribution_matching(
 ) -> Float[Array, ""]:
   """Reverse KL divergence KL(p || q) of the softmax p of cosines from the targets q.
 
-  The sum of the text-to-image and image-to-text divergences, each a mean over rows (sections 3.2
-  to 3.4). Slightly negative values are legal, because of epsilon.
+  Sections 3.2 to 3.4; for both directions, with v and t exchanged in the second:
+
+    p_ij  = softmax_j(cos(v_i, t_j) / tau)
+    L_i2t = 1/B sum_i sum_j p_ij (log p_ij - log(q_ij + epsilon))
+    L     = L_i2t + L_t2i
+
+  Slightly negative values are legal, because of epsilon.
 
   Args:
     image_features, text_features: unnormalised.

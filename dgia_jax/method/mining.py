@@ -1,21 +1,29 @@
 """How a training step mines relations: the method's two searches, with the run's settings.
 
 Both are plugs of `train_step`: reference experiments and `strict_mining` replace them by functions
-of the same signature. A batch holds no identity, so no plug can read one from it.
+of the same signature.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from dgia_jax.method import memory_bank
 from dgia_jax.method.global_association import Neighbours, num_candidates, select_neighbours
 from dgia_jax.method.local_association import local_relations
 
-Batch = Mapping[str, jax.Array | np.ndarray]
+
+class Batch(TypedDict):
+  """A global batch of training pairs. It holds no identity, so no search can read one from it."""
+
+  image: UInt8[Array | np.ndarray, "B H W 3"]
+  tokens: Int[Array | np.ndarray, "B L"]
+  index: Int[Array | np.ndarray, " B"]  # bank row of each pair, -1 in padded rows
+  image_index: Int[Array | np.ndarray, " B"]  # number of the image that each pair shows
+  mask: Bool[Array | np.ndarray, " B"]  # False in padded rows, which change nothing
 
 
 class FeaturePair(NamedTuple):
@@ -41,6 +49,16 @@ def mine_local(features: FeaturePair, batch: Batch, *, settings: Any) -> Bool[Ar
   )
 
 
+def candidates_per_anchor(settings: Any, same_image_rows: int) -> int:
+  """Best bank rows to look at for every anchor, by `config.global_association`.
+
+  Args:
+    settings: `config.global_association`.
+    same_image_rows: the largest number of other captions that an image has.
+  """
+  return num_candidates(settings.k, same_image_rows if settings.exclude_same_image else 0)
+
+
 def mine_global(
   bank: memory_bank.Bank,
   features: FeaturePair,
@@ -57,18 +75,18 @@ def mine_global(
   Args:
     bank: the memory bank.
     features: the clean view's features of the batch.
-    batch: see `train_step`.
+    batch: see `Batch`.
     settings: `config.global_association`.
     mesh: the mesh.
     block_rows: `config.bank.block_rows`.
-    same_image_rows: the largest number of other captions that an image has.
+    same_image_rows: as `candidates_per_anchor`.
     threshold: theta, where it is not the configured one.
   """
   features = jax.lax.stop_gradient(features)
   scores, rows = memory_bank.search(
     bank,
     features,
-    num_candidates(settings.k, same_image_rows if settings.exclude_same_image else 0),
+    candidates_per_anchor(settings, same_image_rows),
     mesh=mesh,
     anchor=settings.anchor,
     block_rows=block_rows,

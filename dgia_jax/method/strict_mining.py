@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
 from dgia_jax.method import losses, memory_bank, mining
-from dgia_jax.method.global_association import Neighbours, num_candidates
+from dgia_jax.method.global_association import Neighbours
 from dgia_jax.method.local_association import relations_above
 from dgia_jax.method.mining import Batch, FeaturePair
 
@@ -141,7 +141,7 @@ def mine_global(
     _, rows = memory_bank.search(
       bank,
       jax.tree.map(flat, mined),
-      num_candidates(settings.k, same_image_rows if settings.exclude_same_image else 0),
+      mining.candidates_per_anchor(settings, same_image_rows),
       mesh=mesh,
       anchor=settings.anchor,
       block_rows=block_rows,

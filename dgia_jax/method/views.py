@@ -8,14 +8,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from dgia_jax.method import augment
+from dgia_jax.method import augment, random_streams
 from dgia_jax.method.mining import FeaturePair
 from dgia_jax.models.pixels import PixelStatistics, normalize_pixels
 
 # (params, pixels, tokens) -> image and text features; may be given the patches to read, too.
 Encode = Callable[..., tuple[jax.Array, jax.Array]]
-
-_CLEAN = 2  # of a step's random key: the draws for the clean view
 
 
 def two_views(
@@ -26,7 +24,7 @@ def two_views(
   settings: Any,
   masking: augment.Masking,
   pixel_statistics: PixelStatistics,
-  distorted: bool,
+  with_distorted: bool,
 ) -> tuple[Float[Array, "B V H W 3"], Int[Array, "B V L"]]:
   """The views of a batch: V = 2, or V = 1 without the distorted one.
 
@@ -38,7 +36,7 @@ def two_views(
     settings: `config.augment`.
     masking: which ids are words, and the mask.
     pixel_statistics: normalise the images.
-    distorted: whether to make the distorted view as well.
+    with_distorted: whether to make the distorted view as well.
   """
   distort = functools.partial(
     augment.distort_images,
@@ -46,28 +44,38 @@ def two_views(
     erase_aspect=settings.erase_aspect,
     pixel_statistics=pixel_statistics,
   )
-  mask = functools.partial(augment.mask_tokens, masking=masking)
-  # Not split from the key, so that the distorted view does not depend on these settings.
-  clean_image_key, clean_text_key = jax.random.split(jax.random.fold_in(key, _CLEAN))
+  mask_words = functools.partial(augment.mask_tokens, masking=masking)
+  clean_key = random_streams.stream(key, random_streams.CLEAN_VIEW)
+  image_key, text_key = jax.random.split(clean_key)
+  clean_pixels, clean_tokens = normalize_pixels(images, pixel_statistics), tokens
   if settings.clean_flip_prob or settings.clean_padding:
-    flip_prob, padding = settings.clean_flip_prob, settings.clean_padding
-    clean = distort(clean_image_key, images, flip_prob=flip_prob, padding=padding, erase_prob=0.0)
-  else:
-    clean = normalize_pixels(images, pixel_statistics)
-  pixels, texts = [clean], [tokens]
-  if settings.clean_mask_ratio:
-    ratio = settings.clean_mask_ratio
-    texts = [mask(clean_text_key, tokens, ratio=ratio, mask_first=False)]
-  if distorted:
-    image_key, text_key = jax.random.split(key)
-    flip_prob, padding, erase_prob = settings.flip_prob, settings.padding, settings.erase_prob
-    pixels.append(
-      distort(image_key, images, flip_prob=flip_prob, padding=padding, erase_prob=erase_prob)
+    clean_pixels = distort(
+      image_key,
+      images,
+      flip_prob=settings.clean_flip_prob,
+      padding=settings.clean_padding,
+      erase_prob=0.0,
     )
-    ratio, mask_first = settings.mask_ratio, settings.mask_first
-    texts.append(mask(text_key, tokens, ratio=ratio, mask_first=mask_first))
+  if settings.clean_mask_ratio:
+    clean_tokens = mask_words(text_key, tokens, ratio=settings.clean_mask_ratio, mask_first=False)
+  if not with_distorted:
+    return clean_pixels[:, None], clean_tokens[:, None]
+  image_key, text_key = jax.random.split(key)  # see `random_streams`
+  distorted_pixels = distort(
+    image_key,
+    images,
+    flip_prob=settings.flip_prob,
+    padding=settings.padding,
+    erase_prob=settings.erase_prob,
+  )
+  distorted_tokens = mask_words(
+    text_key, tokens, ratio=settings.mask_ratio, mask_first=settings.mask_first
+  )
   # Both views of a pair are neighbours in memory, so that each device keeps its own pairs.
-  return jnp.stack(pixels, axis=1), jnp.stack(texts, axis=1)
+  return (
+    jnp.stack([clean_pixels, distorted_pixels], axis=1),
+    jnp.stack([clean_tokens, distorted_tokens], axis=1),
+  )
 
 
 def encode_views(
@@ -76,7 +84,7 @@ def encode_views(
   pixels_BxVxHxWx3: Float[Array, "B V H W 3"],
   tokens_BxVxL: Int[Array, "B V L"],
   kept_BxZ: Int[Array, "B Z"] | None = None,
-  needed: Bool[Array, ""] | None = None,
+  distorted_needed: Bool[Array, ""] | None = None,
 ) -> list[FeaturePair]:
   """Features of every view, in one pass of each tower over all views.
 
@@ -87,24 +95,24 @@ def encode_views(
     params: parameters.
     pixels_BxVxHxWx3, tokens_BxVxL: from `two_views`.
     kept_BxZ: the patches that are read of the distorted view, from `augment.kept_patches`.
-    needed: whether the distorted view's features will be used; None means yes. Where they are not,
-      they are not computed, and the clean view's features stand in their place.
+    distorted_needed: whether the distorted view's features will be used; None means yes. Where they
+      are not, they are not computed, and the clean view's features stand in their place.
 
   Returns:
     The features of the clean view, then those of the distorted one, if V = 2.
   """
   size, num_views = tokens_BxVxL.shape[:2]
-  if num_views == 2 and not (kept_BxZ is None and needed is None):
-    encode_view = lambda v, *kept: FeaturePair(
-      *encode(params, pixels_BxVxHxWx3[:, v], tokens_BxVxL[:, v], *kept)
-    )
-    kept = () if kept_BxZ is None else (kept_BxZ,)
-    clean, distorted = encode_view(0), lambda: encode_view(1, *kept)
-    return [
-      clean,
-      distorted() if needed is None else jax.lax.cond(needed, distorted, lambda: clean),
-    ]
-  flat = lambda x: x.reshape(size * num_views, *x.shape[2:])
-  image, text = encode(params, flat(pixels_BxVxHxWx3), flat(tokens_BxVxL))
-  per_view = lambda x: x.reshape(size, num_views, -1)
-  return [FeaturePair(per_view(image)[:, v], per_view(text)[:, v]) for v in range(num_views)]
+  if num_views == 1 or (kept_BxZ is None and distorted_needed is None):
+    flat = lambda x: x.reshape(size * num_views, *x.shape[2:])
+    image, text = encode(params, flat(pixels_BxVxHxWx3), flat(tokens_BxVxL))
+    of_view = lambda x, v: x.reshape(size, num_views, -1)[:, v]
+    return [FeaturePair(of_view(image, v), of_view(text, v)) for v in range(num_views)]
+
+  def encode_view(v: int, *kept: Array) -> FeaturePair:
+    return FeaturePair(*encode(params, pixels_BxVxHxWx3[:, v], tokens_BxVxL[:, v], *kept))
+
+  clean = encode_view(0)
+  encode_distorted = lambda: encode_view(1) if kept_BxZ is None else encode_view(1, kept_BxZ)
+  if distorted_needed is None:
+    return [clean, encode_distorted()]
+  return [clean, jax.lax.cond(distorted_needed, encode_distorted, lambda: clean)]

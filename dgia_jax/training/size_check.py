@@ -14,8 +14,7 @@ import psutil
 from dgia_jax import config as config_lib
 from dgia_jax import sharding
 from dgia_jax.errors import UserError
-from dgia_jax.method import augment, memory_bank, train_state, trainable
-from dgia_jax.method.global_association import num_candidates
+from dgia_jax.method import augment, memory_bank, mining, train_state, trainable
 from dgia_jax.training import packing_plan
 from dgia_jax.training.setup import TrainingSetup
 
@@ -144,9 +143,10 @@ def notices(setup: TrainingSetup) -> list[str]:
 
 
 def _check_candidates(setup: TrainingSetup) -> None:
-  k = setup.config.global_association.k
+  settings = setup.config.global_association
+  k = settings.k
   bank_rows = memory_bank.padded_rows(setup.train_pairs.num_pairs)
-  if num_candidates(k, setup.same_image_rows) > bank_rows:
+  if mining.candidates_per_anchor(settings, setup.same_image_rows) > bank_rows:
     raise UserError(
       f"config.global_association.k={k}: the memory bank has only {bank_rows:,} rows; lower k"
     )

@@ -11,7 +11,7 @@ from dgia_jax.models import pixels
 MASK = 100
 
 
-def two_views(images, tokens, distorted=True, **changes):
+def two_views(images, tokens, with_distorted=True, **changes):
   settings = config_lib.base().augment
   settings.update(padding=2, **changes)
   return views.two_views(
@@ -21,7 +21,7 @@ def two_views(images, tokens, distorted=True, **changes):
     settings=settings,
     masking=Masking.below(MASK),
     pixel_statistics=pixels.CLIP,
-    distorted=distorted,
+    with_distorted=with_distorted,
   )
 
 
@@ -63,7 +63,7 @@ def test_the_distorted_view_does_not_depend_on_the_clean_one(batch):
   light = two_views(*batch, clean_flip_prob=0.5, clean_padding=1, clean_mask_ratio=0.15)
   for a, b in zip(plain, light, strict=True):
     assert np.array_equal(a[:, 1], b[:, 1]) and not np.array_equal(a[:, 0], b[:, 0])
-  alone = two_views(*batch, distorted=False, clean_mask_ratio=0.15)
+  alone = two_views(*batch, with_distorted=False, clean_mask_ratio=0.15)
   assert np.array_equal(alone[1][:, 0], light[1][:, 0])
 
 

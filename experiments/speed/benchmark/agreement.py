@@ -74,7 +74,7 @@ def _our_step(workload: Workload) -> tuple[dict[str, float], tuple]:
     settings=config.augment,
     masking=setup_lib.masking(setup.tokenizer),
     pixel_statistics=setup.size.family.pixels,
-    distorted=True,
+    with_distorted=True,
   )
   before = jax.device_get((state.params, (state.bank.image, state.bank.text)))
   packing, _ = jax_step.shortened_captions(workload, setup)

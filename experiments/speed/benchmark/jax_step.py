@@ -112,7 +112,7 @@ def _two_views(setup, key, batch):
     settings=setup.config.augment,
     masking=setup_lib.masking(setup.tokenizer),
     pixel_statistics=setup.size.family.pixels,
-    distorted=True,
+    with_distorted=True,
   )
 
 
