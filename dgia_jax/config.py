@@ -26,11 +26,11 @@ from dgia_jax.config_ranges import (
 from dgia_jax.data import images
 from dgia_jax.errors import UserError
 from dgia_jax.method import (
+  bank_search,
   confidence_gate,
   global_association,
   local_association,
   losses,
-  memory_bank,
   optimizer,
 )
 
@@ -47,7 +47,7 @@ CHOICES = {
   "model.attention": ("auto", "cudnn", "written_out"),
   "loss.itc_reduction": losses.ITC_REDUCTIONS,
   "local_association.modality": local_association.MODALITIES,
-  "global_association.anchor": memory_bank.ANCHORS,
+  "global_association.anchor": bank_search.ANCHORS,
   "bank.gate": confidence_gate.GATES,
   "global_association.loss_over": global_association.LOSS_ROWS,
   "global_association.exclude": global_association.EXCLUSIONS,

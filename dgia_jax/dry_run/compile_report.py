@@ -24,7 +24,7 @@ from dgia_jax.data.synth_pedes.settings import PRESETS
 from dgia_jax.data.token_ids import TokenIds
 from dgia_jax.dry_run import flops, hlo_collectives, hlo_estimates, topology
 from dgia_jax.errors import UserError
-from dgia_jax.method import compilation, memory_bank, mining, train_state
+from dgia_jax.method import bank_search, compilation, memory_bank, mining, train_state
 from dgia_jax.models import dual_encoder, pretrained
 from dgia_jax.reporting.console import Console
 from dgia_jax.training import setup, setup_checks
@@ -33,7 +33,7 @@ CAPTIONS_PER_IMAGE = 2
 CLIP_VOCABULARY = 49_408
 # Rows of SigLIP's vocabularies, by a part of the names on the hub; the first that fits counts.
 SIGLIP_VOCABULARIES = {"siglip2": 256_000, "multilingual": 250_000, "siglip": 32_000}
-BANK_FILE = pathlib.Path(memory_bank.__file__).name
+BANK_FILES = {pathlib.Path(module.__file__).name for module in (memory_bank, bank_search)}
 # Messages of the TPU compiler when memory is short, early or late. The early one counts the state
 # among the temporaries: for banks of several sizes it names the sum of both.
 _SIZE = r"([\d.]+[KMGT]?)"
@@ -271,7 +271,7 @@ def _plain(collective: hlo_collectives.Collective) -> dict[str, Any]:
     "bytes": collective.bytes,
     "times": collective.times,
     "looped": collective.in_loop,
-    "of_bank": pathlib.PurePath(collective.source.split(":")[0]).name == BANK_FILE,
+    "of_bank": pathlib.PurePath(collective.source.split(":")[0]).name in BANK_FILES,
     "source": f"{collective.op_name} {_importable(collective.source)}".strip(),
   }
 

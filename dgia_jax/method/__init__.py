@@ -8,7 +8,7 @@
 | | loss | `losses.similarity_distribution_matching` |
 | | mining and targets in one call | `local_association.local_targets` |
 | 3.3 global association | banks | `memory_bank.Bank`, `memory_bank.update` |
-| | mining | `memory_bank.search`, `mining.mine_global` |
+| | mining | `bank_search.search`, `mining.mine_global` |
 | | weights | `global_association.confidence_weights` |
 | | targets | `global_association.extended_labels` |
 | | loss, Eq. 13-17 | `global_association.global_association_loss` |

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from dgia_jax.method import memory_bank
+from dgia_jax.method import bank_search, memory_bank
 from dgia_jax.method.losses import normalize
 from dgia_jax.sharding import BANK_AXES
 
@@ -33,10 +33,10 @@ def caption_ranks(
     image_features, text_features: of the pairs, unnormalised.
     image_index: number of the image that every pair shows.
     mesh: the mesh that holds the bank.
-    block_rows: rows of a shard scored at a time; 0 chooses by `memory_bank.block_rows_for`.
+    block_rows: rows of a shard scored at a time; 0 chooses by `bank_search.block_rows_for`.
   """
   size, platform = image_features.shape[0], mesh.devices.flat[0].platform
-  block_rows = block_rows or memory_bank.block_rows_for(size, platform)
+  block_rows = block_rows or bank_search.block_rows_for(size, platform)
   image_BxD = normalize(image_features)
   own_B = jnp.sum(image_BxD * normalize(text_features), axis=1)
   queries = tuple(
@@ -53,10 +53,10 @@ def caption_ranks(
   def count_shards(queries, shard):
     image_BxD, own_B, image_index_B = queries
     texts, group_n = shard
-    num_blocks, rows = memory_bank.blocks(group_n.shape[0], block_rows)
+    num_blocks, rows = bank_search.blocks(group_n.shape[0], block_rows)
 
     def visit(count_B, block):
-      start, score_BxR = memory_bank.score_block((image_BxD,), (texts,), block, rows)
+      start, score_BxR = bank_search.score_block((image_BxD,), (texts,), block, rows)
       group_R = jax.lax.dynamic_slice_in_dim(group_n, start, rows)
       other_BxR = group_R[None, :] != image_index_B[:, None]
       return count_B + jnp.sum(other_BxR & (score_BxR > own_B[:, None]), axis=1), None

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from dgia_jax.method import memory_bank
+from dgia_jax.method import bank_search, memory_bank
 from dgia_jax.method.global_association import Neighbours, num_candidates, select_neighbours
 from dgia_jax.method.local_association import local_relations
 
@@ -83,7 +83,7 @@ def mine_global(
     threshold: theta, where it is not the configured one.
   """
   features = jax.lax.stop_gradient(features)
-  scores, rows = memory_bank.search(
+  scores, rows = bank_search.search(
     bank,
     features,
     candidates_per_anchor(settings, same_image_rows),

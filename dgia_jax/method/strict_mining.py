@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
-from dgia_jax.method import losses, memory_bank, mining
+from dgia_jax.method import bank_search, losses, memory_bank, mining
 from dgia_jax.method.global_association import Neighbours
 from dgia_jax.method.local_association import relations_above
 from dgia_jax.method.mining import Batch, FeaturePair
@@ -138,7 +138,7 @@ def mine_global(
     neighbours = keep_text_matches(neighbours, features.text, mined[1], threshold)
   if strict.reciprocal:
     flat = lambda mined_BxKxD: mined_BxKxD.reshape(-1, mined_BxKxD.shape[-1])
-    _, rows = memory_bank.search(
+    _, rows = bank_search.search(
       bank,
       jax.tree.map(flat, mined),
       mining.candidates_per_anchor(settings, same_image_rows),

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dgia_jax import sharding
 from dgia_jax.errors import UserError
-from dgia_jax.method import losses, memory_bank
+from dgia_jax.method import bank_search, losses
 
 BINS = 200  # of a histogram of cosines
 
@@ -64,7 +64,7 @@ class Gallery:
       self.num_usable = int(usable_M.sum())
     self._place = lambda usable_M: place(usable_M, (padded,))
     self._search = jax.jit(
-      lambda queries, rows, count: memory_bank.nearest((queries,), (rows,), count, mesh=mesh),
+      lambda queries, rows, count: bank_search.nearest((queries,), (rows,), count, mesh=mesh),
       static_argnums=2,
     )
     self._histogram = jax.jit(

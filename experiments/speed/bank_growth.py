@@ -69,7 +69,7 @@ def measure(num_rows: int, dim: int, repeats: int) -> dict[str, Any]:
   import jax
 
   from dgia_jax import sharding
-  from dgia_jax.method import memory_bank
+  from dgia_jax.method import bank_search, memory_bank
   from experiments.speed.benchmark import timing
 
   mesh = sharding.create_mesh(data=-1)
@@ -80,7 +80,7 @@ def measure(num_rows: int, dim: int, repeats: int) -> dict[str, Any]:
   weight = np.full(QUERIES, 0.9, np.float32)
   arguments = jax.device_put((index, index, *queries, weight), sharding.replicated(mesh))
   layouts = jax.tree.map(lambda leaf: leaf.sharding, bank)
-  search = jax.jit(lambda bank, queries: memory_bank.search(bank, queries, COUNT, mesh=mesh))
+  search = jax.jit(lambda bank, queries: bank_search.search(bank, queries, COUNT, mesh=mesh))
   search = search.lower(bank, queries).compile()
   update = jax.jit(
     lambda bank, *new: memory_bank.update(bank, *new, mesh=mesh),
@@ -143,12 +143,12 @@ def check_exact(num_rows: int, mesh: Any = None) -> dict[str, Any]:
   import jax
 
   from dgia_jax import sharding
-  from dgia_jax.method import memory_bank
+  from dgia_jax.method import bank_search, memory_bank
 
   mesh = mesh or sharding.create_mesh(data=-1)
   random = np.random.default_rng(0)
   search = jax.jit(
-    lambda queries, rows, norms: memory_bank.nearest((queries,), ((rows, norms),), COUNT, mesh=mesh)
+    lambda queries, rows, norms: bank_search.nearest((queries,), ((rows, norms),), COUNT, mesh=mesh)
   )
 
   def search_both_ways(queries_QxD, rows_NxD, norms_N):

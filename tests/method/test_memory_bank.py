@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dgia_jax import sharding
-from dgia_jax.method import losses, memory_bank
+from dgia_jax.method import bank_search, losses, memory_bank
 from tests.helpers.compiled_bank import gather, search, update
 from tests.helpers.golden_data import cases, description
 from tests.helpers.meshes import mesh_of
@@ -28,7 +28,7 @@ def mesh(request):
   return mesh_of(*request.param)
 
 
-@pytest.mark.parametrize("anchor", memory_bank.ANCHORS)
+@pytest.mark.parametrize("anchor", bank_search.ANCHORS)
 def test_search_equals_brute_force_with_ties_to_the_lowest_row(mesh, anchor, rng):
   # One-hot rows of power-of-two norms: cosines are exact, and most of them tie.
   image, text = (
@@ -146,7 +146,7 @@ def test_a_search_and_its_rows_travel_as_candidates_only(rng):
   mesh = mesh_of(*(2, 2, 2))
 
   def mine(bank, queries):
-    _, rows = memory_bank.search(bank, (queries, queries), 4, mesh=mesh)
+    _, rows = bank_search.search(bank, (queries, queries), 4, mesh=mesh)
     return memory_bank.gather(bank.image, rows[:, 1:], mesh=mesh)
 
   image = rng.normal(size=(96, 8)).astype(np.float32)
@@ -167,16 +167,16 @@ def test_the_best_by_segments_are_the_best(columns, rng):
   scores = rng.integers(0, 30, (7, columns)).astype(np.float32)
   scores[:, rng.permutation(columns)[: columns // 3]] = -np.inf
   scores[0] = -np.inf
-  best, column = memory_bank._top(jnp.asarray(scores), 4)
+  best, column = bank_search._top(jnp.asarray(scores), 4)
   expected = np.argsort(-scores, axis=1, kind="stable")[:, :4]
   np.testing.assert_array_equal(column, expected)
   np.testing.assert_array_equal(best, np.take_along_axis(scores, expected, 1))
 
 
 def test_block_rows_hold_the_memory_of_a_search():
-  assert memory_bank.block_rows_for(64, "cpu") == 2048
+  assert bank_search.block_rows_for(64, "cpu") == 2048
   for platform in ("cpu", "gpu", "tpu"):
-    assert memory_bank.block_rows_for(16384, platform) * 16384 <= 2**25
+    assert bank_search.block_rows_for(16384, platform) * 16384 <= 2**25
 
 
 def test_padded_rows_do_not_depend_on_the_mesh():
@@ -187,6 +187,6 @@ def test_padded_rows_do_not_depend_on_the_mesh():
 
 def test_unknown_anchor():
   with pytest.raises(ValueError, match="smell"):
-    memory_bank.search(
+    bank_search.search(
       memory_bank.create(8, 2), (None, None), 1, mesh=sharding.create_mesh(), anchor="smell"
     )

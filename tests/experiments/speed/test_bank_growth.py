@@ -14,11 +14,11 @@ def test_search_equals_brute_force_under_ties():
 
 
 def test_a_wrong_search_is_noticed(monkeypatch):
-  from dgia_jax.method import memory_bank
+  from dgia_jax.method import bank_search
 
-  exact = memory_bank.nearest
+  exact = bank_search.nearest
   late = lambda *args, **options: tuple(x[:, ::-1] for x in exact(*args, **options))
-  monkeypatch.setattr(memory_bank, "nearest", late)
+  monkeypatch.setattr(bank_search, "nearest", late)
   assert not bank_growth.check_exact(3000)["equal"]
 
 
