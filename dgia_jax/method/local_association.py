@@ -4,35 +4,15 @@ Two pairs are related when their images are similar and their captions are simil
 mined without identity labels and carry no gradient.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from dgia_jax.method import losses
 from dgia_jax.older_names import accepts_older_names
 
 MODALITIES = ("both", "image", "text", "none")
-
-
-def _relations_of_pair(
-  image_cosine_B: Float[Array, " B"],
-  text_cosine_B: Float[Array, " B"],
-  own: Int[Array, ""],
-  thresholds: tuple,
-  modality: str,
-) -> Bool[Array, " B"]:
-  """One row of the relation matrix A: the pairs of the batch that show the same person."""
-  image_B, text_B = image_cosine_B > thresholds[0], text_cosine_B > thresholds[1]
-  related_B = {
-    "both": image_B & text_B,
-    "image": image_B,
-    "text": text_B,
-    "none": jnp.zeros_like(image_B),
-  }[modality]
-  return related_B | (jnp.arange(related_B.shape[0]) == own)
 
 
 def relations_above(
@@ -58,16 +38,17 @@ def relations_above(
   if modality not in MODALITIES:
     raise ValueError(f"modality must be one of {MODALITIES}, not {modality!r}")
   image_features, text_features = jax.lax.stop_gradient((image_features, text_features))
-  size = image_features.shape[0]
-  of_pair = functools.partial(_relations_of_pair, thresholds=thresholds, modality=modality)
-  related_BxB = jax.vmap(of_pair)(
-    losses.cosine(image_features, image_features),
-    losses.cosine(text_features, text_features),
-    jnp.arange(size),
-  )
+  image_BxB = losses.cosine(image_features, image_features) > thresholds[0]
+  text_BxB = losses.cosine(text_features, text_features) > thresholds[1]
+  related_BxB = {
+    "both": image_BxB & text_BxB,
+    "image": image_BxB,
+    "text": text_BxB,
+    "none": jnp.zeros_like(image_BxB),
+  }[modality]
   if row_mask is not None:
-    related_BxB &= (row_mask[:, None] & row_mask[None, :]) | jnp.eye(size, dtype=bool)
-  return related_BxB
+    related_BxB &= row_mask[:, None] & row_mask[None, :]
+  return related_BxB | jnp.eye(related_BxB.shape[0], dtype=bool)
 
 
 def local_relations(
