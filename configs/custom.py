@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 
 from dgia_jax import config as config_lib
 from dgia_jax import recipes
-from dgia_jax.errors import UserError
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -24,22 +23,23 @@ def get_config(variant: str = "") -> ConfigDict:
   config = config_lib.base()
   config.dataset.name = "custom"
   config.dataset.options = dict(holdout=0, skip_unreadable=False)
-  if variant in ("", "plus"):
-    config.pretrained = "openai/clip-vit-base-patch16"
-  elif variant in ("mini", "mini_plus"):
-    recipes.from_mini(config)
-  elif variant in ("tiny", "tiny_plus"):
-    recipes.from_scratch(config)
-    config.tokenizer.context_length = 64
-    config.tokenizer.vocab_size = 4096
-    config.num_epochs = 12
-    config.local_association.start_epoch = 9
-    config.global_association.start_epoch = 9
-  else:
-    raise UserError(
-      f"configs/custom.py has no variant {variant!r}: use none, :plus, :mini, :mini_plus, :tiny or"
-      " :tiny_plus"
-    )
-  if variant.endswith("plus"):
-    recipes.beyond_paper(config)
+  config.pretrained = "openai/clip-vit-base-patch16"
+  variants = {
+    "plus": recipes.plus,
+    "mini": recipes.from_mini,
+    "mini_plus": lambda config: recipes.plus(recipes.from_mini(config)),
+    "tiny": _tiny,
+    "tiny_plus": lambda config: recipes.plus(_tiny(config)),
+  }
+  return recipes.vary(config, variant, variants, "custom")
+
+
+def _tiny(config: ConfigDict) -> ConfigDict:
+  """Tiny towers from random weights, whose relations start late."""
+  recipes.from_scratch(config)
+  config.tokenizer.context_length = 64
+  config.tokenizer.vocab_size = 4096
+  config.num_epochs = 12
+  config.local_association.start_epoch = 9
+  config.global_association.start_epoch = 9
   return config

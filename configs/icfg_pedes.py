@@ -16,7 +16,6 @@ Not yet run with this code: only their owners distribute the dataset and CLIP's 
 from ml_collections import ConfigDict
 
 from dgia_jax import recipes
-from dgia_jax.errors import UserError
 
 HOLDOUT = 310  # training people that become val
 
@@ -25,19 +24,17 @@ def get_config(variant: str = "") -> ConfigDict:
   """The config of a variant: "" (released code), "paper", "plus", "strong" or "holdout"."""
   config = recipes.benchmark("icfg_pedes")
   config.dataset.options = dict(holdout=0)
-  if variant == "paper":
-    recipes.paper_equations(config)
-  elif variant == "plus":
-    recipes.beyond_paper(config)
-  elif variant == "strong":
-    recipes.strong(config)
-    config.dataset.options.holdout = HOLDOUT
-  elif variant == "holdout":
-    config.dataset.options.holdout = HOLDOUT
-    config.eval.select_on = "val"
-  elif variant:
-    raise UserError(
-      f"configs/icfg_pedes.py has no variant {variant!r}:"
-      " use none, :paper, :plus, :strong or :holdout"
-    )
+  variants = {
+    "paper": recipes.as_in_paper,
+    "plus": recipes.plus,
+    "strong": lambda config: _with_val(recipes.strong(config)),
+    "holdout": _with_val,
+  }
+  return recipes.vary(config, variant, variants, "icfg_pedes")
+
+
+def _with_val(config: ConfigDict) -> ConfigDict:
+  """Some training people become val, which chooses the epoch."""
+  config.dataset.options.holdout = HOLDOUT
+  config.eval.select_on = "val"
   return config

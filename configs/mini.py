@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 
 from dgia_jax import config as config_lib
 from dgia_jax import recipes
-from dgia_jax.errors import UserError
 
 WORLD = dict(
   train_people=10_000,
@@ -30,8 +29,6 @@ WORLD = dict(
 
 def get_config(variant: str = "") -> ConfigDict:
   """The config of the pretraining, which has no variants."""
-  if variant:
-    raise UserError(f"configs/mini.py has no variant {variant!r}: use none")
   config = recipes.from_scratch(config_lib.base())
   config.dataset.name = "synth_pedes"
   config.dataset.options = WORLD
@@ -45,4 +42,4 @@ def get_config(variant: str = "") -> ConfigDict:
   config.optimizer.learning_rate = 1e-3
   config.optimizer.clip_norm = 1.0
   config.eval.contact_sheet = False
-  return config
+  return recipes.vary(config, variant, {}, "mini")

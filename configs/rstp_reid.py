@@ -13,21 +13,11 @@ Not yet run with this code: only their owners distribute the dataset and CLIP's 
 from ml_collections import ConfigDict
 
 from dgia_jax import recipes
-from dgia_jax.errors import UserError
 
 
 def get_config(variant: str = "") -> ConfigDict:
   """The config of a variant: "" (released code), "paper", "plus" or "strong"."""
   config = recipes.benchmark("rstp_reid")
   config.num_epochs = 16
-  if variant == "paper":
-    recipes.paper_equations(config)
-  elif variant == "plus":
-    recipes.beyond_paper(config)
-  elif variant == "strong":
-    recipes.strong(config)
-  elif variant:
-    raise UserError(
-      f"configs/rstp_reid.py has no variant {variant!r}: use none, :paper, :plus or :strong"
-    )
-  return config
+  variants = {"paper": recipes.as_in_paper, "plus": recipes.plus, "strong": recipes.strong}
+  return recipes.vary(config, variant, variants, "rstp_reid")

@@ -16,13 +16,10 @@ from ml_collections import ConfigDict
 
 from dgia_jax import config as config_lib
 from dgia_jax import recipes
-from dgia_jax.errors import UserError
 
 
 def get_config(variant: str = "") -> ConfigDict:
   """The config of a variant: "" (default), "plus", "scratch" or "small"."""
-  if variant in ("scratch", "small"):
-    return _from_scratch(is_small=variant == "small")
   config = recipes.from_mini(config_lib.base())
   config.dataset.name = "synth_pedes"
   config.dataset.options = dict(
@@ -34,13 +31,12 @@ def get_config(variant: str = "") -> ConfigDict:
   )
   config.optimizer.weight_decay = 2.0  # chosen on val: with few people the model overfits
   config.eval_every_epochs = 2
-  if variant == "plus":
-    recipes.beyond_paper(config)
-  elif variant:
-    raise UserError(
-      f"configs/synth_pedes.py has no variant {variant!r}: use none, :plus, :scratch or :small"
-    )
-  return config
+  variants = {
+    "plus": recipes.plus,
+    "scratch": lambda _: _from_scratch(is_small=False),
+    "small": lambda _: _from_scratch(is_small=True),
+  }
+  return recipes.vary(config, variant, variants, "synth_pedes")
 
 
 def _from_scratch(is_small: bool) -> ConfigDict:

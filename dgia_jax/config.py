@@ -341,7 +341,7 @@ def check_values(config: ConfigDict) -> None:
   check_trainable(config)
 
 
-def recipe(config: ConfigDict) -> dict[str, Any]:
+def changed_fields(config: ConfigDict) -> dict[str, Any]:
   """The fields, by dotted name, that differ from the defaults and decide what a run computes.
 
   Neither the seed nor `RUNTIME_FIELDS` are among them. Values are as JSON holds them.

@@ -1,8 +1,40 @@
-"""Recipes that the files in `configs/` share: what each changes in the default settings."""
+"""Recipes that the files in `configs/` share: what each changes in the default settings.
+
+All but `benchmark` change a config in place and return it; `vary` chooses one by its name.
+"""
+
+from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
 
 from dgia_jax.config import base
+from dgia_jax.errors import UserError
+
+
+def vary(
+  config: ConfigDict,
+  variant: str,
+  variants: Mapping[str, Callable[[ConfigDict], ConfigDict]],
+  name: str,
+) -> ConfigDict:
+  """The config of one variant of a file in `configs/`.
+
+  Args:
+    config: without a variant.
+    variant: a key of `variants`; "" for none.
+    variants: by name, what makes the variant of the config.
+    name: of the file.
+
+  Raises:
+    UserError: the variant is unknown.
+  """
+  if not variant:
+    return config
+  if variant not in variants:
+    *others, last = ("none", *(f":{known}" for known in variants))
+    choices = f"{', '.join(others)} or {last}" if others else last
+    raise UserError(f"configs/{name}.py has no variant {variant!r}: use {choices}")
+  return variants[variant](config)
 
 
 def benchmark(name: str) -> ConfigDict:
@@ -14,8 +46,8 @@ def benchmark(name: str) -> ConfigDict:
   return config
 
 
-def paper_equations(config: ConfigDict) -> ConfigDict:
-  """Switches `config`, in place, to the paper's equations where the released code differs."""
+def as_in_paper(config: ConfigDict) -> ConfigDict:
+  """The paper's equations and number of epochs where the released code differs."""
   config.loss.itc_reduction = "sum"  # Eq. 1-2
   config.global_association.loss_over = "batch"  # Eq. 13
   config.augment.mask_first = False  # every word is masked with the same probability
@@ -23,8 +55,8 @@ def paper_equations(config: ConfigDict) -> ConfigDict:
   return config
 
 
-def beyond_paper(config: ConfigDict) -> ConfigDict:
-  """Switches `config`, in place, to what gained most on synthetic people (docs/findings.md).
+def plus(config: ConfigDict) -> ConfigDict:
+  """What gained most on synthetic people (docs/findings.md).
 
   Images take the captions of their mined neighbours, and no relations are mined inside a batch.
   Half of the distorted image's patches are not read. Words that `mini` has never read get tokens of
@@ -39,13 +71,13 @@ def beyond_paper(config: ConfigDict) -> ConfigDict:
 
 
 def strong(config: ConfigDict) -> ConfigDict:
-  """Switches `config`, in place, to what should score highest on one GPU; not yet run.
+  """What should score highest on one GPU; not yet run.
 
-  `beyond_paper`, masked words and half the rate for weights that were pretrained on people, which
+  `plus`, masked words and half the rate for weights that were pretrained on people, which
   the caller of the program names (`config.pretrained`). The epoch is chosen on val.
   docs/reproducing.md lists where each gain was published.
   """
-  beyond_paper(config)
+  plus(config)
   config.augment.clean_mask_ratio = 0.15
   config.optimizer.learning_rate /= 2
   config.eval.select_on = "val"
@@ -53,7 +85,7 @@ def strong(config: ConfigDict) -> ConfigDict:
 
 
 def from_scratch(config: ConfigDict) -> ConfigDict:
-  """Switches `config`, in place, to a recipe for tiny towers without pretrained weights, on a CPU.
+  """A recipe for tiny towers without pretrained weights, on a CPU.
 
   At first features mean nothing and nearly all cosines are high, so the temperature is warmer and
   the losses that need relations start later (`start_epoch`, set by the caller).
@@ -81,7 +113,7 @@ def from_scratch(config: ConfigDict) -> ConfigDict:
 
 
 def from_mini(config: ConfigDict) -> ConfigDict:
-  """Switches `config`, in place, to fine-tuning `mini`, the model in the package, on a CPU.
+  """Fine-tuning of `mini`, the model in the package, on a CPU.
 
   Relations start in the released epochs, because features mean something from the start.
   """

@@ -38,11 +38,11 @@ def setting(
   Raises:
     UserError: a folder holds no finished run of this setting, or a seed occurs twice.
   """
-  recipe = config_lib.recipe(synth_pedes.get_config()) | changes
+  recipe = config_lib.changed_fields(synth_pedes.get_config()) | changes
   seeds, scores = [], {metric: [] for metric in stored_scores.METRICS}
   for folder in folders:
     config = config_lib.from_stored(workdir_lib.read_config(folder, flag))
-    stored = config_lib.recipe(config)
+    stored = config_lib.changed_fields(config)
     if stored != recipe:
       names = sorted(n for n in stored.keys() | recipe.keys() if stored.get(n) != recipe.get(n))
       raise UserError(f"{flag}={folder}: is no run of this setting (differing: {', '.join(names)})")
@@ -77,7 +77,7 @@ def _run(argv: Sequence[str] | None) -> None:
   arguments = parser.parse_args(argv)
   config = synth_pedes.get_config()
   content = {
-    "recipe": config_lib.recipe(config),
+    "recipe": config_lib.changed_fields(config),
     "pretrained_sha256": _weights_checksum(config.pretrained),
     "settings": [
       setting("contrastive loss alone", arguments.baseline, BASELINE, "--baseline"),

@@ -268,18 +268,17 @@ def test_runtime_fields_exist():
 
 
 def variants(file):
-  """Every string that the file's get_config compares `variant` with, and "" for none."""
+  """Every variant in the table that the file's get_config gives to `recipes.vary`, and ""."""
   found = [""]
   for node in ast.walk(ast.parse((ROOT / "configs" / f"{file}.py").read_text())):
-    if isinstance(node, ast.Compare) and ast.unparse(node.left) == "variant":
-      values = [ast.literal_eval(constant) for constant in node.comparators]
-      found += [v for value in values for v in ((value,) if isinstance(value, str) else value)]
-  return list(dict.fromkeys(found))
+    if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "variants":
+      found += [ast.literal_eval(key) for key in node.value.keys]
+  return found
 
 
 def test_the_search_for_variants_finds_some():
   assert {"synth_pedes", "cuhk_pedes", "icfg_pedes", "rstp_reid", "custom"} <= set(CONFIG_FILES)
-  assert variants("synth_pedes") == ["", "scratch", "small", "plus"]
+  assert variants("synth_pedes") == ["", "plus", "scratch", "small"]
   assert variants("icfg_pedes") == ["", "paper", "plus", "strong", "holdout"]
   assert variants("custom") == ["", "plus", "mini", "mini_plus", "tiny", "tiny_plus"]
 
@@ -351,7 +350,7 @@ def test_paper_equations_and_released_defaults():
   base = config_lib.base()
   assert (base.loss.itc_reduction, base.global_association.loss_over) == ("mean", "all")
   assert base.augment.mask_first and base.optimizer.epsilon == 1e-3
-  paper = recipes.paper_equations(config_lib.base())
+  paper = recipes.as_in_paper(config_lib.base())
   assert (paper.loss.itc_reduction, paper.global_association.loss_over) == ("sum", "batch")
   assert not paper.augment.mask_first and paper.num_epochs == 40
 

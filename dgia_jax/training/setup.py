@@ -74,7 +74,7 @@ class TrainingSetup:
   @functools.cached_property
   def abstract_state(self) -> train_state.TrainState:
     """The training state as `jax.ShapeDtypeStruct`s."""
-    return jax.eval_shape(init_state(self))
+    return jax.eval_shape(state_initializer(self))
 
   def encode(
     self,
@@ -275,7 +275,7 @@ def _schedule_settings(config: ConfigDict, steps_per_epoch: int) -> dict[str, An
   }
 
 
-def init_state(setup: TrainingSetup) -> Callable[[], train_state.TrainState]:
+def state_initializer(setup: TrainingSetup) -> Callable[[], train_state.TrainState]:
   """Returns a function that creates the initial training state; it is meant to be traced."""
 
   config = setup.config
@@ -318,7 +318,7 @@ def initial_state(
   Raises:
     UserError: as `load_pretrained`.
   """
-  state = train_state.create(setup.mesh, init_state(setup))
+  state = train_state.create(setup.mesh, state_initializer(setup))
   if setup.config.pretrained:
     params, unused = load_pretrained(setup, state.params)
     state = train_state.with_params(setup.mesh, state, params, setup.select_trained)

@@ -174,7 +174,7 @@ def _stored_results(setup: TrainingSetup) -> dict | None:
 
 def _compare(config: ConfigDict, console: Console, results: Mapping[str, Any]) -> None:
   """Shows the scores beside stored ones, if the package has some for this config."""
-  stored = stored_scores.of_recipe(config_lib.recipe(config))
+  stored = stored_scores.of_recipe(config_lib.changed_fields(config))
   console.comparison("test, last epoch", results["last"]["t2i"], stored)
 
 

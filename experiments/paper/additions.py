@@ -14,7 +14,7 @@ EXCHANGE = {"caption_exchange.prob": 0.7}
 NO_LOCAL = {"loss.weights.local": 0.0, "local_association.modality": "none"}
 PATCH_DROP = {"augment.patch_drop_ratio": 0.5}
 NEW_WORDS = {"tokenizer.new_words": 3}
-PLUS = EXCHANGE | NO_LOCAL | PATCH_DROP | NEW_WORDS  # `recipes.beyond_paper`
+PLUS = EXCHANGE | NO_LOCAL | PATCH_DROP | NEW_WORDS  # `recipes.plus`
 MASKED_CLEAN = {"augment.clean_mask_ratio": 0.15}
 ONE_VIEW = {"loss.weights.consistency": 0.0}
 # Epochs of one view cost half as much as those of two.

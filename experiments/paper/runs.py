@@ -164,7 +164,7 @@ def digest(config: ConfigDict, start: ExperimentRun | None = None) -> str:
   default that changes nothing, therefore does not rename the folders of finished runs. The path of
   the run that provides the initial weights, `start`, does not matter.
   """
-  values = config_lib.recipe(config)
+  values = config_lib.changed_fields(config)
   if start is not None:
     values["pretrained"] = digest(start.config)
   return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]

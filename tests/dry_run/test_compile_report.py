@@ -41,7 +41,7 @@ def found():
 
 def test_memory_is_that_of_the_arrays(found):
   run = compile_report.abstract_setup(config(), jax.devices(), PAIRS)
-  state = train_state.create(run.mesh, setup.init_state(run))
+  state = train_state.create(run.mesh, setup.state_initializer(run))
   first = lambda leaf: leaf.addressable_shards[0].data.nbytes
   size = lambda tree: sum(map(first, jax.tree.leaves(tree)))
   memory = found["memory_bytes"]

@@ -39,7 +39,7 @@ def store(method, baseline):
 
 
 def test_stored_scores_belong_to_one_config_of_any_seed(tmp_path, stored_file, capsys):
-  assert stored_scores.of_recipe(config_lib.recipe(synth_pedes.get_config())) == []
+  assert stored_scores.of_recipe(config_lib.changed_fields(synth_pedes.get_config())) == []
   method = [write_run(tmp_path / f"m{seed}", seed, 30.0 + seed) for seed in (0, 1)]
   baseline = [
     write_run(tmp_path / f"b{seed}", seed, 20.0 + seed, **storing.BASELINE) for seed in (0, 3)
@@ -47,7 +47,7 @@ def test_stored_scores_belong_to_one_config_of_any_seed(tmp_path, stored_file, c
   assert store(method, baseline) == 0 and str(stored_file) in capsys.readouterr().out
   config = synth_pedes.get_config()
   config.seed, config.log_every_steps = 77, 3
-  alone, whole = stored_scores.of_recipe(config_lib.recipe(config))
+  alone, whole = stored_scores.of_recipe(config_lib.changed_fields(config))
   assert alone.seeds == [0, 3] and alone.scores["R1"] == [20.0, 23.0]
   assert alone.command == (
     "python -m dgia_jax.main --config synth_pedes --config.loss.weights.local=0"
@@ -56,7 +56,7 @@ def test_stored_scores_belong_to_one_config_of_any_seed(tmp_path, stored_file, c
   assert whole.scores == {"R1": [30.0, 31.0], "mAP": [60.0, 61.0]}
   assert whole.mean("R1") == 30.5 and whole.deviation("R1") == pytest.approx(0.5**0.5)
   config.batch_size += 1
-  assert stored_scores.of_recipe(config_lib.recipe(config)) == []
+  assert stored_scores.of_recipe(config_lib.changed_fields(config)) == []
 
 
 def test_runs_of_another_setting_or_a_repeated_seed_are_refused(tmp_path, stored_file):
@@ -83,7 +83,7 @@ def test_a_training_shows_them_at_its_end_also_when_repeated(stored_file, tmp_pa
   config, splits = tiny_run.config(num_epochs=1, mesh__data=-1), tiny_run.splits()
   numbers = {"R1": [1.0, 2.0], "mAP": [3.0, 4.0]}
   setting = {"title": "baseline", "command": "python x", "seeds": [0, 1], "scores": numbers}
-  stored = {"recipe": config_lib.recipe(config), "settings": [setting]}
+  stored = {"recipe": config_lib.changed_fields(config), "settings": [setting]}
   files.write_json(stored_file, stored)
   for _ in range(2):
     out = io.StringIO()

@@ -12,7 +12,7 @@ def fresh(tmp_path_factory, **mesh):
   """A Run and its fresh state."""
   fields = {f"mesh__{axis}": size for axis, size in mesh.items()}
   run = setup.create(tiny_run.config(**fields), tmp_path_factory.mktemp("run"), tiny_run.splits())
-  return run, train_state.create(run.mesh, setup.init_state(run))
+  return run, train_state.create(run.mesh, setup.state_initializer(run))
 
 
 @pytest.fixture(scope="module")

@@ -99,7 +99,7 @@ def test_a_packed_step_equals_one_that_is_not(tmp_path, monkeypatch, fields):
   batches.close()
   outcomes = []
   for chosen in (packing, None):
-    state = train_state.create(run.mesh, setup.init_state(run))
+    state = train_state.create(run.mesh, setup.state_initializer(run))
     step = compilation.compile_step(setup.create_step(run, chosen), run.mesh, state, batch)
     state, output = step(state, batch)
     outcomes.append(jax.device_get((state.params, state.bank, output.metrics)))
@@ -114,7 +114,7 @@ def test_a_caption_that_is_longer_than_announced_stops_the_run(tmp_path, monkeyp
   batches = train.global_batches(run, encoded(run), 0)
   batch = next(batches)
   batches.close()
-  state = train_state.create(run.mesh, setup.init_state(run))
+  state = train_state.create(run.mesh, setup.state_initializer(run))
   too_short = Packing(tuple(Slot(row, 0, 4) for row in range(8)), num_rows=8, row_length=8)
   step = compilation.compile_step(setup.create_step(run, too_short), run.mesh, state, batch)
   assert np.isnan(step(state, batch)[1].metrics["loss"])

@@ -117,8 +117,8 @@ def parameter_count(size, image_size, context_length, vocab_size):
   )
 
 
-def test_init_state_has_the_models_parameters(run):
-  state = jax.eval_shape(setup.init_state(run))
+def test_the_initial_state_has_the_models_parameters(run):
+  state = jax.eval_shape(setup.state_initializer(run))
   sizes = [leaf.size for leaf in jax.tree.leaves(state.params)]
   assert sum(sizes) == parameter_count(tiny_run.SIZE, (16, 16), 8, run.tokenizer.vocab_size)
   assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
@@ -164,7 +164,7 @@ def test_pretrained_weights_are_sharded_like_the_initial_ones(run, monkeypatch):
   monkeypatch.setattr(pretrained, "load_pretrained", load_pretrained)
   config = tiny_run.config(pretrained="some/clip")
   changed = dataclasses.replace(run, config=config, mesh=sharding.create_mesh(2, 2, 2))
-  abstract = jax.eval_shape(setup.init_state(changed)).params
+  abstract = jax.eval_shape(setup.state_initializer(changed)).params
   params, unused = setup.load_pretrained(changed, abstract)
   assert arguments == {"name": "some/clip", "image_size": (16, 16), "family": "CLIP"}
   assert unused == ["logit_scale"]
@@ -195,7 +195,7 @@ def test_a_run_starts_from_the_weights_and_vocabulary_of_another(finished_run, t
   vocabulary = tokenizer_lib.load_tokenizer(finished_run / workdir_lib.TOKENIZER)
   captions = tiny_run.splits()["train"].captions
   np.testing.assert_array_equal(parts.tokenizer.encode(captions), vocabulary.encode(captions))
-  fresh = train_state.create(parts.mesh, setup.init_state(parts)).params
+  fresh = train_state.create(parts.mesh, setup.state_initializer(parts)).params
   loaded, unused = setup.load_pretrained(parts, fresh)
   _, expected = checkpoint.restore_params(finished_run)
   assert unused == ()
@@ -209,7 +209,7 @@ def test_a_run_of_another_model_is_refused(finished_run, tmp_path):
     pretrained=str(finished_run), dataset__image_size=(32, 16), **ALL_DEVICES
   )
   parts = setup.create(config, tmp_path, tiny_run.splits())
-  fresh = train_state.create(parts.mesh, setup.init_state(parts)).params
+  fresh = train_state.create(parts.mesh, setup.state_initializer(parts)).params
   with pytest.raises(UserError, match="another model.*position_embedding.*dgia_jax.convert"):
     setup.load_pretrained(parts, fresh)
   config = tiny_run.config(pretrained=str(finished_run), tokenizer__context_length=9, **ALL_DEVICES)

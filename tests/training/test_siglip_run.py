@@ -100,7 +100,7 @@ def one_device(monkeypatch):
 
 def one_step(parts):
   """(all parameters before, after, metrics) of one optimiser step."""
-  state = train_state.create(parts.mesh, setup.init_state(parts))
+  state = train_state.create(parts.mesh, setup.state_initializer(parts))
   before = jax.device_get(state.params)
   batches = train.global_batches(parts, parts.tokenizer.encode(parts.train_pairs.captions), 0)
   batch = next(iter(batches))

@@ -102,7 +102,7 @@ def test_the_estimate_follows_the_mesh_and_the_settings(parts):
 def test_the_estimate_is_below_what_the_compiler_reports(parts):
   """A lower bound must never refuse a run that fits."""
   run = parts(batch_size=64)
-  state = jax.eval_shape(setup.init_state(run))
+  state = jax.eval_shape(setup.state_initializer(run))
   batch = compile_report.abstract_batch(run.config)
   compiled = compilation.compile_step(setup.create_step(run), run.mesh, state, batch)
   sizes = compiled.memory_analysis()

@@ -44,7 +44,7 @@ def restored(workdir, **fields):
   parts = setup.create(tiny_run.config(**fields), workdir, tiny_run.splits())
   checkpoints = checkpoint.Checkpoints(workdir)
   state, _ = checkpoints.restore(
-    checkpoints.latest(), parts.mesh, jax.eval_shape(setup.init_state(parts))
+    checkpoints.latest(), parts.mesh, jax.eval_shape(setup.state_initializer(parts))
   )
   checkpoints.close()
   return jax.device_get(state)
@@ -98,7 +98,7 @@ def _steps(mesh, count=6, splits=None, **fields):
   config = tiny_run.config(**fields)
   config.mesh.update(dict(zip(("data", "fsdp", "tensor"), mesh, strict=True)))
   parts = setup.create(config, "/nonexistent", splits or tiny_run.splits())
-  state = train.train_state.create(parts.mesh, setup.init_state(parts))
+  state = train.train_state.create(parts.mesh, setup.state_initializer(parts))
   batches = train.global_batches(parts, tokens_of(parts), 0)
   outputs, compiled = [], None
   for _, batch in zip(range(count), batches, strict=False):
@@ -364,7 +364,7 @@ def test_padded_rows_change_nothing(no_tokenizer_folder):
   batch["tokens"][4:] = batch["tokens"][:4]
   states = []
   for parts, rows in ((wide, 8), (narrow, 4)):
-    state = train.train_state.create(parts.mesh, setup.init_state(parts))
+    state = train.train_state.create(parts.mesh, setup.state_initializer(parts))
     step = jax.jit(setup.create_step(parts))
     for _ in range(2):
       state, output = step(state, {name: value[:rows] for name, value in batch.items()})

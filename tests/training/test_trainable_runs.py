@@ -97,7 +97,7 @@ def test_captions_are_exchanged_from_the_epoch_after_the_first_mining(tmp_path):
 
 def three_steps(setup_of_run):
   """The metrics and the state after three steps."""
-  state = train_state.create(setup_of_run.mesh, setup.init_state(setup_of_run))
+  state = train_state.create(setup_of_run.mesh, setup.state_initializer(setup_of_run))
   tokens_NxL = setup_of_run.tokenizer.encode(setup_of_run.train_pairs.captions)
   batches = train.global_batches(setup_of_run, tokens_NxL, 0)
   outputs, compiled = [], None
@@ -130,7 +130,7 @@ def test_any_mesh_takes_the_same_steps(parts, fields):
 def test_the_bank_holds_features_of_the_trained_weights_not_of_their_average(parts, accumulation):
   """After some steps the average lags behind the weights, so their features differ."""
   made = parts(**EMA, gradient_accumulation=accumulation)
-  state = train_state.create(made.mesh, setup.init_state(made))
+  state = train_state.create(made.mesh, setup.state_initializer(made))
   tokens_NxL = made.tokenizer.encode(made.train_pairs.captions)
   batches = train.global_batches(made, tokens_NxL, 0)
   step = jax.jit(setup.create_step(made))
@@ -153,7 +153,7 @@ def test_the_bank_holds_features_of_the_trained_weights_not_of_their_average(par
 def test_what_is_frozen_keeps_its_bits_and_the_rest_moves(parts, parts_of_batch):
   for fields in (FREEZE, LORA):
     made = parts(**fields, gradient_accumulation=parts_of_batch)
-    before = jax.device_get(train_state.create(made.mesh, setup.init_state(made)).params)
+    before = jax.device_get(train_state.create(made.mesh, setup.state_initializer(made)).params)
     _, state = three_steps(made)
     trained = by_name(made.select_trained(state.params))
     for name, leaf in by_name(before).items():
@@ -232,7 +232,7 @@ def test_size_check_counts_only_what_is_trained(parts):
 
 def test_the_parameter_table_ends_with_the_trained_share(parts):
   made = parts(freeze__text_blocks=-1)
-  state = train_state.create(made.mesh, setup.init_state(made))
+  state = train_state.create(made.mesh, setup.state_initializer(made))
   out = io.StringIO()
   Console(file=out).parameter_overview(state.params, size_check.num_trained(made))
   total = sum(leaf.size for leaf in jax.tree.leaves(state.params))

@@ -80,7 +80,7 @@ def make_state(
     workload, setup: of the step.
     rows: of both banks, see `fill_bank`; None: `bank_rows` of the state's own features.
   """
-  state = train_state.create(setup.mesh, setup_lib.init_state(setup))
+  state = train_state.create(setup.mesh, setup_lib.state_initializer(setup))
   if rows is None:
     rows = bank_rows(workload, setup, state)
   return state.replace(
@@ -261,7 +261,7 @@ class JaxImplementation:
   @functools.cached_property
   def _rows(self):
     """Rows of both banks, the same for all steps: around the features of the config's batch."""
-    state = train_state.create(self._setup.mesh, setup_lib.init_state(self._setup))
+    state = train_state.create(self._setup.mesh, setup_lib.state_initializer(self._setup))
     return bank_rows(self._workload, self._setup, state)
 
   @staticmethod
@@ -334,7 +334,7 @@ class JaxImplementation:
 
   def _make_optimiser(self, _):
     optimizer = self._setup.optimizer
-    state = train_state.create(self._setup.mesh, setup_lib.init_state(self._setup))
+    state = train_state.create(self._setup.mesh, setup_lib.state_initializer(self._setup))
     gradient = jax.tree.map(lambda leaf: jnp.full_like(leaf, 1e-3), state.params)
     state = [(state.params, state.opt_state)]
     layouts = jax.tree.map(lambda leaf: leaf.sharding, state[0])
@@ -356,7 +356,7 @@ class JaxImplementation:
     return _caller(jax.jit(jnp.matmul), a, a), {}
 
   def _params(self):
-    return train_state.create(self._setup.mesh, setup_lib.init_state(self._setup)).params
+    return train_state.create(self._setup.mesh, setup_lib.state_initializer(self._setup)).params
 
 
 def _caller(function, *arguments):

@@ -30,8 +30,8 @@ def test_rows_are_in_the_papers_order(name):
 
 
 def test_the_setting_plus_is_the_variant_plus():
-  variant = config_lib.recipe(synth_pedes.get_config("plus"))
-  released = config_lib.recipe(synth_pedes.get_config())
+  variant = config_lib.changed_fields(synth_pedes.get_config("plus"))
+  released = config_lib.changed_fields(synth_pedes.get_config())
   assert variant == released | additions.PLUS
 
 
