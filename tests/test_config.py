@@ -346,7 +346,7 @@ def test_the_strong_recipe_never_chooses_by_test_scores(file):
   assert strong.dataset.options.get("holdout", 0) == (310 if file == "icfg_pedes" else 0)
 
 
-def test_paper_equations_and_released_defaults():
+def test_the_papers_recipe_and_released_defaults():
   base = config_lib.base()
   assert (base.loss.itc_reduction, base.global_association.loss_over) == ("mean", "all")
   assert base.augment.mask_first and base.optimizer.epsilon == 1e-3

@@ -19,8 +19,8 @@
 | | Adam | `optimizer.create` |
 
 `train_step` puts them together: start reading there. Around the paper: `gradient_cache` (large
-batches in little memory), `compilation`, `train_state`, and additions that are off by default:
-`strict_mining`, `caption_exchange`, `confidence_gate` with `caption_ranks`;
+batches in little memory), `random_streams`, `compilation`, `train_state`, and additions that are
+off by default: `strict_mining`, `caption_exchange`, `confidence_gate` with `caption_ranks`;
 `trainable` (frozen blocks), `lora`, `learnable_temperature` and `ema`.
 """
 
