@@ -62,9 +62,7 @@ def abstract_setup(
     UserError: as `setup.create`.
   """
   config_lib.check(config)
-  mesh = sharding.create_mesh(**config.mesh, devices=devices)
-  setup_checks.check_devices(mesh)
-  setup_checks.check_batch(config, mesh)
+  mesh = setup_checks.training_mesh(config, devices)
   vocabulary = TokenIds(vocabulary_size(config))
   return setup.assemble(config, mesh, {"train": DatasetSizes(num_pairs)}, vocabulary)
 

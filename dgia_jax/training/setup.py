@@ -22,7 +22,6 @@ from dgia_jax import sharding
 from dgia_jax.data import batches as batches_lib
 from dgia_jax.data import pairs as pairs_lib
 from dgia_jax.data.token_ids import Vocabulary
-from dgia_jax.errors import UserError
 from dgia_jax.method import augment, mining, strict_mining, train_state, train_step, trainable
 from dgia_jax.method import optimizer as optimizer_lib
 from dgia_jax.models import backend, dual_encoder
@@ -127,10 +126,7 @@ def create(
     UserError: the config or the data contains something that cannot work.
   """
   config_lib.check(config)
-  mesh = sharding.create_mesh(**config.mesh)
-  setup_checks.check_devices(mesh)
-  setup_checks.check_batch(config, mesh)
-  return _on_mesh(config, mesh, workdir, splits)
+  return _with_data(config, setup_checks.training_mesh(config), workdir, splits)
 
 
 def create_for_evaluation(
@@ -139,27 +135,16 @@ def create_for_evaluation(
   splits: Mapping[str, pairs_lib.PairTable] | None = None,
   notify: Callable[[str], None] = lambda line: None,
 ) -> TrainingSetup:
-  """As `create`, on whatever devices are there and for a batch that need not divide over them.
+  """As `create`, on whatever devices are there, for a batch that need not divide over them.
 
-  Args:
-    config, workdir, splits: as in `create`; config may be that of a run of an earlier release,
-      which `config.check` would not start again.
-    notify: receives one line where the config's mesh does not fit the devices.
-
-  Raises:
-    UserError: as `create`.
+  The config may be that of an earlier release's run, which `config.check` would not start again.
+  `notify` receives one line where the config's mesh does not fit the devices.
   """
   config_lib.check_values(config)
-  try:
-    mesh = sharding.create_mesh(**config.mesh)
-  except UserError as error:
-    mesh = sharding.create_mesh()
-    notify(f"{error}; evaluating with mesh.data={mesh.size} mesh.fsdp=1 mesh.tensor=1")
-  setup_checks.check_devices(mesh)
-  return _on_mesh(config, mesh, workdir, splits)
+  return _with_data(config, setup_checks.evaluation_mesh(config, notify), workdir, splits)
 
 
-def _on_mesh(
+def _with_data(
   config: ConfigDict,
   mesh: jax.sharding.Mesh,
   workdir: pathlib.Path | str,

@@ -1,4 +1,6 @@
-"""Checks that a config fits the devices and the model that it names."""
+"""Checks that a config fits the devices that are there and the model that it names."""
+
+from collections.abc import Callable, Sequence
 
 import jax
 from ml_collections import ConfigDict
@@ -9,6 +11,43 @@ from dgia_jax.config_ranges import get
 from dgia_jax.errors import UserError
 from dgia_jax.method import memory_bank, trainable
 from dgia_jax.models import dual_encoder
+
+
+def training_mesh(
+  config: ConfigDict, devices: Sequence[jax.Device] | None = None
+) -> jax.sharding.Mesh:
+  """The config's mesh, if the memory bank and the batch divide over it.
+
+  Args:
+    config: the resolved config.
+    devices: by default, all devices of all processes.
+
+  Raises:
+    UserError: they do not, or the mesh does not fit the devices.
+  """
+  mesh = sharding.create_mesh(**config.mesh, devices=devices)
+  check_devices(mesh)
+  check_batch(config, mesh)
+  return mesh
+
+
+def evaluation_mesh(config: ConfigDict, notify: Callable[[str], None]) -> jax.sharding.Mesh:
+  """The config's mesh, or all devices along the batch where it does not fit them.
+
+  Args:
+    config: the resolved config.
+    notify: receives one line where it does not fit.
+
+  Raises:
+    UserError: the memory bank cannot be split over the devices.
+  """
+  try:
+    mesh = sharding.create_mesh(**config.mesh)
+  except UserError as error:
+    mesh = sharding.create_mesh()
+    notify(f"{error}; evaluating with mesh.data={mesh.size} mesh.fsdp=1 mesh.tensor=1")
+  check_devices(mesh)
+  return mesh
 
 
 def check_devices(mesh: jax.sharding.Mesh) -> None:

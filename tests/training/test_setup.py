@@ -41,7 +41,7 @@ def test_check_batch(batch_size, fits):
 def test_devices_that_cannot_share_the_bank_are_refused(count, tmp_path, monkeypatch):
   setup_checks.check_devices(sharding.create_mesh(devices=jax.devices()[:6]))
   few = sharding.create_mesh(devices=jax.devices()[:count])
-  monkeypatch.setattr(sharding, "create_mesh", lambda **sizes: few)
+  monkeypatch.setattr(sharding, "create_mesh", lambda **settings: few)
   with pytest.raises(
     UserError, match=f"= {count} device.*use {count - 1} .*1, 2, 3, 4, 6"
   ) as caught:
