@@ -119,7 +119,8 @@ def longest_at_each_rank(
     int (R,), ascending, R = batch_size / S / P: the maximum over all batches of the run.
   """
   steps = steps_per_epoch(len(lengths_N), batch_size)
-  padded = np.zeros(steps * batch_size, lengths_N.dtype)
+  # The text tower measures a padded row, which has no end token, as one token.
+  padded = np.ones(steps * batch_size, lengths_N.dtype)
   longest = np.zeros(batch_size // shards // parts, lengths_N.dtype)
   for epoch in range(num_epochs):
     padded[: len(lengths_N)] = lengths_N[epoch_order(len(lengths_N), seed, epoch)]

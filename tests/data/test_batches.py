@@ -145,6 +145,12 @@ def test_the_longest_captions_of_a_device_are_known_in_advance(shards, parts):
   np.testing.assert_array_equal(longest, np.max(seen, axis=0))
 
 
+def test_a_padded_row_needs_room_for_one_token():
+  lengths = np.array([5, 3])
+  longest = batches_lib.longest_at_each_rank(lengths, batch_size=4, seed=0, num_epochs=2)
+  np.testing.assert_array_equal(longest, [1, 1, 3, 5])
+
+
 def test_inconsistent_numbers_are_refused():
   pairs = _pairs()
   for rows in ([], [-1, 0], [7, 8], [2, 1], [3, 3]):

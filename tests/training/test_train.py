@@ -379,6 +379,15 @@ def test_padded_rows_change_nothing(no_tokenizer_folder):
 
 
 @pytest.mark.integration
+def test_fewer_pairs_than_a_batch_has_rows_are_trained_on(tmp_path):
+  """36 pairs in a batch of 48, whose padded rows are packed like captions."""
+  out = io.StringIO()
+  _, lines = run(tmp_path, out=out, batch_size=48, num_epochs=2)
+  assert "packed into rows of" in out.getvalue()
+  assert len(losses(lines)) == 2 and np.isfinite(losses(lines)).all()
+
+
+@pytest.mark.integration
 def test_a_view_that_is_not_needed_yet_is_not_missed(no_tokenizer_folder, monkeypatch):
   """Skipping the distorted view before its losses start gives the steps that encoding it gives."""
   fields = {"local_association__start_epoch": 2}
