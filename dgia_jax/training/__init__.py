@@ -21,6 +21,7 @@ Start with `train.train`, which tells the whole story; the other modules are its
 | `test_time` | corrections of the ranking at test time, off by default |
 | `checkpoint` | saves the training state and restores it on any mesh |
 | `checkpoint_arrays` | reads and verifies the arrays of a checkpoint, and places them on a mesh |
+| `checkpoint_manager` | Orbax's manager: which checkpoints it keeps, what it prints |
 | `checkpoint_record` | what a checkpoint must contain, so that damage is noticed |
 | `array_digests` | SHA-256 and CRC-32 of arrays, whatever mesh they are split over |
 | `run_weights` | the weights of a run as the two towers, to convert, index or measure |

@@ -9,11 +9,8 @@ A bucket cannot rename folders: there a file that Orbax writes last marks a comp
 """
 
 import contextlib
-import functools
-import logging
 import os
 import pathlib
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,17 +21,19 @@ import orbax.checkpoint as ocp
 from dgia_jax import bucket, cli, distributed, full_disk, remote, user_files
 from dgia_jax.errors import UserError
 from dgia_jax.method import train_state, trainable
-from dgia_jax.training import array_digests, checkpoint_arrays, checkpoint_record
+from dgia_jax.training import (
+  array_digests,
+  checkpoint_arrays,
+  checkpoint_manager,
+  checkpoint_record,
+)
 from dgia_jax.training.checkpoint_arrays import STATE
 from dgia_jax.training.checkpoint_record import CheckpointRecord, DamagedCheckpointError
 
 FOLDER = "checkpoints"
 WEIGHTS = ("raw", "ema")  # of a checkpoint: as trained, and their moving average
 DAMAGED_FOLDER = "damaged"
-_UNFINISHED = ".orbax-checkpoint-tmp"
 _COMPLETE_IN_BUCKET = "commit_success.txt"
-# Orbax warns about a file that it does not write.
-_EXPECTED_WARNING = "_CHECKPOINT_METADATA"
 
 Notify = Callable[[str], None]
 
@@ -178,18 +177,9 @@ class Checkpoints:
     return full_disk.explained(self._folder, self._state_bytes)
 
   def _create_manager(self) -> ocp.CheckpointManager:
-    """Orbax's manager, which removes the leftovers of an interrupted save."""
-    self._scores = _scores(self._folder, steps_saved(self._workdir))
-    _silence_orbax()
-    return ocp.CheckpointManager(
-      self._folder,
-      item_names=(STATE, checkpoint_record.RECORD),
-      options=ocp.CheckpointManagerOptions(
-        preservation_policy=_KeepNewestAndBest(self._keep, self._scores),
-        cleanup_tmp_directories=True,
-        enable_async_checkpointing=True,
-      ),
-    )
+    self._scores |= _scores(self._folder, steps_saved(self._workdir))
+    items = (STATE, checkpoint_record.RECORD)
+    return checkpoint_manager.create(self._folder, items, self._keep, self._scores)
 
   def _choose_intact(self) -> int:
     """The newest intact step, or -1 without any checkpoint; moves damaged ones away."""
@@ -225,23 +215,6 @@ class Checkpoints:
     if self._verify and record.checksums is None:
       self._notify(f"{folder} has no checksums to verify: an earlier release saved it")
     return record, checkpoint_arrays.read(folder, record, verify=self._verify)
-
-
-class _KeepNewestAndBest:
-  """Orbax's preservation policy: the `keep` newest checkpoints and the best one.
-
-  The scores are read from the checkpoints' own records, which notice damage.
-  """
-
-  def __init__(self, keep: int, scores: dict[int, float]):
-    self._keep, self._scores = keep, scores
-
-  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-    """For each checkpoint, oldest first, whether to keep it."""
-    del context
-    steps = [checkpoint.step for checkpoint in checkpoints]
-    kept = {*sorted(steps)[-self._keep :], _highest(self._scores, steps)}
-    return [step in kept for step in steps]
 
 
 def steps_saved(workdir: bucket.AnyPath | str) -> list[int]:
@@ -347,13 +320,8 @@ def _scores(folder: bucket.AnyPath, steps: Sequence[int]) -> dict[int, float]:
   return scores
 
 
-def _highest(scores: dict[int, float], steps: Sequence[int]) -> int | None:
-  """Of these steps, the one with the highest score, or the later of two."""
-  return max((s for s in steps if s in scores), key=lambda s: (scores[s], s), default=None)
-
-
 def _best(folder: bucket.AnyPath, steps: Sequence[int]) -> int | None:
-  return _highest(_scores(folder, steps), steps)
+  return checkpoint_manager.highest(_scores(folder, steps), steps)
 
 
 def _move_away(checkpoint: bucket.AnyPath, folder: bucket.AnyPath) -> bucket.AnyPath:
@@ -370,27 +338,3 @@ def _move_away(checkpoint: bucket.AnyPath, folder: bucket.AnyPath) -> bucket.Any
 def _is_taken(path: bucket.AnyPath) -> bool:
   """Whether something has this name, be it a broken link."""
   return path.exists() if bucket.is_remote(path) else os.path.lexists(path)
-
-
-@functools.cache
-def _silence_orbax() -> None:
-  """Keeps away what Orbax prints besides the exceptions that `save`, `wait` and `close` raise."""
-  logging.getLogger("absl").addFilter(_is_news)
-  hook = sys.unraisablehook
-
-  def hook_with_filter(unraisable: Any) -> None:
-    # When one array cannot be written, Orbax closes its event loop. The arrays that are written
-    # afterwards report to the closed loop, and TensorStore prints a traceback for each one.
-    error = unraisable.exc_value
-    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
-      hook(unraisable)
-
-  sys.unraisablehook = hook_with_filter
-
-
-def _is_news(log_record: logging.LogRecord) -> bool:
-  """False for an expected warning, and for write errors, which `save` or `wait` raise again."""
-  error = str(log_record.exc_info[1]) if log_record.exc_info else ""
-  texts = (log_record.getMessage(), error)
-  raised_again = (_UNFINISHED, "gs://") if log_record.levelno >= logging.ERROR else (_UNFINISHED,)
-  return not any(part in text for part in (_EXPECTED_WARNING, *raised_again) for text in texts)
