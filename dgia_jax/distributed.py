@@ -118,6 +118,17 @@ def decided_by_first_process(decide: Callable[[], int]) -> int:
   return decision
 
 
+def from_every_process(array: np.ndarray) -> np.ndarray:
+  """A small array of each process, stacked; every process must call this and gets the same."""
+  return np.asarray(multihost_utils.process_allgather(array, tiled=False))
+
+
+def summed(array: np.ndarray) -> np.ndarray:
+  """The sum of an array over all processes; every process must call this and gets the same."""
+  # What the sources give is summed, and here every process is one.
+  return np.asarray(multihost_utils.broadcast_one_to_all(array, is_source=True))
+
+
 @contextlib.contextmanager
 def termination(
   notify: Callable[[str], None] = cli.print_to_stderr,

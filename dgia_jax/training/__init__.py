@@ -24,6 +24,7 @@ Start with `train.train`, which tells the whole story; the other modules are its
 | `checkpoint_manager` | Orbax's manager: which checkpoints it keeps, what it prints |
 | `checkpoint_record` | what a checkpoint must contain, so that damage is noticed |
 | `array_digests` | SHA-256 and CRC-32 of arrays, whatever mesh they are split over |
+| `crc32` | the CRC-32 of bytes in several places, from a number for each part |
 | `run_weights` | the weights of a run as the two towers, to convert, index or measure |
 | `workdir` | a run's working directory and the names of the files in it |
 | `compilation_cache` | keeps compiled programs on disk for later starts |

@@ -298,11 +298,10 @@ def digest(state: train_state.TrainState, num_pairs: int) -> str:
   Returns:
     64 hexadecimal digits.
   """
-  per_pair = jax.tree.map(
-    lambda rows: array_digests.on_host(rows)[:num_pairs], {"bank": state.bank, "pairs": state.pairs}
-  )
-  tree = {"params": state.params, "ema": state.ema, **per_pair}  # None has no arrays
-  return array_digests.digest_of_arrays(checkpoint_arrays.named(tree))
+  arrays = checkpoint_arrays.named({"params": state.params, "ema": state.ema})  # None has no arrays
+  per_pair = checkpoint_arrays.named({"bank": state.bank, "pairs": state.pairs})
+  num_rows = dict.fromkeys(per_pair, num_pairs)
+  return array_digests.digest_of_arrays(arrays | per_pair, num_rows)
 
 
 def _scores(folder: bucket.AnyPath, steps: Sequence[int]) -> dict[int, float]:
