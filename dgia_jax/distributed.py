@@ -13,6 +13,7 @@ import itertools
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from typing import NoReturn
@@ -26,6 +27,7 @@ from dgia_jax.errors import UserError
 
 HEARTBEAT_SECONDS = 30  # a process that is silent for this long counts as dead
 SHUTDOWN_SECONDS = 60  # how long a process that has finished waits for the others
+VISIBLE_SECONDS = 90  # within which a network disk shows files that another machine has written
 BARRIER_SECONDS = 24 * 3600  # how long processes wait for one that, for example, builds the dataset
 
 _barriers = itertools.count()
@@ -116,6 +118,35 @@ def decided_by_first_process(decide: Callable[[], int]) -> int:
   if failed:
     raise UserError("process 0 stopped; its message says why")
   return decision
+
+
+def first_that(condition: bool) -> int | None:
+  """The first process for which this holds, if any; every process must call this, however late."""
+  if not several():
+    return 0 if condition else None
+  wait_for_all()
+  holds = from_every_process(np.array(condition, np.int32))
+  return int(np.argmax(holds)) if holds.any() else None
+
+
+def wait_until_visible(is_visible: Callable[[], bool], place: str) -> None:
+  """Returns once this process sees what process 0 has written to a disk that they share.
+
+  Args:
+    is_visible: whether it does.
+    place: the folder, or the flag and the folder, for the error.
+
+  Raises:
+    UserError: it still does not after `VISIBLE_SECONDS`.
+  """
+  deadline = time.time() + VISIBLE_SECONDS
+  while not is_visible():
+    if time.time() > deadline:
+      raise UserError(
+        f"{place}: process {jax.process_index()} does not see the files that process 0 has written:"
+        " give a folder that all processes share"
+      )
+    time.sleep(0.1)
 
 
 def from_every_process(array: np.ndarray) -> np.ndarray:

@@ -9,13 +9,13 @@ A bucket cannot rename folders: there a file that Orbax writes last marks a comp
 """
 
 import contextlib
+import functools
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from dgia_jax import bucket, cli, distributed, full_disk, remote, user_files
@@ -64,8 +64,6 @@ class Checkpoints:
     self._manager = None  # of Orbax; created by the first save
     self._scores: dict[int, float] = {}  # of the kept checkpoints, once there is a manager
     self._state_bytes = 0
-    # A checkpoint that was verified and is about to be restored: step, record, arrays.
-    self._intact: tuple[int, CheckpointRecord, dict[str, np.ndarray]] | None = None
 
   def latest(self) -> int | None:
     """Step of the newest complete checkpoint."""
@@ -124,10 +122,27 @@ class Checkpoints:
     Raises:
       UserError: the checkpoint does not fit the config's model or dataset, or none is intact.
     """
-    step = distributed.decided_by_first_process(self._choose_intact)
-    if step < 0:
-      return None
-    return step, *self.restore(step, mesh, abstract_state)
+    damaged: dict[int, str] = {}  # the errors as text, because their frames hold arrays
+    while (step := self._newest_besides(damaged)) is not None:
+      try:
+        restored = self.restore(step, mesh, abstract_state)
+      except DamagedCheckpointError as error:
+        damaged[step] = str(error)
+        continue
+      distributed.decided_by_first_process(functools.partial(self._set_aside, damaged, step))
+      return step, *restored
+    if damaged:
+      raise UserError(
+        f"{damaged[max(damaged)]}, and no other checkpoint in {self._folder} is intact; move"
+        f" {self._folder} away to train from the start"
+      )
+    return None
+
+  def _newest_besides(self, steps: Container[int]) -> int | None:
+    """The newest other step that process 0 sees."""
+    others = lambda: (step for step in steps_saved(self._workdir) if step not in steps)
+    newest = distributed.decided_by_first_process(lambda: max(others(), default=-1))
+    return newest if newest >= 0 else None
 
   def restore(
     self, step: int, mesh: jax.sharding.Mesh, abstract_state: train_state.TrainState
@@ -146,10 +161,12 @@ class Checkpoints:
       UserError: the checkpoint is damaged, or does not fit the config's model or dataset.
     """
     folder = self._folder / str(step)
-    if self._intact is None or self._intact[0] != step:
-      self._intact = (step, *self._read(step))
-    (_, record, arrays), self._intact = self._intact, None
-    return checkpoint_arrays.place(folder, arrays, mesh, abstract_state), record.run
+    if jax.process_index() > 0:
+      distributed.wait_until_visible(lambda: _is_complete(folder), str(folder))
+    record, state = checkpoint_arrays.restore(folder, mesh, abstract_state, self._verify)
+    if self._verify and record.checksums is None:
+      self._notify(f"{folder} has no checksums to verify: an earlier release saved it")
+    return state, record.run
 
   def wait(self) -> None:
     """Returns when every checkpoint saved so far is complete on disk.
@@ -181,25 +198,14 @@ class Checkpoints:
     items = (STATE, checkpoint_record.RECORD)
     return checkpoint_manager.create(self._folder, items, self._keep, self._scores)
 
-  def _choose_intact(self) -> int:
-    """The newest intact step, or -1 without any checkpoint; moves damaged ones away."""
-    damaged: dict[int, DamagedCheckpointError] = {}
-    chosen = -1
-    for step in reversed(steps_saved(self._workdir)):
+  def _set_aside(self, damaged: dict[int, str], chosen: int) -> int:
+    """Moves damaged checkpoints away and says so; returns `chosen`, the step to continue from."""
+    for step in steps_saved(self._workdir):
       try:
-        if chosen < 0:
-          self._intact = (step, *self._read(step))
-          chosen = step
-        else:
+        if step < chosen:
           checkpoint_record.read(self._folder / str(step))  # its score is needed
       except DamagedCheckpointError as error:
-        damaged[step] = error
-    if damaged and chosen < 0:
-      error = damaged[max(damaged)]
-      raise UserError(
-        f"{error}, and no other checkpoint in {self._folder} is intact; move {self._folder} away to"
-        " train from the start"
-      )
+        damaged[step] = str(error)
     for step, error in damaged.items():
       if self._read_only:
         self._notify(f"{error}; using step {chosen:,}")
@@ -208,13 +214,6 @@ class Checkpoints:
         use = f"; continuing from step {chosen:,}" if step > chosen else ""
         self._notify(f"{error}; moved to {target}{use}")
     return chosen
-
-  def _read(self, step: int) -> tuple[CheckpointRecord, dict[str, np.ndarray]]:
-    folder = self._folder / str(step)
-    record = checkpoint_record.read(folder)
-    if self._verify and record.checksums is None:
-      self._notify(f"{folder} has no checksums to verify: an earlier release saved it")
-    return record, checkpoint_arrays.read(folder, record, verify=self._verify)
 
 
 def steps_saved(workdir: bucket.AnyPath | str) -> list[int]:

@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import socket
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,7 +21,6 @@ RESULTS = "results.json"
 CONTACT_SHEET = "contact_sheet.png"
 TOKENIZER = "tokenizer"
 LOCK = ".lock"
-VISIBLE_SECONDS = 90  # within which a network disk shows files that another machine has written
 _PATTERN_CHARACTERS = "*?["  # Orbax reads a path with one of them as a pattern
 
 
@@ -152,14 +150,7 @@ def claim(workdir: pathlib.Path | str, config: ConfigDict) -> None:
   remote.publish(workdir)
   distributed.wait_for_all()
   remote.refresh(workdir)
-  deadline = time.time() + VISIBLE_SECONDS
-  while not is_claimed(workdir):
-    if time.time() > deadline:
-      raise UserError(
-        f"--workdir={workdir}: process {jax.process_index()} does not see the files that process 0"
-        " has written: give a folder that all processes share"
-      )
-    time.sleep(0.1)
+  distributed.wait_until_visible(lambda: is_claimed(workdir), f"--workdir={workdir}")
   check(workdir, config)
   distributed.wait_for_all()
 

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from dgia_jax import distributed
 from dgia_jax.errors import UserError
 from dgia_jax.training import checkpoint
 from dgia_jax.training import workdir as workdir_lib
@@ -116,7 +117,7 @@ def test_a_file_system_without_locks_gets_a_warning(tmp_path, monkeypatch):
 
 def test_a_process_that_sees_another_folder_stops(tmp_path, monkeypatch):
   monkeypatch.setattr(workdir_lib.jax, "process_index", lambda: 1)
-  monkeypatch.setattr(workdir_lib, "VISIBLE_SECONDS", 0.2)
+  monkeypatch.setattr(distributed, "VISIBLE_SECONDS", 0.2)
   with pytest.raises(UserError, match="--workdir=.*all processes share"):
     workdir_lib.claim(tmp_path, tiny_run.config())
   assert not workdir_lib.is_claimed(tmp_path)
