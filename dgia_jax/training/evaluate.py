@@ -21,6 +21,7 @@ from dgia_jax.reporting import contact_sheet
 from dgia_jax.training import checkpoint, retrieval_metrics, test_time
 from dgia_jax.training import setup as setup_lib
 from dgia_jax.training import workdir as workdir_lib
+from dgia_jax.training.checkpoint_record import DamagedCheckpointError
 
 SHEET_QUERIES = 10
 SHEET_IMAGES = 10
@@ -178,7 +179,7 @@ def evaluate(
     return score_pretrained(config, workdir, console, splits)
   workdir_lib.read_config(workdir)
   workdir_lib.check(workdir, config)
-  if not checkpoint.steps_saved(workdir):
+  if not distributed.decided_by_first_process(lambda: len(checkpoint.steps_saved(workdir))):
     raise UserError(f"--workdir={workdir}: no complete checkpoint to evaluate; train first")
   setup = setup_lib.create_for_evaluation(config, workdir, splits, console.print)
   distributed.wait_for_all()
@@ -231,10 +232,13 @@ def report(
   """Scores the last and the best checkpoint on the test split, as read back from disk.
 
   Writes results.json and, if configured, a contact sheet of the best checkpoint. A checkpoint that
-  is both is scored once.
+  is both is scored once. A best checkpoint that is damaged is left out.
 
   Returns:
     The content of results.json.
+
+  Raises:
+    UserError: the last checkpoint is damaged, or results.json cannot be written.
   """
   start = time.time()
 
@@ -246,7 +250,8 @@ def report(
     at = {"epoch": record["epoch"], "step": step}
     return state, record, at | scores, average and at | average, features
 
-  last, best = checkpoints.latest(), checkpoints.best()
+  last = distributed.decided_by_first_process(lambda: checkpoints.latest() or 0)
+  best = distributed.decided_by_first_process(lambda: _best_step(checkpoints, console) or 0)
   state, record, scores, average, features = restore_and_score(last)
   results = {
     "last": scores,
@@ -263,9 +268,12 @@ def report(
   if average:
     results["ema"] = {"last": average}
   del state  # its memory is needed for the next one
-  if best is not None:
-    if best != last:
+  if best and best != last:
+    try:
       _, _, scores, average, features = restore_and_score(best)
+    except DamagedCheckpointError as error:
+      best = _left_out(console, error)
+  if best:
     selected = {"selected_on": setup.config.eval.select_on}
     results["best"] = scores | selected
     if average:
@@ -273,6 +281,21 @@ def report(
   results |= _facts(setup, start)
   _write(setup, results, features, console)
   return results
+
+
+def _best_step(checkpoints: checkpoint.Checkpoints, console: Any) -> int | None:
+  """The step of the best checkpoint; None if there is none, or damage hides which one it is."""
+  try:
+    return checkpoints.best()
+  except DamagedCheckpointError as error:
+    return _left_out(console, error)
+
+
+def _left_out(console: Any, error: DamagedCheckpointError) -> None:
+  console.print(
+    f'{error}: {workdir_lib.RESULTS} will have no "best"; move this folder away and run with'
+    " --mode=evaluate for the next best"
+  )
 
 
 def device_description() -> str:

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,9 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+import tensorstore
 
+from dgia_jax import distributed
 from dgia_jax.errors import UserError
 from dgia_jax.method import train_state
 from dgia_jax.training import checkpoint
@@ -104,6 +107,35 @@ def test_any_mesh_restores_the_checkpoint_of_any_mesh(tmp_path, saved_on, restor
   assert_equal(jax.device_get(restored), jax.device_get(state))
   assert len(restored.bank.image.sharding.device_set) == int(np.prod(restored_on))
   assert checkpoint.digest(restored, 20) == checkpoint.digest(state, 20)
+
+
+def test_a_checkpoint_that_a_network_disk_shows_late_is_waited_for(workdir, two_steps, monkeypatch):
+  monkeypatch.setattr(jax, "process_index", lambda: 1)
+  monkeypatch.setattr(distributed, "VISIBLE_SECONDS", 0.3)
+  folder = workdir / checkpoint.FOLDER
+  (folder / "4").rename(folder / "hidden")
+  restore = lambda: checkpoint.Checkpoints(workdir).restore(4, mesh_of(1, 1, 1), abstract_state())
+  with pytest.raises(UserError, match="checkpoints/4: process 1 does not see the files"):
+    restore()
+  monkeypatch.setattr(distributed, "VISIBLE_SECONDS", 60)
+  timer = threading.Timer(0.3, (folder / "hidden").rename, [folder / "4"])
+  timer.start()
+  state, _ = restore()
+  assert_equal(jax.device_get(state), two_steps[1][4])
+
+
+def test_a_process_reads_only_what_its_devices_hold(workdir, monkeypatch):
+  read_bytes, read = [], tensorstore.TensorStore.read
+
+  def counted(store, *arguments, **options):
+    read_bytes.append(int(np.prod(store.shape)) * store.dtype.numpy_dtype.itemsize)
+    return read(store, *arguments, **options)
+
+  monkeypatch.setattr(tensorstore.TensorStore, "read", counted)
+  mesh = mesh_of(2, 2, 2)
+  state, _ = checkpoint.Checkpoints(workdir).restore(4, mesh, abstract_state())
+  assert max(read_bytes) == state.bank.image.nbytes // 8
+  assert sum(read_bytes) == sum(array.nbytes for array in jax.tree.leaves(state))
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):

@@ -1,13 +1,26 @@
 """Pretrained weights are scored without training, in a directory that stays free for a run."""
 
+import collections
+import dataclasses
 import io
 import json
+import shutil
+import types
+from unittest import mock
 
 import pytest
 
+from dgia_jax import distributed
 from dgia_jax.errors import UserError
 from dgia_jax.reporting.console import Console
-from dgia_jax.training import evaluate, retrieval_metrics, test_time, train
+from dgia_jax.training import (
+  checkpoint,
+  checkpoint_record,
+  evaluate,
+  retrieval_metrics,
+  test_time,
+  train,
+)
 from dgia_jax.training import setup as setup_lib
 from tests.helpers import tiny_run
 
@@ -52,6 +65,56 @@ def test_a_run_is_scored_on_other_devices_than_it_was_trained_on(tmp_path):
   assert "evaluating with mesh.data=8 mesh.fsdp=1 mesh.tensor=1" in printed
   for direction in ("t2i", "i2t"):
     assert scored["last"][direction] == pytest.approx(trained["last"][direction])
+
+
+def test_every_process_restores_the_checkpoints_that_the_first_one_chose(monkeypatch):
+  """A disk that the processes share may show a process an old listing."""
+  checkpoints, steps = mock.Mock(), []
+  checkpoints.latest.return_value, checkpoints.best.return_value = 10, None  # as seen here
+
+  def restore(step, *arguments):
+    steps.append(step)
+    return types.SimpleNamespace(params={}), collections.defaultdict(dict)
+
+  decisions = iter([15, 5])
+  monkeypatch.setattr(distributed, "decided_by_first_process", lambda decide: next(decisions))
+  monkeypatch.setattr(checkpoint, "digest", lambda *arguments: "")
+  monkeypatch.setattr(evaluate, "_facts", lambda *arguments: {})
+  monkeypatch.setattr(evaluate, "_write", lambda *arguments: None)
+  checkpoints.restore = restore
+  evaluator = mock.Mock(**{
+    "score.return_value": ({}, None), "score_corrected.return_value": {},
+    "score_average.return_value": None,
+  })  # fmt: skip
+  results = evaluate.report(mock.MagicMock(), checkpoints, mock.Mock(), evaluator)
+  assert steps == [15, 5] == [results["last"]["step"], results["best"]["step"]]
+
+
+def set_score(workdir, step, score):
+  """Changes the score of a checkpoint, as if it had been saved with this one."""
+  folder = workdir / checkpoint.FOLDER / str(step)
+  record = dataclasses.replace(checkpoint_record.read(folder), score=score)
+  content = json.dumps(checkpoint_record.to_json(record))
+  (folder / checkpoint_record.RECORD / "metadata").write_text(content)
+
+
+def test_a_damaged_best_checkpoint_is_left_out_of_the_results(tmp_path):
+  splits, config = tiny_run.splits(), tiny_run.config(num_epochs=2, mesh__data=-1)
+  trained = train.train(config, tmp_path, Console(file=io.StringIO()), splits)
+  set_score(tmp_path, 5, 100.0)
+  set_score(tmp_path, 10, 0.0)
+  best = tmp_path / checkpoint.FOLDER / "5"
+  damaged = (lambda: shutil.rmtree(best / "state" / "d"), lambda: shutil.rmtree(best / "record"))
+  intact = evaluate.evaluate(config, tmp_path, Console(file=io.StringIO()), splits)
+  assert intact["best"]["step"] == 5
+  for damage in damaged:
+    damage()
+    output = io.StringIO()
+    results = evaluate.evaluate(config, tmp_path, Console(file=output), splits)
+    assert "best" not in results and results["last"] == trained["last"]
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    assert "checkpoints/5 is damaged" in output.getvalue()
+    assert 'results.json will have no "best"' in output.getvalue()
 
 
 def test_a_directory_without_a_run_needs_pretrained_weights(tmp_path):
