@@ -36,6 +36,21 @@ def test_every_host_of_a_slice_gets_the_whole_command(tmp_path):
   assert subprocess.run([ROOT / "launch" / "tpu_slice.sh"], capture_output=True).returncode == 2
 
 
+@pytest.mark.parametrize("cpus", ["6", None])
+def test_every_task_of_slurm_gets_its_processors(tmp_path, cpus):
+  (tmp_path / "srun").write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
+  (tmp_path / "srun").chmod(0o755)
+  environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+  done = subprocess.run(
+    [ROOT / "launch" / "slurm.sbatch", "--config", "a b.py"],
+    env=environment | ({"SLURM_CPUS_PER_TASK": cpus} if cpus else {}),
+    capture_output=True, text=True, check=True,
+  )  # fmt: skip
+  given = [f"--cpus-per-task={cpus}"] if cpus else []
+  command = ["python3", "-m", "dgia_jax.main", "--config", "a b.py"]
+  assert done.stdout.splitlines() == ["--kill-on-bad-exit=1", *given, *command]
+
+
 @pytest.mark.slow
 def test_two_processes_on_this_machine(tmp_path):
   workdir = tmp_path / "run"
