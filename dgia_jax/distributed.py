@@ -30,6 +30,9 @@ SHUTDOWN_SECONDS = 60  # how long a process that has finished waits for the othe
 VISIBLE_SECONDS = 90  # within which a network disk shows files that another machine has written
 BARRIER_SECONDS = 24 * 3600  # how long processes wait for one that, for example, builds the dataset
 
+# In what the runtime raises when a device's memory is full.
+_OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
+
 _barriers = itertools.count()
 
 
@@ -205,9 +208,16 @@ def failing_together() -> Iterator[None]:
   except KeyboardInterrupt:
     stop_signals.leave(130, "stopped")
   except jax.errors.JaxRuntimeError as error:
+    reason = str(error).strip().split("\n")[0][:300]
+    if any(text in str(error) for text in _OUT_OF_MEMORY):
+      _leave(
+        2,
+        f"error: a device of process {jax.process_index()} has too little memory ({reason}); set"
+        " config.model.remat=True, raise config.gradient_accumulation or config.mesh.fsdp, or use"
+        " more devices: docs/scaling.md#when-memory-is-short",
+      )
     if not several():
       raise
-    reason = str(error).strip().split("\n")[0][:300]
     _leave(
       3,
       f"error: process {jax.process_index()} of {jax.process_count()} stopped: another process"

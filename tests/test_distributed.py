@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -94,8 +95,6 @@ def training_lines(workdir):
 
 def saved_state(workdir, step):
   """The state of a checkpoint as numpy arrays."""
-  import jax
-
   with ocp.PyTreeCheckpointer() as reader:
     path = workdir / checkpoint.FOLDER / str(step) / "state"
     tree = reader.metadata(path).item_metadata.tree
@@ -105,8 +104,6 @@ def saved_state(workdir, step):
 
 def assert_same_run(workdir, expected):
   """Same losses, relations, bank and scores, up to the order in which sums are taken."""
-  import jax
-
   ours, theirs = training_lines(workdir), training_lines(expected)
   assert [line["step"] for line in ours] == list(range(1, STEPS + 1))
   for line, other in zip(ours, theirs, strict=True):
@@ -258,3 +255,16 @@ def test_flags_belong_together(monkeypatch):
   monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
   distributed.start()
   assert not distributed.several()
+
+
+def test_a_full_device_is_not_taken_for_the_loss_of_another_process(monkeypatch):
+  ended = []
+  monkeypatch.setattr(distributed, "several", lambda: True)
+  monkeypatch.setattr(distributed.stop_signals, "leave", lambda *arguments: ended.append(arguments))
+  for text in ("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes", "UNAVAILABLE: lost"):
+    with pytest.raises(SystemExit), distributed.failing_together():
+      raise jax.errors.JaxRuntimeError(text)
+  (full_code, full), (lost_code, lost) = ended
+  assert full_code == 2 and "has too little memory" in full
+  assert "docs/scaling.md#when-memory-is-short" in full and "another process" not in full
+  assert lost_code == 3 and "another process ended" in lost

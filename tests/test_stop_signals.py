@@ -110,11 +110,17 @@ def test_other_threads_can_train_without_signals():
   [
     ("KeyboardInterrupt()", 130, "stopped"),
     ("OSError(28, 'No space left on device')", 2, "error: the disk is full"),
+    (
+      "jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory while trying to allocate')",
+      2,
+      "error: a device of process 0 has too little memory (RESOURCE_EXHAUSTED: Out of memory",
+    ),
   ],
 )
-def test_an_interrupt_and_a_full_disk_end_in_one_line(error, code, line):
+def test_an_interrupt_and_full_disks_and_devices_end_in_one_line(error, code, line):
   program = (
-    f"from dgia_jax import distributed\nwith distributed.failing_together():\n  raise {error}"
+    "import jax\nfrom dgia_jax import distributed\n"
+    f"with distributed.failing_together():\n  raise {error}"
   )
   done = subprocess.run(
     [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
