@@ -13,9 +13,14 @@ class RelationPrecision:
   """Counts mined and correct relations over several steps (paper Figure 4)."""
 
   def __init__(self, person_of_pair_N: np.ndarray | None) -> None:
-    """`person_of_pair_N`: the identity of every training pair; None if identities are unknown."""
+    """`person_of_pair_N`: the identity of every training pair; None to count nothing."""
     self._person_N = person_of_pair_N
     self._counts = {"local": [0, 0], "global": [0, 0]}
+
+  @property
+  def is_counting(self) -> bool:
+    """Whether `add` needs the output of steps."""
+    return self._person_N is not None
 
   def add(self, output: train_step.StepOutput) -> None:
     """Counts the relations that one step mined; `output` must be on the host."""
@@ -38,7 +43,7 @@ class RelationPrecision:
   def take(self) -> dict[str, float | None]:
     """Returns `local_precision` and `global_precision` in percent and starts counting again.
 
-    A precision is None if no relation of its kind was mined, or identities are unknown.
+    A precision is None if no relation of its kind was mined, or none are counted.
     """
     values = {
       f"{kind}_precision": retrieval_metrics.relation_accuracy(*counts)

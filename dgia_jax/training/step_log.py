@@ -40,7 +40,9 @@ class StepLog:
     self._first_step = first_step
     self._learning_rates = setup.learning_rates()
     pairs = setup.train_pairs
-    self._precision = RelationPrecision(pairs.person_of_pair_N if pairs.has_identities else None)
+    # Only the first process logs, so the others need not unpack B x B relations in every step.
+    is_counted = pairs.has_identities and jax.process_index() == 0
+    self._precision = RelationPrecision(pairs.person_of_pair_N if is_counted else None)
     self._speed = metrics_writer.SpeedMeter(setup.config.batch_size, setup.total_steps)
     self._interval: step_metrics.IntervalMetrics | None = None
     self._unread = None  # step, its output, and the interval's metrics if the interval ends there
@@ -76,15 +78,17 @@ class StepLog:
       return
     (step, output, interval), self._unread = self._unread, None
     checked = {name: output.metrics[name] for name in MUST_BE_FINITE}
-    output = jax.device_get(output._replace(metrics=checked))
-    for name in MUST_BE_FINITE:
-      if not math.isfinite(output.metrics[name]):
+    relations = output._replace(metrics={}) if self._precision.is_counting else None
+    checked, relations = jax.device_get((checked, relations))
+    for name, value in checked.items():
+      if not math.isfinite(value):
         raise UserError(
-          f"the {name} is {output.metrics[name]} at step {step:,}: training stopped, the last"
-          " good checkpoint is kept; lower config.optimizer.learning_rate or raise"
-          " config.loss.temperature, in a new --workdir"
+          f"the {name} is {value} at step {step:,}: training stopped, the last good checkpoint is"
+          " kept; lower config.optimizer.learning_rate or raise config.loss.temperature, in a new"
+          " --workdir"
         )
-    self._precision.add(output)
+    if relations is not None:
+      self._precision.add(relations)
     self._progress.advance(step)
     if interval is not None:
       self._log(step, step_metrics.read(interval))

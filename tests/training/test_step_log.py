@@ -2,6 +2,7 @@
 
 import io
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -68,6 +69,26 @@ def test_precision_covers_the_interval(log, tmp_path):
   line = logged(tmp_path)[2]
   assert line["global_precision"] == pytest.approx(100 * 3 / 8)
   assert line["local_precision"] is None and line["global_relations"] == 0.5
+
+
+class Unread:
+  """Part of a step's output that must stay on the devices."""
+
+  def __array__(self, *arguments, **options):
+    raise AssertionError("it was fetched")
+
+
+def test_only_the_first_process_fetches_and_counts_relations(tmp_path, monkeypatch):
+  parts = setup.create(tiny_run.config(mesh__data=8), tmp_path, tiny_run.splits())
+  progress = Console(file=io.StringIO()).training(5, 3)
+  with monkeypatch.context() as patch, MetricsWriter(tmp_path, active=False) as writer:
+    patch.setattr(jax, "process_index", lambda: 1)
+    log = step_log.StepLog(parts, writer, progress, first_step=0)
+  log.after_step(1, output(1.0)._replace(local_relations=Unread()))
+  log.after_step(2, output(np.nan)._replace(local_relations=Unread()))
+  with pytest.raises(UserError, match="the loss is nan at step 2"):
+    log.flush()
+  log.close()
 
 
 @pytest.mark.parametrize(
