@@ -32,7 +32,7 @@ class MetricsWriter:
   def __init__(
     self,
     workdir: pathlib.Path | str,
-    resume_step: int | None = None,
+    steps_done: int | None = None,
     active: bool = True,
     mirror: WandbMirror | None = None,
   ) -> None:
@@ -40,9 +40,9 @@ class MetricsWriter:
 
     Args:
       workdir: is created if it does not exist.
-      resume_step: the step after which training continues. Lines of later steps are dropped,
-        because these steps are repeated; 0 drops all lines. None keeps every line, for a run that
-        only evaluates.
+      steps_done: steps after which training continues. Lines of later steps are dropped, because
+        these steps are repeated; 0 drops all lines. None keeps every line, for a run that only
+        evaluates.
       active: False on every process but the first: nothing is read or written.
       mirror: gets every point and image that TensorBoard gets; None for none.
     """
@@ -54,10 +54,10 @@ class MetricsWriter:
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / METRICS
     if path.exists():
-      files.write_text(path, "".join(_kept_lines(path, resume_step)))
+      files.write_text(path, "".join(_kept_lines(path, steps_done)))
     self._lines = path.open("a", encoding="utf-8")
     # TensorBoard hides earlier events from this step on.
-    purge_step = resume_step + 1 if resume_step else resume_step
+    purge_step = steps_done + 1 if steps_done else steps_done
     # The file's name has a resolution of one second. A suffix keeps a quick restart from
     # overwriting the earlier file.
     self._events = tensorboardX.SummaryWriter(
@@ -164,8 +164,8 @@ class SpeedMeter:
     )
 
 
-def _kept_lines(path: pathlib.Path, resume_step: int | None) -> list[str]:
-  """The lines of `path`, with line ends, that a run resuming after `resume_step` keeps."""
+def _kept_lines(path: pathlib.Path, steps_done: int | None) -> list[str]:
+  """The lines of `path`, with line ends, that a run resuming after `steps_done` keeps."""
   try:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
   except OSError as error:
@@ -183,7 +183,7 @@ def _kept_lines(path: pathlib.Path, resume_step: int | None) -> list[str]:
         f"{path} line {number} is not a line of metrics: remove that line, or the file"
       ) from error
     # A run that resumes at 0 repeats everything, even an evaluation at step 0.
-    if resume_step is None or (resume_step > 0 and step <= resume_step):
+    if steps_done is None or (steps_done > 0 and step <= steps_done):
       kept.append(line + "\n")
   return kept
 

@@ -178,7 +178,7 @@ def evaluate(
   if config.pretrained and not workdir_lib.is_claimed(workdir):
     return score_pretrained(config, workdir, console, splits)
   workdir_lib.read_config(workdir)
-  workdir_lib.check(workdir, config)
+  workdir_lib.check(workdir_lib.create(workdir), config)
   if not distributed.decided_by_first_process(lambda: len(checkpoint.steps_saved(workdir))):
     raise UserError(f"--workdir={workdir}: no complete checkpoint to evaluate; train first")
   setup = setup_lib.create_for_evaluation(config, workdir, splits, console.print)
@@ -208,6 +208,7 @@ def score_pretrained(
     UserError: the weights cannot be read or do not fit the model.
   """
   start = time.time()
+  workdir = workdir_lib.create(workdir)
   workdir_lib.check(workdir, config)
   config = config.copy_and_resolve_references()
   config.tokenizer.new_words = 0  # they would have to be learned

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 
 import jax
-from clu import platform
 
 from dgia_jax.errors import UserError
 from dgia_jax.method.train_step import StepOutput
@@ -33,11 +32,11 @@ class StepLog:
     setup: TrainingSetup,
     writer: metrics_writer.MetricsWriter,
     progress: TrainingProgress,
-    first_step: int,
+    steps_done: int,
   ) -> None:
-    """`first_step`: steps that were done before this process started."""
+    """`steps_done`: steps that were done before this process started."""
     self._setup, self._writer, self._progress = setup, writer, progress
-    self._first_step = first_step
+    self._steps_done = steps_done
     self._learning_rates = setup.learning_rates()
     pairs = setup.train_pairs
     # Only the first process logs, so the others need not unpack B x B relations in every step.
@@ -64,7 +63,7 @@ class StepLog:
     is_logged = step % config.log_every_steps == 0 or step % self._setup.steps_per_epoch == 0
     self._unread = (step, output, self._interval.take() if is_logged else None)
     self._time_finished = self._watcher.submit(_time_when_ready, output)
-    if step == self._first_step + 1:
+    if step == self._steps_done + 1:
       jax.block_until_ready(output)
       self._speed.start(step, time.time())
 
@@ -104,9 +103,6 @@ class StepLog:
     }
     self._writer.write(step, self._setup.epoch_of(step), "train", values)
     self._progress.report(step, values, speed.seconds_left)
-    platform.work_unit().set_task_status(
-      f"step {step:,} of {self._setup.total_steps:,}, loss {values['loss']:.4f}"
-    )
 
   @contextlib.contextmanager
   def waiting_for_input(self) -> Iterator[None]:

@@ -19,12 +19,12 @@ class StepProfiler:
   """
 
   def __init__(
-    self, config: ConfigDict, workdir: pathlib.Path, first_step: int, console: Console
+    self, config: ConfigDict, workdir: pathlib.Path, steps_done: int, console: Console
   ) -> None:
-    """`first_step`: steps that were done before this process started."""
+    """`steps_done`: steps that were done before this process started."""
     settings = config.profile
     is_active = settings.steps > 0 and jax.process_index() == 0
-    self._start = max(settings.start_step, first_step + 2) if is_active else None
+    self._start = max(settings.start_step, steps_done + 2) if is_active else None
     self._stop = self._start + settings.steps - 1 if is_active else None
     self._folder, self._console = workdir / FOLDER, console
     self._shown_folder = remote.origin(workdir) / FOLDER

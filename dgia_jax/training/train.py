@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from clu import platform
 from ml_collections import ConfigDict
 
 from dgia_jax import config as config_lib
@@ -62,7 +61,7 @@ def train(
     UserError: anything that the user can correct, including a loss that is not finite.
   """
   worker_processes.leave_if_work_is_repeated()
-  workdir = workdir_lib.resolve(workdir)
+  workdir = workdir_lib.create(workdir)
   workdir_lib.check(workdir, config)
   with contextlib.ExitStack() as run:
     run.enter_context(workdir_lib.locked(workdir, console.print))
@@ -72,9 +71,6 @@ def train(
     if config.wandb.project:
       wandb_mirror.package()
     workdir_lib.claim(workdir, config)
-    platform.work_unit().create_artifact(
-      platform.ArtifactType.DIRECTORY, str(setup.workdir), "working directory"
-    )
     console.dataset_summary(config.dataset.name, setup.splits, config.dataset.image_size)
     for notice in size_check.notices(setup):
       console.print(notice, style="yellow")
@@ -94,20 +90,20 @@ def train(
 
     state, record = _restore_or_initialize(setup, checkpoints, console)
     console.parameter_overview(state.params, size_check.num_trained(setup))
-    first, is_writing = record["data_position"], jax.process_index() == 0
+    steps_done, is_writing = record["data_position"], jax.process_index() == 0
     mirror = _wandb_mirror(setup, console) if is_writing else None
-    writer = run.enter_context(MetricsWriter(setup.workdir, first, is_writing, mirror))
+    writer = run.enter_context(MetricsWriter(setup.workdir, steps_done, is_writing, mirror))
     evaluator = evaluate.Evaluator(setup)
 
-    if first == 0 and config.eval.before_training:
+    if steps_done == 0 and config.eval.before_training:
       scores = score_splits(setup, evaluator, writer, console, 0, state)
       record = record | {"before_training": scores}
 
-    if first < setup.total_steps:
+    if steps_done < setup.total_steps:
       with contextlib.ExitStack() as loop:
         closing = lambda resource: loop.enter_context(contextlib.closing(resource))
         tokens_NxL = setup.tokenizer.encode(setup.train_pairs.captions)
-        on_devices = global_batches(setup, tokens_NxL, first, transform_batch)
+        on_devices = global_batches(setup, tokens_NxL, steps_done, transform_batch)
         batches = closing(Prefetcher(on_devices, PREFETCH))
         batch = next(batches)
         # Another program may change the captions of a batch, so nothing is known of their lengths.
@@ -115,13 +111,13 @@ def train(
         if packing:
           console.print(packing_plan.describe(packing, tokens_NxL))
         train_step = _compile_step(setup, console, state, batch, packing, mining)
-        progress = console.training(setup.steps_per_epoch, config.num_epochs, first)
+        progress = console.training(setup.steps_per_epoch, config.num_epochs, steps_done)
         loop.enter_context(progress)
-        log = closing(StepLog(setup, writer, progress, first))
-        profiler = closing(StepProfiler(config, setup.workdir, first, console))
+        log = closing(StepLog(setup, writer, progress, steps_done))
+        profiler = closing(StepProfiler(config, setup.workdir, steps_done, console))
         save = EvaluateAndSave(setup, evaluator, checkpoints, writer, console, log, record)
 
-        for step in range(first + 1, setup.total_steps + 1):
+        for step in range(steps_done + 1, setup.total_steps + 1):
           _announce_losses(setup, step, console)
           profiler.before_step(step)
           with jax.transfer_guard("disallow"):
@@ -198,10 +194,10 @@ def _restore_or_initialize(
 def global_batches(
   setup: TrainingSetup,
   tokens_NxL: np.ndarray,
-  first_step: int,
+  steps_done: int,
   transform_batch: TransformBatch | None = None,
 ) -> Iterator[dict[str, jax.Array]]:
-  """Yields the batches after `first_step` steps until the end of the run, on the devices."""
+  """Yields the batches after `steps_done` steps until the end of the run, on the devices."""
   config = setup.config
   batches = batches_lib.train_batches(
     setup.train_pairs,
@@ -209,12 +205,12 @@ def global_batches(
     batch_size=config.batch_size,
     seed=config.seed,
     num_epochs=config.num_epochs,
-    start_step=first_step,
+    start_step=steps_done,
     workers=config.dataset.workers,
     rows=sharding.batch_rows(setup.mesh, config.batch_size),
   )
   with contextlib.closing(batches):
-    for step, batch in enumerate(batches, start=first_step):
+    for step, batch in enumerate(batches, start=steps_done):
       if transform_batch is not None:
         batch = transform_batch(batch, step)
       yield sharding.global_batch(setup.mesh, batch, config.batch_size)
@@ -232,13 +228,11 @@ def _compile_step(
   cache = compilation_cache.folder()
   later = f"; later starts load it from {cache}" if cache else ""
   console.print(f"compiling the training step: about a minute on the first start{later}")
-  platform.work_unit().set_task_status("compiling the training step")
   start = time.time()
   step_function = compilation.compile_step(
     setup_lib.create_step(setup, packing, **mining), setup.mesh, state, batch
   )
   console.print(f"training step compiled in {time.time() - start:.1f} s")
-  platform.work_unit().set_task_status("training step compiled")
   return step_function
 
 

@@ -40,11 +40,14 @@ def resolve(workdir: pathlib.Path | str) -> pathlib.Path:
   return workdir
 
 
-def check(workdir: pathlib.Path | str, config: ConfigDict) -> None:
-  """Creates `workdir` if needed and makes sure that this config's run may use it.
+def create(workdir: pathlib.Path | str) -> pathlib.Path:
+  """Creates `workdir` if needed and makes sure that this process can write there.
+
+  Returns:
+    The path as `resolve` gives it, which the functions below take.
 
   Raises:
-    UserError: the folder cannot be written, or holds a run of another config.
+    UserError: the folder cannot be written, or checkpoints could not be restored from it.
   """
   workdir = resolve(workdir)
   try:
@@ -53,6 +56,15 @@ def check(workdir: pathlib.Path | str, config: ConfigDict) -> None:
       raise PermissionError("no permission to write")
   except OSError as error:
     raise UserError(f"--workdir={workdir}: cannot be written ({error}); choose another") from error
+  return workdir
+
+
+def check(workdir: pathlib.Path, config: ConfigDict) -> None:
+  """Makes sure that this config's run may use `workdir`.
+
+  Raises:
+    UserError: the folder holds a run of another config.
+  """
   if not is_claimed(workdir):
     return
   if changed := config_lib.differences(config, read_config(workdir)):
@@ -63,7 +75,7 @@ def check(workdir: pathlib.Path | str, config: ConfigDict) -> None:
 
 
 @contextlib.contextmanager
-def locked(workdir: pathlib.Path | str, notify: Callable[[str], None]) -> Iterator[None]:
+def locked(workdir: pathlib.Path, notify: Callable[[str], None]) -> Iterator[None]:
   """Keeps other processes from training in `workdir` until the block ends or this process dies.
 
   Of several processes of one run, the first locks for all.
@@ -78,7 +90,7 @@ def locked(workdir: pathlib.Path | str, notify: Callable[[str], None]) -> Iterat
   if jax.process_index() != 0:
     yield
     return
-  path = resolve(workdir) / LOCK
+  path = workdir / LOCK
   try:
     file = path.open("a+", encoding="utf-8")
   except OSError as error:
@@ -135,7 +147,7 @@ def is_run(path: pathlib.Path | str) -> bool:
     return False
 
 
-def claim(workdir: pathlib.Path | str, config: ConfigDict) -> None:
+def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
   """Records the config in `workdir`, once every part of the run could be created.
 
   Process 0 writes; the others make sure that they see the file.
@@ -144,7 +156,6 @@ def claim(workdir: pathlib.Path | str, config: ConfigDict) -> None:
     UserError: this process looks at another folder, or was started with another config, than
       process 0.
   """
-  workdir = resolve(workdir)
   if not is_claimed(workdir) and jax.process_index() == 0:
     files.write_json(workdir / CONFIG, config.to_dict())
   remote.publish(workdir)

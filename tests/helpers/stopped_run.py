@@ -18,9 +18,9 @@ def stopped_after(steps: int) -> Iterator[None]:
   """Trainings in this context end after so many steps, and are expected to."""
   original = train.global_batches
 
-  def batches(setup, tokens_NxL, first_step, transform_batch=None):
+  def batches(setup, tokens_NxL, steps_done, transform_batch=None):
     for step, batch in enumerate(
-      original(setup, tokens_NxL, first_step, transform_batch), first_step
+      original(setup, tokens_NxL, steps_done, transform_batch), steps_done
     ):
       if step >= steps:
         raise Stopped

@@ -57,7 +57,7 @@ def test_lines_and_events(tmp_path):
   workdir = tmp_path / "new" / "folder"
   values = {"loss": jnp.float32(0.5), "pairs": np.int64(3), "bad": jnp.nan, "none": None}
   with (
-    metrics_writer.MetricsWriter(workdir, resume_step=0) as writer,
+    metrics_writer.MetricsWriter(workdir, steps_done=0) as writer,
     jax.transfer_guard("disallow"),
   ):
     writer.write(7, 1, "train", values)
@@ -97,14 +97,14 @@ def test_values_may_not_hide_the_step(tmp_path):
 @pytest.mark.parametrize("torn", ["", '{"step": 28, "epo', '{"step"', "\0\0\0"])
 def test_a_resumed_run_leaves_the_file_of_an_uninterrupted_one(tmp_path, torn):
   whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-  with metrics_writer.MetricsWriter(whole, resume_step=0) as writer:
+  with metrics_writer.MetricsWriter(whole, steps_done=0) as writer:
     train(writer, 1, 40)
-  with metrics_writer.MetricsWriter(resumed, resume_step=0) as writer:
+  with metrics_writer.MetricsWriter(resumed, steps_done=0) as writer:
     train(writer, 1, 27)
   with (resumed / "metrics.jsonl").open("a") as file:
     file.write(torn)  # a kill in the middle of a line
   with metrics_writer.MetricsWriter(
-    resumed, resume_step=20
+    resumed, steps_done=20
   ) as writer:  # the checkpoint was of step 20
     train(writer, 21, 40)
   assert lines(resumed) == lines(whole)
@@ -115,10 +115,10 @@ def test_a_resumed_run_leaves_the_file_of_an_uninterrupted_one(tmp_path, torn):
 
 
 def test_a_run_from_scratch_replaces_the_file(tmp_path):
-  with metrics_writer.MetricsWriter(tmp_path, resume_step=0) as writer:
+  with metrics_writer.MetricsWriter(tmp_path, steps_done=0) as writer:
     writer.write(0, 1, "val", {"t2i": SCORES})  # killed before its first checkpoint
     train(writer, 1, 9)
-  metrics_writer.MetricsWriter(tmp_path, resume_step=0).close()
+  metrics_writer.MetricsWriter(tmp_path, steps_done=0).close()
   assert lines(tmp_path) == []
 
 
@@ -136,12 +136,12 @@ def test_a_damaged_line_is_named(tmp_path, line):
   good = '{"step": 1, "epoch": 1, "split": "train"}\n'
   (tmp_path / "metrics.jsonl").write_text(f"{good}{line}\n{good}")
   with pytest.raises(UserError, match="metrics.jsonl line 2 is not a line of metrics"):
-    metrics_writer.MetricsWriter(tmp_path, resume_step=3)
+    metrics_writer.MetricsWriter(tmp_path, steps_done=3)
   assert (tmp_path / "metrics.jsonl").read_text() == f"{good}{line}\n{good}"
 
 
 def test_other_processes_touch_nothing(tmp_path):
-  with metrics_writer.MetricsWriter(tmp_path / "absent", resume_step=0, active=False) as writer:
+  with metrics_writer.MetricsWriter(tmp_path / "absent", steps_done=0, active=False) as writer:
     writer.write(1, 1, "train", {"loss": 1.0})
   assert list(tmp_path.iterdir()) == []
 
@@ -176,4 +176,4 @@ def test_input_wait_is_a_share_of_the_interval():
 def test_a_folder_in_place_of_the_metrics_is_named(tmp_path):
   (tmp_path / "metrics.jsonl").mkdir()
   with pytest.raises(UserError, match="metrics.jsonl cannot be read"):
-    metrics_writer.MetricsWriter(tmp_path, resume_step=3)
+    metrics_writer.MetricsWriter(tmp_path, steps_done=3)

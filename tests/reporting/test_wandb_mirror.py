@@ -60,7 +60,7 @@ def write(workdir, mirror):
   """Writes numbers and one image through the writer."""
   picture = workdir / "sheet.png"
   Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(picture)
-  with metrics_writer.MetricsWriter(workdir, resume_step=0, mirror=mirror) as writer:
+  with metrics_writer.MetricsWriter(workdir, steps_done=0, mirror=mirror) as writer:
     writer.write(5, 1, "train", {"loss": 0.5, "local_precision": None})
     writer.write(10, 2, "val", {"t2i": SCORES})
     writer.write_image(10, "test/contact_sheet", picture)

@@ -34,8 +34,8 @@ def log(tmp_path):
   """A log of a run with 5 steps per epoch that reports every 2 steps."""
   parts = setup.create(tiny_run.config(mesh__data=8), tmp_path, tiny_run.splits())
   progress = Console(file=io.StringIO()).training(5, 3)
-  with MetricsWriter(tmp_path, resume_step=0) as writer:
-    log = step_log.StepLog(parts, writer, progress, first_step=0)
+  with MetricsWriter(tmp_path, steps_done=0) as writer:
+    log = step_log.StepLog(parts, writer, progress, steps_done=0)
     yield log
     log.close()
 
@@ -83,7 +83,7 @@ def test_only_the_first_process_fetches_and_counts_relations(tmp_path, monkeypat
   progress = Console(file=io.StringIO()).training(5, 3)
   with monkeypatch.context() as patch, MetricsWriter(tmp_path, active=False) as writer:
     patch.setattr(jax, "process_index", lambda: 1)
-    log = step_log.StepLog(parts, writer, progress, first_step=0)
+    log = step_log.StepLog(parts, writer, progress, steps_done=0)
   log.after_step(1, output(1.0)._replace(local_relations=Unread()))
   log.after_step(2, output(np.nan)._replace(local_relations=Unread()))
   with pytest.raises(UserError, match="the loss is nan at step 2"):

@@ -9,14 +9,14 @@ from dgia_jax.training import step_profiler
 from tests.helpers import tiny_run
 
 
-def profiled_steps(tmp_path, monkeypatch, first_step, **fields):
+def profiled_steps(tmp_path, monkeypatch, steps_done, **fields):
   """The steps, out of 12, during which the profiler runs."""
   is_running, steps = [], []
   monkeypatch.setattr(step_profiler.profiler, "start", is_running.append)
   monkeypatch.setattr(step_profiler.profiler, "stop", is_running.clear)
   console = Console(file=io.StringIO())
-  profiler = step_profiler.StepProfiler(tiny_run.config(**fields), tmp_path, first_step, console)
-  for step in range(first_step + 1, 13):
+  profiler = step_profiler.StepProfiler(tiny_run.config(**fields), tmp_path, steps_done, console)
+  for step in range(steps_done + 1, 13):
     profiler.before_step(step)
     steps += [step] if is_running else []
     profiler.after_step(step, (jnp.zeros(1),))
@@ -26,7 +26,7 @@ def profiled_steps(tmp_path, monkeypatch, first_step, **fields):
 
 
 @pytest.mark.parametrize(
-  "start_step, num_steps, first_step, expected",
+  "start_step, num_steps, steps_done, expected",
   [
     (3, 2, 0, [3, 4]),
     (1, 2, 0, [2, 3]),  # the first step of a process contains one-time work
@@ -36,10 +36,10 @@ def profiled_steps(tmp_path, monkeypatch, first_step, **fields):
   ],
 )
 def test_which_steps_are_profiled(
-  tmp_path, monkeypatch, start_step, num_steps, first_step, expected
+  tmp_path, monkeypatch, start_step, num_steps, steps_done, expected
 ):
   fields = {"profile__start_step": start_step, "profile__steps": num_steps}
-  assert profiled_steps(tmp_path, monkeypatch, first_step, **fields) == expected
+  assert profiled_steps(tmp_path, monkeypatch, steps_done, **fields) == expected
 
 
 def test_other_processes_write_no_profile(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from tests.helpers import tiny_run
 
 
 def test_a_folder_belongs_to_its_config(tmp_path):
+  workdir_lib.create(tmp_path / "run")
   workdir_lib.check(tmp_path / "run", tiny_run.config(seed=4))
   assert not workdir_lib.is_claimed(tmp_path / "run")  # a check alone claims nothing
   workdir_lib.claim(tmp_path / "run", tiny_run.config())
@@ -22,16 +23,23 @@ def test_a_folder_belongs_to_its_config(tmp_path):
     workdir_lib.check(tmp_path / "run", tiny_run.config(loss__temperature=0.5))
 
 
+def test_a_check_creates_nothing(tmp_path):
+  workdir_lib.check(tmp_path / "run", tiny_run.config())
+  assert not (tmp_path / "run").exists()
+  assert workdir_lib.create(str(tmp_path / "run")) == tmp_path / "run"
+  assert (tmp_path / "run").is_dir()
+
+
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
   (tmp_path / "file").write_text("in the way")
   with pytest.raises(UserError, match="--workdir=.*cannot be written"):
-    workdir_lib.check(tmp_path / "file" / "run", tiny_run.config())
+    workdir_lib.create(tmp_path / "file" / "run")
 
 
 @pytest.mark.parametrize("name", ["exp[seed=0]", "a*", "really?"])
 def test_a_name_from_which_nothing_could_be_restored_is_refused(tmp_path, name):
   with pytest.raises(UserError, match="--workdir=.*cannot be restored from a path with"):
-    workdir_lib.check(tmp_path / name / "run", tiny_run.config())
+    workdir_lib.create(tmp_path / name / "run")
   assert not (tmp_path / name).exists()
 
 
@@ -45,8 +53,8 @@ def test_checkpoints_in_a_folder_of_any_other_name_are_restored(known_run, tmp_p
 def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
   monkeypatch.setenv("HOME", str(tmp_path))
   monkeypatch.chdir(tmp_path)
-  workdir_lib.check("~/run", tiny_run.config())
-  workdir_lib.claim("~/run", tiny_run.config())
+  workdir = workdir_lib.create("~/run")
+  workdir_lib.claim(workdir, tiny_run.config())
   assert (tmp_path / "run" / "config.json").exists() and not (tmp_path / "~").exists()
   assert workdir_lib.is_run("~/run")
   with pytest.raises(UserError, match="--workdir=~nobody-of-this-name"):
