@@ -166,28 +166,33 @@ def summed(array: np.ndarray) -> np.ndarray:
 @contextlib.contextmanager
 def termination(
   notify: Callable[[str], None] = cli.print_to_stderr,
-) -> Iterator[Callable[[int], bool]]:
+) -> Iterator[Callable[[], bool]]:
   """Lets SIGTERM and Ctrl-C stop training after the current step; see `stop_signals`.
+
+  After the block, both end a single process again. One of several goes on to ignore SIGTERM,
+  because JAX's handler stays.
 
   Args:
     notify: receives one line when the first signal arrives.
 
   Yields:
-    A function of the number of steps done: whether to save and stop. A signal to one of several
-    processes makes all of them stop after the same step.
+    A function to call after each step, and again after other work: whether to save and stop. All
+    processes must call it equally often. A signal to one of them makes all stop at the same call.
   """
   if not several():
     with stop_signals.watched(notify) as signals:
       yield signals.stop_requested
     return
-  # JAX listens for SIGTERM and lets the processes agree on a step, without a collective in the
-  # steps before it. Ctrl-C therefore becomes a SIGTERM.
+  # JAX listens for SIGTERM and lets the processes agree on a number that none has reached, without
+  # a collective before it. Ctrl-C therefore becomes a SIGTERM. Calls are counted rather than steps,
+  # so that a signal during an evaluation is honoured before the next step.
+  calls = itertools.count(1)
   terminate = lambda: os.kill(os.getpid(), signal.SIGTERM)
   with stop_signals.watched(notify, (signal.SIGINT,), terminate) as signals:
 
-    def stop_requested(step: int) -> bool:
-      signals.stop_requested(step)
-      return multihost_utils.reached_preemption_sync_point(step)
+    def stop_requested() -> bool:
+      signals.stop_requested()
+      return multihost_utils.reached_preemption_sync_point(next(calls))
 
     yield stop_requested
 

@@ -69,9 +69,8 @@ class StopSignals:
     self._first: int | None = None
     self._step_is_done = False
 
-  def stop_requested(self, step: int) -> bool:
+  def stop_requested(self) -> bool:
     """To be called after each step: whether the run must save and stop."""
-    del step
     self._step_is_done = True
     return self._first is not None
 

@@ -22,9 +22,9 @@ PROGRAM = textwrap.dedent("""
   say = lambda message: print(message, flush=True)
   with stop_signals.watched(say) as signals:
     if "stepping" in sys.argv or "stuck" in sys.argv:
-      assert not signals.stop_requested(1)
+      assert not signals.stop_requested()
     say("ready")
-    while "stepping" not in sys.argv or not signals.stop_requested(2):
+    while "stepping" not in sys.argv or not signals.stop_requested():
       time.sleep(0.01)
   say("saved")
 """)
@@ -97,7 +97,7 @@ def test_other_threads_can_train_without_signals():
 
   def work():
     with stop_signals.watched(print) as signals:
-      answers.append(signals.stop_requested(1))
+      answers.append(signals.stop_requested())
 
   thread = threading.Thread(target=work)
   thread.start()

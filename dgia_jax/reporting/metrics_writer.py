@@ -35,6 +35,7 @@ class MetricsWriter:
     steps_done: int | None = None,
     active: bool = True,
     mirror: WandbMirror | None = None,
+    is_evaluated: bool = True,
   ) -> None:
     """Opens both files.
 
@@ -45,6 +46,8 @@ class MetricsWriter:
         evaluates.
       active: False on every process but the first: nothing is read or written.
       mirror: gets every point and image that TensorBoard gets; None for none.
+      is_evaluated: False if the evaluation after `steps_done` is to be repeated: lines that an
+        interrupted one wrote are dropped, too.
     """
     self._lines = self._events = None
     self._mirror = mirror
@@ -54,7 +57,7 @@ class MetricsWriter:
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / METRICS
     if path.exists():
-      files.write_text(path, "".join(_kept_lines(path, steps_done)))
+      files.write_text(path, "".join(_kept_lines(path, steps_done, is_evaluated)))
     self._lines = path.open("a", encoding="utf-8")
     # TensorBoard hides earlier events from this step on.
     purge_step = steps_done + 1 if steps_done else steps_done
@@ -164,7 +167,7 @@ class SpeedMeter:
     )
 
 
-def _kept_lines(path: pathlib.Path, steps_done: int | None) -> list[str]:
+def _kept_lines(path: pathlib.Path, steps_done: int | None, is_evaluated: bool) -> list[str]:
   """The lines of `path`, with line ends, that a run resuming after `steps_done` keeps."""
   try:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -173,7 +176,8 @@ def _kept_lines(path: pathlib.Path, steps_done: int | None) -> list[str]:
   kept = []
   for number, line in enumerate(lines, start=1):
     try:
-      step = json.loads(line)["step"]
+      values = json.loads(line)
+      step, split = values["step"], values.get("split")
       if not isinstance(step, int):
         raise TypeError("the step is not a number")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -183,7 +187,8 @@ def _kept_lines(path: pathlib.Path, steps_done: int | None) -> list[str]:
         f"{path} line {number} is not a line of metrics: remove that line, or the file"
       ) from error
     # A run that resumes at 0 repeats everything, even an evaluation at step 0.
-    if steps_done is None or (steps_done > 0 and step <= steps_done):
+    is_repeated = step == steps_done and split != "train" and not is_evaluated
+    if steps_done is None or (steps_done > 0 and step <= steps_done and not is_repeated):
       kept.append(line + "\n")
   return kept
 

@@ -111,6 +111,31 @@ class Checkpoints:
         ),
       )
 
+  def add_score(self, step: int, record: dict[str, Any], score: float) -> None:
+    """Adds what an evaluation found to a saved checkpoint; every process must call this.
+
+    Waits until that is on disk, and removes checkpoints that are no longer to be kept.
+
+    Args:
+      step: of the checkpoint.
+      record: replaces the record that it was saved with.
+      score: as in `save`.
+
+    Raises:
+      UserError: the disk is full, or the checkpoint could not be written.
+    """
+    self.wait()
+    with self._writing():
+      if self._manager is None:
+        self._manager = self._create_manager()
+      if jax.process_index() == 0:
+        checkpoint_record.amend(self._folder / str(step), record, score)
+      self._scores[step] = score
+      steps = list(self._manager.all_steps())
+      kept = checkpoint_manager.kept(steps, self._keep, self._scores)
+      for superseded in sorted(set(steps) - kept):
+        self._manager.delete(superseded)
+
   def restore_newest(
     self, mesh: jax.sharding.Mesh, abstract_state: train_state.TrainState
   ) -> tuple[int, train_state.TrainState, dict[str, Any]] | None:

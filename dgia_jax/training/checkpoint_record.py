@@ -15,6 +15,7 @@ from dgia_jax import bucket, files
 from dgia_jax.errors import UserError
 
 RECORD = "record"  # name of the item inside a checkpoint
+_FILE = "metadata"  # which Orbax writes for such an item
 
 
 class DamagedCheckpointError(UserError):
@@ -56,6 +57,16 @@ def read(checkpoint: bucket.AnyPath) -> CheckpointRecord:
   if str(record.step) != checkpoint.name:
     raise damaged(checkpoint, f"it contains step {record.step}")
   return record
+
+
+def amend(checkpoint: bucket.AnyPath, run: dict[str, Any], score: float) -> None:
+  """Replaces the run's own record and the score of a checkpoint, as a whole or not at all."""
+  record = dataclasses.replace(read(checkpoint), run=run, score=score)
+  path, content = checkpoint / RECORD / _FILE, json.dumps(to_json(record))
+  if bucket.is_remote(path):
+    path.write_text(content)  # an object of a bucket is replaced as a whole
+  else:
+    files.write_text(path, content)
 
 
 def damaged(checkpoint: bucket.AnyPath, reason: str) -> DamagedCheckpointError:

@@ -1,4 +1,8 @@
-"""Evaluates at the end of epochs and saves checkpoints: the training loop's hook for both."""
+"""Saves checkpoints and evaluates at the end of epochs: the training loop's hook for both."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from dgia_jax import remote
 from dgia_jax.method.train_state import TrainState
@@ -9,12 +13,21 @@ from dgia_jax.training.checkpoint import Checkpoints
 from dgia_jax.training.setup import TrainingSetup
 from dgia_jax.training.step_log import StepLog
 
+_PENDING = "evaluation_pending"
+
+
+def is_pending(record: Mapping[str, Any]) -> bool:
+  """Whether the evaluation that follows the step of a checkpoint is missing in its record."""
+  return bool(record.get(_PENDING))
+
 
 class EvaluateAndSave:
   """Called after every step.
 
-  Saves at the end of every epoch, after the last step, and every `checkpoint.every_steps` steps.
-  Evaluates before saving where an epoch ends that `eval_every_epochs` selects, and the last.
+  Saves at the end of every epoch, when training stops, and every `checkpoint.every_steps` steps.
+  Where an epoch ends that `eval_every_epochs` selects, and the last, evaluates what was saved and
+  adds the scores to the checkpoint. So whatever ends the process during an evaluation, which may
+  take long, costs no step: `catch_up` evaluates when the run resumes.
   """
 
   def __init__(
@@ -24,22 +37,43 @@ class EvaluateAndSave:
     checkpoints: Checkpoints,
     writer: MetricsWriter,
     console: Console,
-    log: StepLog,
     record: dict,
   ) -> None:
     """`record`: the record of the checkpoint that training starts from."""
     self._setup, self._evaluator = setup, evaluator
-    self._checkpoints, self._log = checkpoints, log
+    self._checkpoints = checkpoints
     self._writer, self._console = writer, console
     self._record = record
 
-  def after_step(self, step: int, state: TrainState, is_last: bool) -> None:
-    """Evaluates and saves if this step asks for it.
+  @property
+  def is_pending(self) -> bool:
+    """Whether the newest checkpoint is still to be evaluated."""
+    return is_pending(self._record)
+
+  def catch_up(self, step: int, state: TrainState) -> None:
+    """Evaluates the restored checkpoint if the run ended before that.
 
     Args:
       step: optimiser steps done.
       state: the training state after this step.
-      is_last: whether the loop ends after this step.
+    """
+    if not self.is_pending:
+      return
+    self._console.print(f"evaluating epoch {self._setup.epoch_of(step)}, which is not done yet")
+    before, start = self._record["wall_time_seconds"], time.time()
+    self._evaluate(step, state, lambda: before + time.time() - start)
+
+  def after_step(self, step: int, state: TrainState, log: StepLog, is_stopping: bool) -> bool:
+    """Saves, and evaluates, if this step asks for it.
+
+    Args:
+      step: optimiser steps done.
+      state: the training state after this step.
+      log: measures the time since the last save.
+      is_stopping: save in any case and evaluate when the run resumes.
+
+    Returns:
+      Whether the state was saved.
 
     Raises:
       UserError: the loss is not finite, so the state is not saved.
@@ -47,23 +81,27 @@ class EvaluateAndSave:
     config, epoch = self._setup.config, self._setup.epoch_of(step)
     ends_epoch = step % self._setup.steps_per_epoch == 0
     extra = config.checkpoint.every_steps
-    if not (ends_epoch or is_last or (extra and step % extra == 0)):
-      return
-    self._log.flush()
-    score = None
-    if ends_epoch and (epoch % config.eval_every_epochs == 0 or epoch == config.num_epochs):
-      score = self._evaluate(step, state)
+    if not (ends_epoch or is_stopping or (extra and step % extra == 0)):
+      return False
+    log.flush()
+    before = self._record["wall_time_seconds"]
+    wall_time = lambda: before + log.seconds()
+    is_selected = epoch % config.eval_every_epochs == 0 or epoch == config.num_epochs
     self._record = self._record | {
       "data_position": step,
       "epoch": epoch,
-      "wall_time_seconds": round(self._record["wall_time_seconds"] + self._log.seconds(), 3),
+      "wall_time_seconds": round(wall_time(), 3),
+      _PENDING: ends_epoch and is_selected,
     }
     remote.publish(self._setup.workdir)  # the log first: resuming drops lines, but cannot add any
-    self._checkpoints.save(state, self._record, score)
-    self._log.restart_clock(step)
+    self._checkpoints.save(state, self._record)
+    if self.is_pending and not is_stopping:
+      self._evaluate(step, state, wall_time)
+    log.restart_clock(step)
+    return True
 
-  def _evaluate(self, step: int, state: TrainState) -> float:
-    """Scores val and test, records the best epoch of each, returns the score of `select_on`."""
+  def _evaluate(self, step: int, state: TrainState, wall_time: Callable[[], float]) -> None:
+    """Scores val and test, records the best epoch of each, adds both to the checkpoint."""
     setup, epoch = self._setup, self._setup.epoch_of(step)
     scores = score_splits(setup, self._evaluator, self._writer, self._console, step, state)
     best = dict(self._record["best"])
@@ -72,8 +110,15 @@ class EvaluateAndSave:
       # The later of equal scores wins here, as it does when the best checkpoint is chosen.
       if split not in best or value >= best[split]["R1"]:
         best[split] = {"epoch": epoch, "step": step, "R1": value, "scores": scores}
-    self._record = self._record | {"best": best, "last": scores}
-    return scores[setup.config.eval.select_on]["t2i"]["R1"]
+    self._record = self._record | {
+      "best": best,
+      "last": scores,
+      "wall_time_seconds": round(wall_time(), 3),
+      _PENDING: False,
+    }
+    remote.publish(setup.workdir)
+    score = scores[setup.config.eval.select_on]["t2i"]["R1"]
+    self._checkpoints.add_score(step, self._record, score)
 
 
 def score_splits(

@@ -22,7 +22,14 @@ from dgia_jax.models.caption_packing import Packing
 from dgia_jax.reporting import stored_scores, wandb_mirror
 from dgia_jax.reporting.console import Console
 from dgia_jax.reporting.metrics_writer import METRICS, MetricsWriter
-from dgia_jax.training import checkpoint, compilation_cache, evaluate, packing_plan, size_check
+from dgia_jax.training import (
+  checkpoint,
+  compilation_cache,
+  evaluate,
+  evaluate_and_save,
+  packing_plan,
+  size_check,
+)
 from dgia_jax.training import setup as setup_lib
 from dgia_jax.training import workdir as workdir_lib
 from dgia_jax.training.evaluate_and_save import EvaluateAndSave, score_splits
@@ -66,86 +73,137 @@ def train(
   with contextlib.ExitStack() as run:
     run.enter_context(workdir_lib.locked(workdir, console.print))
     run.enter_context(full_disk.explained(workdir))
-    setup = setup_lib.create(config, workdir, splits)
-    size_check.check(setup)
-    if config.wandb.project:
-      wandb_mirror.package()
-    workdir_lib.claim(workdir, config)
-    console.dataset_summary(config.dataset.name, setup.splits, config.dataset.image_size)
-    for notice in size_check.notices(setup):
-      console.print(notice, style="yellow")
-
+    setup = _set_up(config, workdir, console, splits)
     checkpoints = checkpoint.Checkpoints(
       workdir, notify=console.print, keep=config.checkpoint.keep, verify=config.checkpoint.verify
     )
     run.enter_context(contextlib.closing(checkpoints))
-    watching = run.enter_context(contextlib.ExitStack())
-    stop_requested = watching.enter_context(distributed.termination(console.print))
-    if checkpoints.latest() == setup.total_steps:
-      console.print(f"finished already: all {setup.total_steps:,} steps are done")
-      if (results := _stored_results(setup)) is not None:
-        console.final("test", results)
-        _compare(config, console, results)
-        return results
+    with distributed.termination(console.print) as stop_requested:
+      if checkpoints.latest() == setup.total_steps:
+        console.print(f"finished already: all {setup.total_steps:,} steps are done")
+        if (results := _stored_results(setup)) is not None:
+          console.final("test", results)
+          _compare(config, console, results)
+          return results
 
-    state, record = _restore_or_initialize(setup, checkpoints, console)
-    console.parameter_overview(state.params, size_check.num_trained(setup))
-    steps_done, is_writing = record["data_position"], jax.process_index() == 0
-    mirror = _wandb_mirror(setup, console) if is_writing else None
-    writer = run.enter_context(MetricsWriter(setup.workdir, steps_done, is_writing, mirror))
-    evaluator = evaluate.Evaluator(setup)
-
-    if steps_done == 0 and config.eval.before_training:
-      scores = score_splits(setup, evaluator, writer, console, 0, state)
-      record = record | {"before_training": scores}
-
-    if steps_done < setup.total_steps:
-      with contextlib.ExitStack() as loop:
-        closing = lambda resource: loop.enter_context(contextlib.closing(resource))
-        tokens_NxL = setup.tokenizer.encode(setup.train_pairs.captions)
-        on_devices = global_batches(setup, tokens_NxL, steps_done, transform_batch)
-        batches = closing(Prefetcher(on_devices, PREFETCH))
-        batch = next(batches)
-        # Another program may change the captions of a batch, so nothing is known of their lengths.
-        packing = None if transform_batch else packing_plan.choose_packing(setup, tokens_NxL)
-        if packing:
-          console.print(packing_plan.describe(packing, tokens_NxL))
-        train_step = _compile_step(setup, console, state, batch, packing, mining)
-        progress = console.training(setup.steps_per_epoch, config.num_epochs, steps_done)
-        loop.enter_context(progress)
-        log = closing(StepLog(setup, writer, progress, steps_done))
-        profiler = closing(StepProfiler(config, setup.workdir, steps_done, console))
-        save = EvaluateAndSave(setup, evaluator, checkpoints, writer, console, log, record)
-
-        for step in range(steps_done + 1, setup.total_steps + 1):
-          _announce_losses(setup, step, console)
-          profiler.before_step(step)
-          with jax.transfer_guard("disallow"):
-            state, output = train_step(state, batch)
-          log.after_step(step, output)
-          profiler.after_step(step, output)
-          is_last = stop_requested(step) or step == setup.total_steps
-          save.after_step(step, state, is_last)
-          if is_last:
-            break
-          with log.waiting_for_input():
-            batch = next(batches)
-      checkpoints.wait()
-      if step < setup.total_steps:
+      state, record = _restore_or_initialize(setup, checkpoints, console)
+      console.parameter_overview(state.params, size_check.num_trained(setup))
+      steps_done = record["data_position"]
+      writer = run.enter_context(_open_log(setup, console, record))
+      evaluator = evaluate.Evaluator(setup)
+      if steps_done == 0 and config.eval.before_training:
+        scores = score_splits(setup, evaluator, writer, console, 0, state)
+        record = record | {"before_training": scores}
+      save = EvaluateAndSave(setup, evaluator, checkpoints, writer, console, record)
+      save.catch_up(steps_done, state)
+      if steps_done < setup.total_steps:
+        steps_done = _train_loop(
+          setup, console, writer, save, state, steps_done, stop_requested, transform_batch, mining
+        )
+        checkpoints.wait()
+      del state  # its memory is needed for the checkpoints to evaluate
+      if steps_done < setup.total_steps or save.is_pending:
         console.print(
-          f"stopped after step {step:,} of {setup.total_steps:,}; the state is saved: run the same"
-          " command again to continue"
+          f"stopped after step {steps_done:,} of {setup.total_steps:,}; the state is saved: run the"
+          " same command again to continue"
         )
         return None
 
-    watching.close()  # everything is saved: from here on, a signal may end the process
+    # Everything is saved. A signal may now end a single process; of several, JAX still receives
+    # every SIGTERM, to no effect, and only Ctrl-C ends them.
     results = evaluate.report(setup, checkpoints, console, evaluator)
-    if config.eval.contact_sheet and is_writing:
+    if config.eval.contact_sheet and jax.process_index() == 0:
       sheet = setup.workdir / workdir_lib.CONTACT_SHEET
       writer.write_image(setup.total_steps, "test/contact_sheet", sheet)
     _compare(config, console, results)
   _print_files_and_next_command(setup, console)
   return results
+
+
+def _set_up(
+  config: ConfigDict,
+  workdir: pathlib.Path,
+  console: Console,
+  splits: Mapping[str, PairTable] | None,
+) -> TrainingSetup:
+  """Creates the parts of the run, and makes `workdir` that of this run."""
+  setup = setup_lib.create(config, workdir, splits)
+  size_check.check(setup)
+  if config.wandb.project:
+    wandb_mirror.package()
+  workdir_lib.claim(workdir, config)
+  console.dataset_summary(config.dataset.name, setup.splits, config.dataset.image_size)
+  for notice in size_check.notices(setup):
+    console.print(notice, style="yellow")
+  return setup
+
+
+def _open_log(setup: TrainingSetup, console: Console, record: Mapping[str, Any]) -> MetricsWriter:
+  """The log of a run that continues from a checkpoint with this record."""
+  is_first = jax.process_index() == 0
+  return MetricsWriter(
+    setup.workdir,
+    record["data_position"],
+    active=is_first,
+    mirror=_wandb_mirror(setup, console) if is_first else None,
+    is_evaluated=not evaluate_and_save.is_pending(record),
+  )
+
+
+def _train_loop(
+  setup: TrainingSetup,
+  console: Console,
+  writer: MetricsWriter,
+  save: EvaluateAndSave,
+  state: train_state.TrainState,
+  steps_done: int,
+  stop_requested: Callable[[], bool],
+  transform_batch: TransformBatch | None,
+  mining: dict[str, Any],
+) -> int:
+  """Trains until the last step, or until a stop is requested; the state is then saved.
+
+  Args:
+    setup, console, writer, save: parts of the run.
+    state: the training state; the first step reuses its memory.
+    steps_done: steps that led to this state.
+    stop_requested: see `distributed.termination`.
+    transform_batch, mining: as in `train`.
+
+  Returns:
+    The number of steps that are now done.
+  """
+  config = setup.config
+  tokens_NxL = setup.tokenizer.encode(setup.train_pairs.captions)
+  on_devices = global_batches(setup, tokens_NxL, steps_done, transform_batch)
+  with contextlib.closing(Prefetcher(on_devices, PREFETCH)) as batches:
+    batch = next(batches)
+    # Another program may change the captions of a batch, so nothing is known of their lengths.
+    packing = None if transform_batch else packing_plan.choose_packing(setup, tokens_NxL)
+    if packing:
+      console.print(packing_plan.describe(packing, tokens_NxL))
+    train_step = _compile_step(setup, console, state, batch, packing, mining)
+    with (
+      console.training(setup.steps_per_epoch, config.num_epochs, steps_done) as progress,
+      contextlib.closing(StepLog(setup, writer, progress, steps_done)) as log,
+      contextlib.closing(StepProfiler(config, setup.workdir, steps_done, console)) as profiler,
+    ):
+      step, is_stopping = steps_done, False
+      while step < setup.total_steps and not is_stopping:
+        if step > steps_done:
+          with log.waiting_for_input():
+            batch = next(batches)
+        step += 1
+        _announce_losses(setup, step, console)
+        profiler.before_step(step)
+        with jax.transfer_guard("disallow"):
+          state, output = train_step(state, batch)
+        log.after_step(step, output)
+        profiler.after_step(step, output)
+        is_stopping = stop_requested()
+        if save.after_step(step, state, log, is_stopping) and not is_stopping:
+          is_stopping = stop_requested()  # again, because an evaluation may take long
+  return step
 
 
 def _wandb_mirror(setup: TrainingSetup, console: Console) -> wandb_mirror.WandbMirror | None:

@@ -86,6 +86,16 @@ def test_an_image_is_written_to_tensorboard(tmp_path):
   assert decoded.getpixel((2, 1))[:3] == (255, 0, 0)
 
 
+def test_an_evaluation_that_is_repeated_leaves_no_lines(tmp_path):
+  with metrics_writer.MetricsWriter(tmp_path, steps_done=0) as writer:
+    for step, split in ((4, "train"), (4, "val"), (8, "train"), (8, "val")):
+      writer.write(step, 1, split, {"loss": 1.0})
+  for is_evaluated, expected in ((True, 4), (False, 3)):
+    metrics_writer.MetricsWriter(tmp_path, steps_done=8, is_evaluated=is_evaluated).close()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == expected
+  assert '"split": "val"' not in (tmp_path / "metrics.jsonl").read_text().splitlines()[-1]
+
+
 def test_values_may_not_hide_the_step(tmp_path):
   with (
     metrics_writer.MetricsWriter(tmp_path) as writer,

@@ -156,6 +156,22 @@ def test_a_restarted_run_still_keeps_the_best(tmp_path):
   assert checkpoint.Checkpoints(tmp_path).best() == 4
 
 
+def test_a_score_that_is_added_counts_like_one_that_was_saved(tmp_path):
+  checkpoints = checkpoint.Checkpoints(tmp_path, keep=1)
+  for step, score in ((1, 20.0), (2, 50.0), (3, 10.0)):
+    checkpoints.save(state_on(mesh_of(1, 1, 1), step), RECORD)
+    checkpoints.add_score(step, RECORD | {"epoch": step}, score)
+  assert checkpoint.steps_saved(tmp_path) == [2, 3]  # 1 went when 2 turned out to be better
+  checkpoints.close()
+  again = checkpoint.Checkpoints(tmp_path, keep=1)
+  assert again.best() == 2
+  state, record = again.restore(2, mesh_of(1, 1, 1), abstract_state())
+  assert record == RECORD | {"epoch": 2} and int(state.step) == 2
+  again.add_score(3, RECORD, 90.0)  # of a process that has saved nothing
+  assert checkpoint.steps_saved(tmp_path) == [3] and again.best() == 3
+  again.close()
+
+
 def test_a_state_may_be_donated_while_it_is_written(tmp_path):
   mesh = mesh_of(1, 1, 1)
   state = state_on(mesh)

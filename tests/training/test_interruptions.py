@@ -1,0 +1,118 @@
+"""A run that is stopped, or dies, around an evaluation ends like one that was left alone."""
+
+import contextlib
+import io
+import itertools
+import os
+import signal
+import time
+
+import jax
+import pytest
+
+from dgia_jax import distributed, sharding
+from dgia_jax.reporting.console import Console
+from dgia_jax.training import checkpoint, evaluate, train
+from tests.helpers import tiny_run
+from tests.helpers.stopped_run import Stopped
+
+pytestmark = pytest.mark.integration
+
+EPOCH = 5  # steps
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+  """The runs use one device although the process has eight."""
+  with pytest.MonkeyPatch.context() as patch:
+    create_mesh = sharding.create_mesh
+    patch.setattr(sharding, "create_mesh", lambda **sizes: create_mesh(devices=jax.devices()[:1]))
+    yield
+
+
+def run(workdir):
+  """(content of results.json or None, what the console shows)"""
+  out = io.StringIO()
+  return train.train(tiny_run.config(), workdir, Console(file=out), tiny_run.splits()), out
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("uninterrupted")
+  return workdir, run(workdir)[0]
+
+
+def logged(workdir):
+  return [(line["split"], line["step"]) for line in tiny_run.metrics(workdir)]
+
+
+def assert_ends_like(uninterrupted, workdir):
+  """Finishes an interrupted run and compares it."""
+  expected_workdir, expected = uninterrupted
+  results, _ = run(workdir)
+  for name in ("digest", "last", "best", "last_by_split", "best_by_split"):
+    assert results[name] == expected[name], name
+  assert logged(workdir) == logged(expected_workdir)
+  assert checkpoint.steps_saved(workdir) == checkpoint.steps_saved(expected_workdir)
+
+
+@pytest.mark.parametrize(
+  "during", [1, 4, 6], ids=["val, epoch 1", "test, epoch 2", "test, epoch 3"]
+)
+def test_a_run_that_dies_during_an_evaluation_loses_no_step(
+  uninterrupted, tmp_path, monkeypatch, during
+):
+  """The state was saved before. The evaluation is repeated, and nothing is logged twice."""
+  count, score = itertools.count(1), evaluate.Evaluator.score
+
+  def die(*arguments):
+    if next(count) == during:
+      raise Stopped
+    return score(*arguments)
+
+  with monkeypatch.context() as patch, pytest.raises(Stopped):
+    patch.setattr(evaluate.Evaluator, "score", die)
+    run(tmp_path)
+  assert checkpoint.steps_saved(tmp_path)[-1] == EPOCH * ((during + 1) // 2)
+  assert_ends_like(uninterrupted, tmp_path)
+
+
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_a_stop_is_not_delayed_by_an_evaluation(uninterrupted, tmp_path, monkeypatch, epoch):
+  """After SIGTERM there may be less time left than an evaluation takes."""
+  calls = itertools.count(1)
+
+  @contextlib.contextmanager
+  def termination(notify):
+    # Called after every step, and once more after every save.
+    yield lambda: next(calls) == EPOCH * epoch + epoch - 1
+
+  with monkeypatch.context() as patch:
+    patch.setattr(distributed, "termination", termination)
+    results, out = run(tmp_path)
+  assert results is None and f"val, epoch {epoch}" not in out.getvalue()
+  assert f"stopped after step {EPOCH * epoch} of 15; the state is saved" in out.getvalue()
+  assert checkpoint.steps_saved(tmp_path)[-1] == EPOCH * epoch
+  assert_ends_like(uninterrupted, tmp_path)
+
+
+def test_a_signal_during_an_evaluation_stops_before_the_next_step(
+  uninterrupted, tmp_path, monkeypatch
+):
+  notices, score = [], evaluate.Evaluator.score
+  termination = distributed.termination
+
+  def interrupted(*arguments):
+    if not notices:
+      os.kill(os.getpid(), signal.SIGTERM)
+    while not notices:
+      time.sleep(0.01)
+    return score(*arguments)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(distributed, "termination", lambda notify: termination(notices.append))
+    patch.setattr(evaluate.Evaluator, "score", interrupted)
+    results, out = run(tmp_path)
+  assert results is None and "stopped after step 5 of 15; the state is saved" in out.getvalue()
+  assert checkpoint.steps_saved(tmp_path) == [5] and checkpoint.Checkpoints(tmp_path).best() == 5
+  assert_ends_like(uninterrupted, tmp_path)
