@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import jax
@@ -15,8 +17,10 @@ import pytest
 
 from dgia_jax import distributed
 from dgia_jax.errors import UserError
-from dgia_jax.training import checkpoint
+from dgia_jax.training import array_digests, checkpoint, checkpoint_arrays, checkpoint_record
+from tests.helpers import checkpoint_of_several
 from tests.helpers.command_line import STEPS, TINY, command
+from tests.helpers.meshes import mesh_of
 from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.integration
@@ -29,26 +33,33 @@ def datasets(tmp_path_factory):
   return tmp_path_factory.mktemp("datasets")
 
 
+def free_port():
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    return free.getsockname()[1]
+
+
+def environment_of(devices):
+  """The environment of one of several processes, with so many CPU devices."""
+  return os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    # Processes must run one and the same program: none may take an older one from a cache.
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
+  }
+
+
 def start(datasets, workdir, count, devices, *more, last_one=()):
   """Starts `count` processes of `devices` CPU devices each; their output goes to files.
 
   All get the flags `more`, and the last one `last_one` as well.
   """
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    port = free.getsockname()[1]
+  port = free_port()
   started = []
   for number in range(count):
     flags = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}"]
     flags += [f"--process_id={number}", *(last_one if number == count - 1 else ())]
-    environment = {
-      **os.environ,
-      "JAX_PLATFORMS": "cpu",
-      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-      "TFDS_DATA_DIR": str(datasets),
-      # Processes must run one and the same program: none may take an older one from a cache.
-      "JAX_ENABLE_COMPILATION_CACHE": "false",
-    }
+    environment = environment_of(devices) | {"TFDS_DATA_DIR": str(datasets)}
     log = open(workdir.with_suffix(f".{number}.log"), "w")
     started.append(
       subprocess.Popen(
@@ -180,6 +191,32 @@ def test_both_continue_from_the_checkpoint_before_a_damaged_one(datasets, pair, 
   assert f"checkpoints/{STEPS} is damaged" in text and f"resuming after step {STEPS - 1}" in text
   assert "is damaged" not in output(workdir, 1)
   assert_same_run(workdir, pair)
+
+
+def test_two_processes_save_restore_and_digest_without_a_whole_array(tmp_path):
+  workdir, address = tmp_path / "run", f"127.0.0.1:{free_port()}"
+  program = [sys.executable, "-m", "tests.helpers.checkpoint_of_several", address, "2"]
+  started = []
+  for number in range(2):
+    log = open(workdir.with_suffix(f".{number}.log"), "w")
+    started.append(
+      subprocess.Popen(
+        [*program, str(number), workdir],
+        cwd=ROOT, env=environment_of(2), stdout=log, stderr=subprocess.STDOUT,
+      )
+    )  # fmt: skip
+  outputs = [output(workdir, number) for number, _ in enumerate(end(started, workdir))]
+  assert [process.returncode for process in started] == [0, 0], outputs
+  digests = [re.findall(r"\b[0-9a-f]{64}\b", text) for text in outputs]
+  state = checkpoint_of_several.host_state()
+  assert digests == [2 * [checkpoint.digest(state, checkpoint_of_several.NUM_PAIRS)]] * 2
+  step = int(state.step)
+  record = checkpoint_record.read(workdir / checkpoint.FOLDER / str(step))
+  assert record.checksums == array_digests.checksums(checkpoint_arrays.named(state))
+  assert (record.score, record.run) == (1.0, {"data_position": step})
+  abstract = jax.eval_shape(checkpoint_of_several.initializer())
+  restored, _ = checkpoint.Checkpoints(workdir).restore(step, mesh_of(1, 1, 1), abstract)
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(restored), state)
 
 
 @pytest.mark.slow
