@@ -17,7 +17,7 @@ from concurrent import futures
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 # Names of `dataset.resize`. Both filters are Pillow's, antialiased, on 8-bit pixels.
 RESIZE_FILTERS = {
@@ -27,6 +27,17 @@ RESIZE_FILTERS = {
 
 # Pillow runs Ghostscript on EPS files, whatever their names, and Windows' own drawing on WMF files.
 _NOT_DECODED = ("EPS", "WMF")
+
+# EXIF orientation -> what turns the image upright; 1 is upright.
+_UPRIGHT = {
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_270,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_90,
+}
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -77,8 +88,14 @@ def decode(content: bytes, path: pathlib.Path | str) -> Image.Image:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-  """Converts an image of any mode to RGB, turned as its EXIF orientation asks."""
-  return _to_rgb(ImageOps.exif_transpose(image))
+  """Converts an image of any mode to RGB, turned as its EXIF orientation asks.
+
+  An upright RGB image is returned itself: a copy of a large one may not fit into the memory.
+  """
+  image.load()  # PNG files may have their EXIF behind the pixels
+  turn = _UPRIGHT.get(_orientation(image))
+  # Pillow's `exif_transpose` would also write the EXIF again, which fails where it has faults.
+  return _to_rgb(image if turn is None else image.transpose(turn))
 
 
 def read_rgb(path: pathlib.Path | str) -> Image.Image:
@@ -103,10 +120,12 @@ def read_thumbnail(path: pathlib.Path | str, width: int, height: int) -> Image.I
 
 
 def inspect(path: pathlib.Path | str) -> ImageFacts:
-  """Decodes a file completely and describes it. Raises UnreadableImageError."""
+  """Decodes a file as `read_rgb` does, and describes it. Raises UnreadableImageError."""
   with _opened(read_bytes(path), path) as image:
     image.load()
-    return ImageFacts(image.width, image.height, image.mode)
+    facts = ImageFacts(image.width, image.height, image.mode)
+    upright_rgb(image)
+    return facts
 
 
 def format_of(content: bytes, path: pathlib.Path | str) -> str:
@@ -187,6 +206,16 @@ def _unknown_format(content: bytes) -> str:
   return "not an image in a known format"
 
 
+def _orientation(image: Image.Image) -> object:
+  """The EXIF orientation of a loaded image; 1, upright, where its EXIF cannot be read."""
+  try:
+    return image.getexif().get(ExifTags.Base.Orientation, 1)
+  except MemoryError:
+    raise
+  except Exception:  # of almost any class, as in `_opened`
+    return 1
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
   if image.mode.startswith("I;16"):
     return _deep_to_rgb(image, white=65535.0)
@@ -196,7 +225,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return _deep_to_rgb(image, white=next((w for w in ranges if brightest <= w), brightest))
   if image.mode == "P" and "transparency" in image.info:
     image = image.convert("RGBA")  # PIL warns when a transparent palette is converted directly
-  return image.convert("RGB")
+  return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _deep_to_rgb(image: Image.Image, white: float) -> Image.Image:

@@ -1,6 +1,7 @@
 """Image files of every mode and orientation become the same upright RGB image."""
 
 import os
+import struct
 import threading
 
 import numpy as np
@@ -73,6 +74,36 @@ def test_exif_orientation_is_applied(tmp_path, orientation, turn):
   assert np.abs(pixels.astype(int) - _gradient()).max() <= 8
 
 
+def _exif(*entries):
+  """EXIF with an orientation of 6, and entries (tag, type, four bytes) of one value each."""
+  entries = [(0x0112, 3, struct.pack("<HH", 6, 0)), *entries]
+  body = b"".join(struct.pack("<HHI4s", tag, kind, 1, value) for tag, kind, value in entries)
+  return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + body + bytes(4)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("tag", [0x0128, 0x011A])  # unit and value of the resolution
+def test_faulty_exif_does_not_hide_the_orientation(tmp_path, ending, tag):
+  path = tmp_path / f"x.{ending}"
+  text = 2
+  image = Image.fromarray(np.rot90(_gradient(), 1))
+  image.save(path, exif=_exif((tag, text, b"a\0\0\0")), quality=95)
+  pixels = _pixels(path)
+  assert pixels.shape == (48, 24, 3)
+  assert np.abs(pixels.astype(int) - _gradient()).max() <= 8
+  assert images.inspect(path) == images.ImageFacts(48, 24, "RGB")
+
+
+def test_exif_that_cannot_be_read_turns_nothing(tmp_path):
+  _noise(4, 6).save(tmp_path / "x.png", exif=b"Exif\0\0no EXIF at all")
+  np.testing.assert_array_equal(_pixels(tmp_path / "x.png"), np.asarray(_noise(4, 6)))
+
+
+def test_large_images_are_not_copied():
+  image = _noise(4, 6)
+  assert images.upright_rgb(image) is image
+
+
 def _noise(height, width):
   pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
   return Image.fromarray(pixels)
@@ -114,6 +145,17 @@ def test_the_filters_differ():
 def test_inspect_reports_what_is_stored(tmp_path):
   Image.fromarray(_gradient()).convert("P").save(tmp_path / "x.png")
   assert images.inspect(str(tmp_path / "x.png")) == images.ImageFacts(24, 48, "P")
+
+
+@pytest.mark.parametrize("read", [images.read_rgb, images.inspect])
+def test_inspect_fails_wherever_reading_does(tmp_path, monkeypatch, read):
+  def upright_rgb(image):
+    raise ValueError("no RGB")
+
+  _noise(4, 4).save(tmp_path / "x.png")
+  monkeypatch.setattr(images, "upright_rgb", upright_rgb)
+  with pytest.raises(images.UnreadableImageError, match="x.png: no RGB"):
+    read(tmp_path / "x.png")
 
 
 def _truncated(path):
