@@ -14,7 +14,7 @@ import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -26,7 +26,9 @@ RESIZE_FILTERS = {
 }
 
 # Pillow runs Ghostscript on EPS files, whatever their names, and Windows' own drawing on WMF files.
-_NOT_DECODED = ("EPS", "WMF")
+_OTHER_PROGRAMS = ("EPS", "WMF")
+# Pillow only recognises these: videos, and measurements that may be larger than the memory.
+_NOT_IMAGES = ("BUFR", "GRIB", "HDF5", "MPEG")
 
 # EXIF orientation -> what turns the image upright; 1 is upright.
 _UPRIGHT = {
@@ -63,18 +65,27 @@ class ImageFacts:
 def decoded_formats() -> list[str]:
   """Pillow's names of the formats that are decoded without another program, in its order."""
   Image.init()
-  return [name for name in Image.ID if name not in _NOT_DECODED]
+  return [name for name in Image.ID if name not in (*_OTHER_PROGRAMS, *_NOT_IMAGES)]
 
 
 def read_bytes(path: pathlib.Path | str) -> bytes:
-  """Returns the content of an image file. Raises UnreadableImageError."""
+  """Returns the content of an image file; of other files it reads the beginning only.
+
+  Raises:
+    UnreadableImageError: the file cannot be read, or no decoder knows its format.
+  """
   try:
-    content = pathlib.Path(path).read_bytes()
+    with open(path, "rb") as file:
+      if not file.read(1):
+        raise UnreadableImageError(str(path), "the file is empty")
+      with _opened(file, path):
+        pass  # a video with the name of an image may be larger than the memory
+      file.seek(0)
+      return file.read()
   except OSError as error:
     raise UnreadableImageError(str(path), error.strerror or str(error)) from error
-  if not content:
-    raise UnreadableImageError(str(path), "the file is empty")
-  return content
+  except MemoryError as error:
+    raise UnreadableImageError(str(path), "too large for the memory") from error
 
 
 def decode(content: bytes, path: pathlib.Path | str) -> Image.Image:
@@ -83,7 +94,7 @@ def decode(content: bytes, path: pathlib.Path | str) -> Image.Image:
   Raises:
     UnreadableImageError: naming `path`, when the content cannot be decoded.
   """
-  with _opened(content, path) as image:
+  with _opened(io.BytesIO(content), path) as image:
     return upright_rgb(image)
 
 
@@ -111,7 +122,7 @@ def read_thumbnail(path: pathlib.Path | str, width: int, height: int) -> Image.I
   Raises:
     UnreadableImageError: the file cannot be decoded.
   """
-  with _opened(read_bytes(path), path) as image:
+  with _opened(io.BytesIO(read_bytes(path)), path) as image:
     side = 2 * max(min(width, height), 1)
     image.draft(None, (side, side))  # never below this size; does nothing for other formats
     image = upright_rgb(image)
@@ -121,7 +132,7 @@ def read_thumbnail(path: pathlib.Path | str, width: int, height: int) -> Image.I
 
 def inspect(path: pathlib.Path | str) -> ImageFacts:
   """Decodes a file as `read_rgb` does, and describes it. Raises UnreadableImageError."""
-  with _opened(read_bytes(path), path) as image:
+  with _opened(io.BytesIO(read_bytes(path)), path) as image:
     image.load()
     facts = ImageFacts(image.width, image.height, image.mode)
     upright_rgb(image)
@@ -130,7 +141,7 @@ def inspect(path: pathlib.Path | str) -> ImageFacts:
 
 def format_of(content: bytes, path: pathlib.Path | str) -> str:
   """Pillow's name of a format, such as "JPEG". Raises UnreadableImageError, naming `path`."""
-  with _opened(content, path) as image:
+  with _opened(io.BytesIO(content), path) as image:
     return image.format
 
 
@@ -184,24 +195,26 @@ def ordered_map(
 
 
 @contextlib.contextmanager
-def _opened(content: bytes, path: pathlib.Path | str) -> Iterator[Image.Image]:
+def _opened(file: BinaryIO, path: pathlib.Path | str) -> Iterator[Image.Image]:
   """Opens an image; any exception of its decoder becomes an UnreadableImageError."""
   try:
-    with Image.open(io.BytesIO(content), formats=decoded_formats()) as image:
+    with Image.open(file, formats=decoded_formats()) as image:
       yield image
-  except MemoryError:
-    raise
+  except MemoryError as error:
+    raise UnreadableImageError(str(path), "too large for the memory") from error
   except Exception as error:
     # Decoders of damaged files raise almost anything: OSError, SyntaxError, struct.error, ...
     unknown = isinstance(error, Image.UnidentifiedImageError)
-    reason = _unknown_format(content) if unknown else str(error) or type(error).__name__
+    reason = _unknown_format(file) if unknown else str(error) or type(error).__name__
     raise UnreadableImageError(str(path), " ".join(reason.split())) from error
 
 
-def _unknown_format(content: bytes) -> str:
-  for name in _NOT_DECODED:
+def _unknown_format(file: BinaryIO) -> str:
+  file.seek(0)
+  start = file.read(16)
+  for name in _OTHER_PROGRAMS:
     _, accepts = Image.OPEN[name]
-    if accepts(content[:16]):
+    if accepts(start):
       return f"{name} files are not decoded, as that takes another program: convert it to PNG"
   return "not an image in a known format"
 

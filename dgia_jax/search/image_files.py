@@ -8,12 +8,13 @@ import pathlib
 from PIL import Image
 
 from dgia_jax.data import folder_walk
+from dgia_jax.data import images as images_lib
 from dgia_jax.errors import UserError
 
-# Image types that are counted when this Pillow cannot open them.
+# Image types that are counted when they are not decoded here.
 _OTHER_IMAGE_TYPES = {
-  ".arw", ".avif", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".jxl", ".nef", ".orf", ".raf",
-  ".rw2", ".svg",
+  ".arw", ".avif", ".cr2", ".cr3", ".dng", ".emf", ".eps", ".heic", ".heif", ".jxl", ".nef",
+  ".orf", ".raf", ".rw2", ".svg", ".wmf",
 }  # fmt: skip
 
 
@@ -33,7 +34,7 @@ class Listing:
 
   Attributes:
     files: sorted by path.
-    unsupported: suffix -> number of images of types that Pillow cannot open here.
+    unsupported: suffix -> number of images of types that are not decoded here.
     unreadable: (path, reason) of folders that cannot be listed.
   """
 
@@ -50,7 +51,8 @@ def list_images(folder: pathlib.Path | str) -> Listing:
   """
   if not os.path.isdir(folder):
     raise UserError(f"--images={folder}: no such folder")
-  types = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
+  decoded = images_lib.decoded_formats()
+  types = {suffix for suffix, name in Image.registered_extensions().items() if name in decoded}
   files, unsupported, unreadable = [], collections.Counter(), []
 
   def report(error: OSError) -> None:

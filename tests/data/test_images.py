@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from PIL import EpsImagePlugin, Image
+from PIL import EpsImagePlugin, Image, ImageFile
 
 from dgia_jax.data import images
 
@@ -156,6 +156,28 @@ def test_inspect_fails_wherever_reading_does(tmp_path, monkeypatch, read):
   monkeypatch.setattr(images, "upright_rgb", upright_rgb)
   with pytest.raises(images.UnreadableImageError, match="x.png: no RGB"):
     read(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("read", [images.read_rgb, images.inspect])
+def test_images_that_do_not_fit_into_the_memory_are_named(tmp_path, monkeypatch, read):
+  def load(image):
+    raise MemoryError
+
+  _noise(4, 4).save(tmp_path / "x.png")
+  monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+  with pytest.raises(images.UnreadableImageError, match="x.png: too large for the memory"):
+    read(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize(
+  "start", [b"\0\0\1\xb3" + bytes(8), b"\x89HDF\r\n\x1a\n", b"\0\0\0\x18ftypmp42"]
+)
+def test_of_videos_only_the_beginning_is_read(tmp_path, start):
+  with (tmp_path / "x.jpg").open("wb") as file:
+    file.write(start)
+    file.truncate(2**40)
+  with pytest.raises(images.UnreadableImageError, match="x.jpg: not an image in a known format"):
+    images.read_bytes(tmp_path / "x.jpg")
 
 
 def _truncated(path):
