@@ -233,7 +233,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
   if image.mode.startswith("I;16"):
     return _deep_to_rgb(image, white=65535.0)
   if image.mode in ("I", "F"):
-    brightest = float(np.asarray(image).max())
+    values_HxW = np.asarray(image)
+    brightest = float(np.max(values_HxW, initial=0, where=np.isfinite(values_HxW)))
     ranges = (1.0, 255.0, 65535.0)
     return _deep_to_rgb(image, white=next((w for w in ranges if brightest <= w), brightest))
   if image.mode == "P" and "transparency" in image.info:
@@ -243,5 +244,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _deep_to_rgb(image: Image.Image, white: float) -> Image.Image:
   """Scales deep grayscale so that `white` becomes 255; PIL would clip values above 255."""
-  gray_HxW = np.asarray(image, np.float32) * (255.0 / white)
+  gray_HxW = np.nan_to_num(np.asarray(image, np.float32), nan=0.0, posinf=white, neginf=0.0)
+  gray_HxW *= 255.0 / white
   return Image.fromarray(np.clip(np.rint(gray_HxW), 0, 255).astype(np.uint8)).convert("RGB")

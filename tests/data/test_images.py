@@ -58,6 +58,21 @@ def test_deep_grayscale_keeps_its_shades(tmp_path, mode):
   assert np.abs(_pixels(path).astype(int) - _gradient()).max() <= 1
 
 
+@pytest.mark.parametrize("gap", [np.nan, np.inf, -np.inf])
+def test_a_gap_in_a_float_image_leaves_the_other_pixels_as_they_are(tmp_path, gap):
+  array = _gradient()[..., 0].astype(np.float32) / 255
+  array[3, 5] = gap
+  Image.fromarray(array).save(tmp_path / "x.tif")
+  pixels, expected = _pixels(tmp_path / "x.tif").astype(int), _gradient().astype(int)
+  expected[3, 5] = 255 if gap == np.inf else 0
+  assert np.abs(pixels - expected).max() <= 1
+
+
+def test_a_float_image_of_gaps_is_black(tmp_path):
+  Image.fromarray(np.full((4, 4), np.nan, np.float32)).save(tmp_path / "x.tif")
+  assert not _pixels(tmp_path / "x.tif").any()
+
+
 def test_dark_16_bit_images_stay_dark(tmp_path):
   Image.fromarray(np.full((4, 4), 200, np.uint16)).save(tmp_path / "x.png")
   assert _pixels(tmp_path / "x.png").max() == 1
