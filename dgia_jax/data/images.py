@@ -49,8 +49,11 @@ class UnreadableImageError(Exception):
   """An image that cannot be decoded: its path and the decoder's reason."""
 
   def __init__(self, path: str, reason: str):
-    super().__init__(f"{path}: {reason}")
+    super().__init__(path, reason)  # both, as worker processes pass the error on pickled
     self.path, self.reason = path, reason
+
+  def __str__(self) -> str:
+    return f"{self.path}: {self.reason}"
 
 
 @dataclasses.dataclass(frozen=True)

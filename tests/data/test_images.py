@@ -1,6 +1,7 @@
 """Image files of every mode and orientation become the same upright RGB image."""
 
 import os
+import pickle
 import struct
 import threading
 
@@ -193,6 +194,11 @@ def test_of_videos_only_the_beginning_is_read(tmp_path, start):
     file.truncate(2**40)
   with pytest.raises(images.UnreadableImageError, match="x.jpg: not an image in a known format"):
     images.read_bytes(tmp_path / "x.jpg")
+
+
+def test_worker_processes_can_pass_the_error_on():
+  error = pickle.loads(pickle.dumps(images.UnreadableImageError("a.jpg", "broken")))
+  assert (str(error), error.path, error.reason) == ("a.jpg: broken", "a.jpg", "broken")
 
 
 def _truncated(path):
