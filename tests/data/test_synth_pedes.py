@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -132,6 +133,13 @@ def test_records_are_complete_and_deterministic():
   assert [r["person_id"] for r in first] == [n for n in range(6) for _ in range(4)]
   other = next(generate(settings.replace(seed=1), "train"))
   assert not np.array_equal(other["image"], first[0]["image"])
+
+
+def test_a_worker_that_cannot_start_is_reported(monkeypatch):
+  monkeypatch.setattr(sys, "executable", shutil.which("false"))
+  many = range(1_000_000)  # a task that no pipe holds
+  with pytest.raises(UserError, match=r"was killed \(exit code 1\)"):
+    next(generate(TINY, "train", workers=1, people=many))
 
 
 def test_workers_change_nothing():

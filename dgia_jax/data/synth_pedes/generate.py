@@ -4,6 +4,7 @@ It needs only NumPy and Pillow, so that programs without TFDS can have the data 
 number of processes changes neither the records nor their order.
 """
 
+import contextlib
 import os
 import pickle
 import signal
@@ -114,7 +115,8 @@ def _start_worker(task: tuple[Settings, str, Sequence[range]]) -> subprocess.Pop
     stdout=subprocess.PIPE,
     env={**os.environ, "PYTHONPATH": path},
   )
-  with process.stdin as pipe:
+  # Of a process that has died already, `_next_chunk` reports the exit code.
+  with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
     pickle.dump(task, pipe)
   return process
 
