@@ -13,10 +13,12 @@ import csv
 import dataclasses
 import io
 import json
+import lzma
 import os
 import pathlib
 import re
 import tarfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -150,7 +152,7 @@ def read_webdataset(source: str, columns: Columns) -> Iterator[Example]:
           example = _webdataset_example(parts, columns, place)
           if example:
             yield dataclasses.replace(example, split=example.split or _split_in_name(file))
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, OSError, EOFError, lzma.LZMAError, zlib.error) as error:
       raise UserError(f"{file} cannot be read as a tar archive: is it complete?") from error
 
 

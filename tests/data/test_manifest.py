@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import pathlib
+import random
 import tarfile
 
 import pyarrow
@@ -270,6 +271,29 @@ def test_images_without_captions_are_counted(tmp_path):
   next(folder.rglob("*.txt")).unlink()
   written = manifest.make(str(folder), tmp_path / "out")
   assert written.without_caption == 1 and sum(written.entries.values()) == 7
+
+
+@pytest.mark.parametrize("compression", ["gz", "bz2", "xz"])
+def test_damaged_compressed_shards_end_in_one_line(tmp_path, compression):
+  # Of words that repeat: damage to compressed random bytes decodes to other random bytes.
+  words = [f"{n**5:x}" for n in range(2_000)]
+  content = " ".join(random.Random(0).choices(words, k=12_000)).encode()
+  shard = tmp_path / "train.tar"
+  with tarfile.open(shard, f"w:{compression}") as archive:
+    for name in ("0.png", "0.txt", "1.png", "1.txt"):
+      member = tarfile.TarInfo(name)
+      member.size = len(content) if name.endswith("png") else 2
+      archive.addfile(member, io.BytesIO(content if name.endswith("png") else b"a\n"))
+  whole, generator, refused = shard.read_bytes(), random.Random(1), 0
+  for n in range(10):
+    place = generator.randrange(len(whole) // 2, len(whole))
+    shard.write_bytes(whole[:place] + generator.randbytes(20) + whole[place + 20 :])
+    try:
+      manifest.make(str(shard), tmp_path / f"out{n}")
+    except UserError as error:
+      assert "cannot be read as a tar archive" in str(error)
+      refused += 1
+  assert refused
 
 
 def _damaged(path):
