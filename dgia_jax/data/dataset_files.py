@@ -285,7 +285,12 @@ def _find_annotations(name: str, layout: catalog.Layout, source: str) -> list[st
 
 
 def _json_files(folder: str) -> list[str]:
-  names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+  try:
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+  except OSError as error:
+    raise UserError(
+      f"{folder} cannot be read ({error.strerror}): make the folder readable"
+    ) from error
   return [
     os.path.join(folder, name)
     for name in names

@@ -20,7 +20,7 @@ import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from dgia_jax import user_files
 from dgia_jax.data import annotation_formats, catalog, folder_walk
@@ -348,12 +348,13 @@ def _files(source: str, ending: str) -> list[str]:
   )
 
 
-def _stop_at(error: OSError) -> None:
+def _stop_at(error: OSError) -> NoReturn:
   raise UserError(f"{error.filename}: {error.strerror}: make the folder readable, or move it away")
 
 
 def _metadata_files(source: str) -> list[str]:
-  folders = [source, *sorted(entry.path for entry in os.scandir(source) if entry.is_dir())]
+  _, subfolders, _ = next(os.walk(source, onerror=_stop_at))
+  folders = [source, *(os.path.join(source, name) for name in sorted(subfolders))]
   files = (os.path.join(folder, name) for folder in folders for name in _METADATA)
   return [file for file in files if os.path.isfile(file)]
 

@@ -319,9 +319,18 @@ def _check_for_missing_images(source: DatasetFiles, skip_unreadable: bool) -> No
 
 
 def find_built(name: str, *, data_dir: str, holdout: int) -> list[str]:
-  """Folders in `data_dir` of the complete builds with this hold-out, of whatever files."""
+  """Folders in `data_dir` of the complete builds with this hold-out, of whatever files.
+
+  Raises:
+    UserError: the dataset's folder cannot be read.
+  """
   home = os.path.join(data_dir, name)
-  variants = os.listdir(home) if os.path.isdir(home) else []
+  try:
+    variants = os.listdir(home) if os.path.isdir(home) else []
+  except OSError as error:
+    raise UserError(
+      f"data_dir {home} cannot be read ({error.strerror}): make the folder readable"
+    ) from error
   pattern = re.compile(variant_name("[0-9a-f]{12}", holdout))
   matching = (variant for variant in sorted(variants) if pattern.fullmatch(variant))
   folders = (_complete(data_dir, name, variant) for variant in matching)

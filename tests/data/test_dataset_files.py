@@ -114,6 +114,16 @@ def test_mistakes_are_named(tmp_path, monkeypatch, kwargs, words):
   assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["custom", "cuhk_pedes"])
+def test_an_unreadable_folder_is_named(tmp_path, monkeypatch, name):
+  def listdir(path):
+    raise PermissionError(13, "Permission denied", path)
+
+  monkeypatch.setattr(os, "listdir", listdir)
+  with pytest.raises(UserError, match=f"{tmp_path} cannot be read .Permission denied"):
+    dataset_files.open_dataset(name, source=str(tmp_path))
+
+
 def test_wrong_annotation_name_lists_what_is_there(tmp_path):
   fake_datasets.rstp_reid(tmp_path)
   (tmp_path / "data_captions.json").rename(tmp_path / "captions.json")

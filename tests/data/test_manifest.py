@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import pathlib
 import random
 import tarfile
@@ -271,6 +272,21 @@ def test_images_without_captions_are_counted(tmp_path):
   next(folder.rglob("*.txt")).unlink()
   written = manifest.make(str(folder), tmp_path / "out")
   assert written.without_caption == 1 and sum(written.entries.values()) == 7
+
+
+def test_an_unreadable_folder_is_named(tmp_path, monkeypatch):
+  def scandir(path):
+    raise PermissionError(13, "Permission denied", path)
+
+  monkeypatch.setattr(os, "scandir", scandir)
+  with pytest.raises(UserError, match=f"{tmp_path}: Permission denied: make the folder readable"):
+    manifest.make(str(tmp_path), tmp_path / "out")
+
+
+def test_a_link_to_itself_is_no_folder(tmp_path):
+  folder = _folders(tmp_path)
+  (folder / "loop").symlink_to(folder / "loop")
+  assert sum(manifest.make(str(folder), tmp_path / "out").entries.values()) == 8
 
 
 @pytest.mark.parametrize("compression", ["gz", "bz2", "xz"])

@@ -158,6 +158,16 @@ def test_equal_files_elsewhere_are_the_same_build(tmp_path):
   assert _build("custom", tmp_path / "copy", tmp_path / "out").data_dir == first.data_dir
 
 
+def test_an_unreadable_folder_of_builds_is_named(tmp_path, monkeypatch):
+  def listdir(path):
+    raise PermissionError(13, "Permission denied", path)
+
+  (tmp_path / "custom").mkdir()
+  monkeypatch.setattr(os, "listdir", listdir)
+  with pytest.raises(UserError, match=f"{tmp_path}/custom cannot be read .Permission denied"):
+    tfds_builder.find_built("custom", data_dir=str(tmp_path), holdout=0)
+
+
 def test_builds_of_earlier_versions_are_ignored(tmp_path):
   fake_datasets.custom(tmp_path / "in")
   folder = pathlib.Path(_build("custom", tmp_path / "in", tmp_path / "out").data_dir)
