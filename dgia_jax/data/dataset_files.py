@@ -203,10 +203,12 @@ class _ImageFinder:
       if is_file and (self._allow_outside or self._is_inside(real)):
         return file
       target = target or real
+    if self._allow_outside:
+      return None
     if target and not self._is_inside(target):
       raise _OutsideError(f" -> {target}")
     normal = [os.path.normpath(file) for file in self._candidates(path)]
-    if self._allow_outside or any(self._is_inside(file, self._roots) for file in normal):
+    if any(self._is_inside(file, self._roots) for file in normal):
       return None
     raise _OutsideError()
 

@@ -169,6 +169,14 @@ def test_an_image_outside_the_dataset_can_be_allowed(tmp_path, path):
   assert os.path.realpath(files.paths[1]) == str(tmp_path / "secret.png")
 
 
+@pytest.mark.parametrize("path", ["/dev/null", "/dev", "../../absent.png"])
+def test_allowing_images_outside_allows_files_only(tmp_path, path):
+  folder = _dataset_that_leads_outside(tmp_path, path)
+  files = dataset_files.open_dataset("custom", source=str(folder), allow_outside=True)
+  assert files.annotations.errors == ()
+  assert [record.path for record in files.missing()] == [path]
+
+
 @pytest.mark.parametrize("path", ["/proc/self/mem", "/dev/null", "../../absent.png", "/absent.png"])
 def test_paths_that_lead_outside_are_refused_whatever_is_there(tmp_path, path):
   folder = _dataset_that_leads_outside(tmp_path, path)
