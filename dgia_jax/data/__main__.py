@@ -100,6 +100,14 @@ def _make(args: argparse.Namespace) -> int:
   print(printable(f"{written.file}: {sizes} images"))
   if written.without_caption:
     print(f"{written.without_caption} images without a caption were left out")
+  if written.missing:
+    print(
+      printable(
+        f"{len(written.missing)} of {sum(written.entries.values())} images are not in"
+        f" {written.images}, first {written.missing[0]}: add them, or build the dataset without"
+        " them (prepare --skip_unreadable)"
+      )
+    )
   files = shlex.join(["--annotations", str(written.file), "--images", str(written.images)])
   print(printable(f"next: {cli.program('data')} check custom {files}"))
   return 0

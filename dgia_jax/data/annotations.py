@@ -164,8 +164,7 @@ def _read_entry(entry: Entry, split: str | None, notes: RemarkCounter) -> _Annot
   path = _first_value(content, PATH_FIELDS)
   if not isinstance(path, str) or not path.strip():
     raise _InvalidEntryError("entries without an image path ('img_path' or 'file_path')", place)
-  # Windows tools write "\\", which no dataset has inside a file name.
-  path = posixpath.normpath(_without_surrogates(path).replace("\\", "/"))
+  path = normal_path(path)
   place = f"{place}, {path}"
   captions = _first_value(content, CAPTION_FIELDS)
   captions = captions if isinstance(captions, list) else [captions]
@@ -181,6 +180,12 @@ def _read_entry(entry: Entry, split: str | None, notes: RemarkCounter) -> _Annot
     has_numeric_id=person is not None and not isinstance(value, str),
     place=place,
   )
+
+
+def normal_path(path: str) -> str:
+  """The path of an image as records have it."""
+  # Windows tools write "\\", which no dataset has inside a file name.
+  return posixpath.normpath(_without_surrogates(path).replace("\\", "/"))
 
 
 def _first_value(content: Mapping[str, Any], fields: Sequence[str]) -> Any:

@@ -11,7 +11,7 @@ import functools
 import os
 import stat
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from dgia_jax.data import annotation_formats, catalog
 from dgia_jax.data import annotations as annotations_lib
@@ -133,13 +133,29 @@ def open_dataset(
   content = annotations_lib.read_annotations(files)
   _check_split(name, layout, content)
   if images:
-    roots, bases = [images], [images, os.path.dirname(images)]
+    roots, bases = _named_folders(images)
   else:
     roots = _dataset_folders(source, os.path.dirname(files[0]))
     bases = [os.path.join(root, folder) for root in roots for folder in ("imgs", "images", "")]
     bases = [os.path.normpath(base) for base in bases if os.path.isdir(base)]
   finder = _ImageFinder(roots, list(dict.fromkeys(bases)), allow_outside)
   return finder.find_all(name, content)
+
+
+def missing_images(paths: Iterable[str], images: str) -> list[str]:
+  """Those of some paths of annotations whose image `--images` would not find; files outside count.
+
+  Args:
+    paths: as the annotations have them.
+    images: absolute path of the folder that they are relative to.
+  """
+  finder = _ImageFinder(*_named_folders(images), allow_outside=True)
+  return [path for path in paths if finder.find(annotations_lib.normal_path(path)) is None]
+
+
+def _named_folders(images: str) -> tuple[list[str], list[str]]:
+  """The roots and bases of `_ImageFinder` for the folder given with --images."""
+  return [images], [images, os.path.dirname(images)]
 
 
 def _dataset_folders(source: str | None, json_folder: str) -> list[str]:

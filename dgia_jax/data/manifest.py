@@ -11,6 +11,7 @@ from typing import Any
 from dgia_jax import files, user_files
 from dgia_jax.data.annotation_formats import shown, split_of
 from dgia_jax.data.annotations import SPLITS
+from dgia_jax.data.dataset_files import missing_images
 from dgia_jax.data.image_store import ImageStore
 from dgia_jax.data.manifest_readers import READERS, Columns, Example, form_of
 from dgia_jax.errors import UserError
@@ -28,12 +29,14 @@ class Manifest:
     images: the folder that its paths are relative to.
     entries: number of images per split.
     without_caption: number of images that were left out because they have no caption.
+    missing: the paths in `file` of which `images` has no file.
   """
 
   file: pathlib.Path
   images: pathlib.Path
   entries: dict[str, int]
   without_caption: int
+  missing: Sequence[str]
 
 
 def make(
@@ -62,8 +65,8 @@ def make(
     seed: of the assignment of people to splits.
 
   Raises:
-    UserError: the source cannot be read, has no split, or `out` already has annotations, or
-      images where some would be written.
+    UserError: the source cannot be read, has no split, or none of the files that it names exists,
+      or `out` already has annotations, or images where some would be written.
   """
   out = user_files.expanded(out, "--out").absolute()
   source = os.path.abspath(os.path.expanduser(source))
@@ -72,8 +75,9 @@ def make(
     raise UserError(f"{file} exists already: choose another --out, or delete it")
   reader = READERS[form or form_of(source)]
   folder = source if os.path.isdir(source) else os.path.dirname(source)
-  folder = os.path.abspath(os.path.expanduser(images)) if images else folder
+  folder = pathlib.Path(os.path.abspath(os.path.expanduser(images)) if images else folder)
   entry_of: dict[tuple, dict[str, Any]] = {}
+  paths: dict[str, None] = {}  # of files, each once, in order
   without_caption, store = 0, ImageStore(out / IMAGES)
   try:
     for example in reader(source, columns or Columns()):
@@ -82,12 +86,23 @@ def make(
         continue
       if not fractions:
         _check_split(example, source)
-      path = store.add(example.image) if isinstance(example.image, bytes) else example.image
+      if isinstance(example.image, bytes):
+        path = store.add(example.image)
+      else:
+        path = example.image
+        paths[path] = None
       entry = entry_of.setdefault((path, example.person, example.split), _entry(path, example))
       entry["captions"] += [text for text in map(str.strip, example.captions) if text]
     entries = list(entry_of.values())
     if not entries:
       raise UserError(f"{source} has no image with a caption ({without_caption} without)")
+    folder = out / IMAGES if store.is_used else folder
+    missing = missing_images(paths, str(folder))
+    if missing and len(missing) == len(paths) and not store.is_used:
+      raise UserError(
+        f"{source}: none of its {len(paths)} images is in {folder}, first {missing[0]}: give the"
+        " folder that these paths are relative to with --images FOLDER"
+      )
     _assign_splits(entries, fractions, seed)
     out.mkdir(parents=True, exist_ok=True)
     store.publish()
@@ -100,9 +115,10 @@ def make(
     raise UserError(f"{error.filename or out}: {error.strerror or error}") from error
   return Manifest(
     file=file,
-    images=out / IMAGES if store.is_used else pathlib.Path(folder),
+    images=folder,
     entries={split: sum(e["split"] == split for e in entries) for split in SPLITS},
     without_caption=without_caption,
+    missing=missing,
   )
 
 

@@ -239,6 +239,8 @@ UNUSUAL = "a red\u2028coat\x85and\x0ca\u2029hat\x1c"  # characters that end no l
 
 def test_only_line_ends_separate_rows_and_captions(tmp_path):
   quoted = f'"{UNUSUAL} of\r\ntwo lines"'
+  (tmp_path / "x.png").touch()
+  (tmp_path / "y.png").touch()
   (tmp_path / "t.csv").write_text(f"image,text,split\r\nx.png,{UNUSUAL}.,train\ry.png,{quoted},dev")
   written = manifest.make(str(tmp_path / "t.csv"), tmp_path / "out")
   captions = [entry["captions"] for entry in json.loads(written.file.read_text())]
@@ -262,6 +264,7 @@ def test_only_line_ends_separate_captions_of_text_files(tmp_path):
 
 
 def test_blank_cells_beyond_the_last_column_are_accepted(tmp_path):
+  (tmp_path / "x.png").touch()
   (tmp_path / "t.csv").write_text("image,text,split\nx.png,a man,train,, \n")
   written = manifest.make(str(tmp_path / "t.csv"), tmp_path / "out")
   assert json.loads(written.file.read_text())[0]["captions"] == ["a man"]
@@ -272,6 +275,46 @@ def test_images_without_captions_are_counted(tmp_path):
   next(folder.rglob("*.txt")).unlink()
   written = manifest.make(str(folder), tmp_path / "out")
   assert written.without_caption == 1 and sum(written.entries.values()) == 7
+
+
+def test_images_in_another_folder_are_asked_for(tmp_path, capsys):
+  _rows(tmp_path / "images")
+  rows = [(f"{person}/{n}.png", "a man") for person in PEOPLE for n in range(2)]
+  _write_csv(tmp_path / "t.csv", ("image", "text"), rows)
+  line = ["make", str(tmp_path / "t.csv"), "--out", str(tmp_path / "out"), "--split", "1,0,0"]
+  assert command.main(line) == 2
+  (error,) = capsys.readouterr().err.splitlines()
+  assert f"none of its 8 images is in {tmp_path}, first anna/0.png: give" in error
+  assert "--images" in error and not (tmp_path / "out").exists()
+  assert command.main([*line, "--images", str(tmp_path / "images")]) == 0
+  assert "are not in" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", ["images/anna/0.png", "images\\anna\\0.png", "{absolute}"])
+def test_images_are_found_as_the_check_finds_them(tmp_path, path):
+  _rows(tmp_path / "images")
+  absolute = tmp_path / "images" / "anna" / "0.png"
+  (tmp_path / "sub").mkdir()
+  _write_csv(
+    tmp_path / "sub" / "t.csv", ("image", "text", "split"),
+    [(path.format(absolute=absolute), "a", "train")],
+  )  # fmt: skip
+  written = manifest.make(
+    str(tmp_path / "sub" / "t.csv"), tmp_path / "out", images=str(tmp_path / "images")
+  )
+  assert written.missing == []
+
+
+def test_missing_images_are_counted(tmp_path, capsys):
+  table = _csv(tmp_path)
+  (tmp_path / "ben" / "1.png").unlink()
+  (tmp_path / "dora" / "0.png").unlink()
+  assert command.main(["make", str(table), "--out", str(tmp_path / "out")]) == 0
+  page = capsys.readouterr().out
+  assert f"2 of 8 images are not in {tmp_path}, first ben/1.png: add them" in page
+  assert "--skip_unreadable" in page
+  written = json.loads((tmp_path / "out" / "annotations.json").read_text())
+  assert len(written) == 8
 
 
 def test_an_unreadable_folder_is_named(tmp_path, monkeypatch):
