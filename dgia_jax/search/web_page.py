@@ -4,7 +4,8 @@
 
 The address of the page carries the query, so that a search can be bookmarked. The page receives
 reduced copies of the images found; it cannot ask for any other file. Uploaded images are kept in a
-private folder that is removed when the server stops. The page sends nothing to other servers.
+private folder that is removed when the server stops. The page sends nothing to other servers, and
+`request_guard` refuses what other sites, or programs that pose as the page, send to it.
 """
 
 import base64
@@ -15,17 +16,16 @@ import os
 import signal
 import tempfile
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import PIL.Image
-from absl import logging
 from jaxtyping import Float
 
 from dgia_jax.data import images as images_lib
-from dgia_jax.errors import UserError, printable
-from dgia_jax.search import results_html
+from dgia_jax.errors import UserError
+from dgia_jax.search import request_guard, results_html
 from dgia_jax.search.index import SearchIndex
 from dgia_jax.search.matches import Match
 from dgia_jax.search.query import UNKNOWN_WORDS, Query, combine
@@ -39,6 +39,7 @@ NOTICE = (
 MAX_TOP = 100  # images per page
 MAX_RESULTS = 1000  # of one search, on all its pages
 HEIGHT = 384  # pixels of an image on the page, at most
+MAX_UPLOAD = "50mb"  # of an uploaded image, as Gradio writes sizes
 KEPT_SECONDS = 3600  # for which an uploaded image is kept
 # Run in the browser, after a search and at the start: the address shows what was asked for, and
 # the browser's way back to an earlier address shows its results.
@@ -322,7 +323,14 @@ def serve(searcher: Searcher, host: str, port: int, default_top: int) -> None:
         show_error=False,
         quiet=False,
         theme=theme,
-        app_kwargs={"middleware": [Middleware(RefuseFaultyRequests)]},
+        max_file_size=MAX_UPLOAD,
+        app_kwargs={
+          "middleware": [
+            Middleware(request_guard.RefuseFaultyRequests),
+            Middleware(request_guard.RefuseForeignRequests, request_guard.own_names(host)),
+            Middleware(request_guard.RefuseForeignFiles, folder),
+          ]
+        },
       )
     except OSError as error:
       raise UserError(f"--host={host} --port={port}: cannot be used ({error})") from error
@@ -335,35 +343,6 @@ def _whole_number(value: Any, default: int) -> int:
   except (TypeError, ValueError, OverflowError):
     return default
   return number if abs(number) < 2**31 else default
-
-
-class RefuseFaultyRequests:
-  """Answers 400 where Gradio fails on a request, and logs one line instead of a traceback."""
-
-  def __init__(self, app: Callable[..., Any]):
-    """Stands between the server and `app`, as ASGI has it."""
-    self._app = app
-
-  async def __call__(self, scope: Mapping[str, Any], receive: Any, send: Any) -> None:
-    """Passes a request on."""
-    started = False
-
-    async def send_and_note(message: Mapping[str, Any]) -> None:
-      nonlocal started
-      started = True
-      await send(message)
-
-    try:
-      await self._app(scope, receive, send_and_note)
-    except Exception as error:  # of any kind: the content of a request is arbitrary
-      if scope["type"] != "http":
-        raise
-      reason = printable(f"{scope['method']} {scope['path']}: {error!r}")
-      logging.warning("a request was refused: %s", reason[:300])
-      if not started:
-        headers = [(b"content-type", b"text/plain")]
-        await send({"type": "http.response.start", "status": 400, "headers": headers})
-        await send({"type": "http.response.body", "body": b"This request cannot be answered."})
 
 
 def bypass_proxy(host: str) -> None:
