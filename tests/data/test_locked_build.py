@@ -104,6 +104,7 @@ def test_one_holder_at_a_time(tmp_path):
 
   def second():
     with locked_build.exclusive(tmp_path / "a"):
+      entered.set()
       order.append("second")
 
   thread = threading.Thread(target=second)
