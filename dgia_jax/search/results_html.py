@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from dgia_jax.search import gallery
 
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 _WIDTH, _HEIGHT = 480, 60  # pixels of the histogram
 # Tiles are portrait, as people are; `contain` shows the whole picture, whatever its shape.
 STYLE = """<style>
@@ -48,7 +49,7 @@ def downloads(rows: Sequence[Mapping[str, Any]]) -> str:
   table = io.StringIO()
   writer = csv.DictWriter(table, fieldnames=list(rows[0]))
   writer.writeheader()
-  writer.writerows(rows)
+  writer.writerows({name: _as_text(value) for name, value in row.items()} for row in rows)
   files = {
     "CSV": ("results.csv", "text/csv", table.getvalue()),
     "JSON": ("results.json", "application/json", json.dumps(list(rows), indent=2)),
@@ -58,6 +59,11 @@ def downloads(rows: Sequence[Mapping[str, Any]]) -> str:
     content = base64.b64encode(text.encode("utf-8")).decode("ascii")
     links.append(f'<a download="{name}" href="data:{kind};base64,{content}">{label}</a>')
   return f'<div class="bar"><span>Download the list:</span>{"".join(links)}</div>'
+
+
+def _as_text(value: Any) -> Any:
+  """A cell that no spreadsheet takes for a formula: the name of a file could be one."""
+  return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value
 
 
 def pages(page: int, previous: str, following: str) -> str:
