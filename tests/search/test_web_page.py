@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -21,7 +22,14 @@ from PIL import Image, UnidentifiedImageError
 
 from dgia_jax.errors import UserError
 from dgia_jax.search import __main__ as search_cli
-from dgia_jax.search import commands, gallery, identities, index_files, web_page
+from dgia_jax.search import (
+  commands,
+  gallery,
+  identities,
+  index_files,
+  request_guard,
+  web_page,
+)
 from dgia_jax.search import index as index_lib
 from dgia_jax.search.query import Query, combine
 from dgia_jax.search.retriever import Retriever
@@ -251,6 +259,32 @@ def test_uploads_start_no_other_program(index, monkeypatch, tmp_path):
     web_page.serve(open_searcher(index)[0], "127.0.0.1", 0, 20)
   with pytest.raises(UnidentifiedImageError):
     Image.open(tmp_path / "x.png")
+
+
+def test_the_page_is_served_behind_its_guards(index, monkeypatch):
+  """With stand-ins for Gradio and Starlette, which the tests do without."""
+  launched = {}
+  page = types.SimpleNamespace(launch=lambda **options: launched.update(options))
+  theme = types.SimpleNamespace(Default=lambda **fonts: None)
+  middleware = types.SimpleNamespace(Middleware=lambda *made: made)
+  monkeypatch.setitem(sys.modules, "gradio", types.SimpleNamespace(themes=theme))
+  monkeypatch.setitem(sys.modules, "starlette", types.SimpleNamespace(middleware=middleware))
+  monkeypatch.setitem(sys.modules, "starlette.middleware", middleware)
+  monkeypatch.setattr(web_page, "make_page", lambda *arguments: page)
+  monkeypatch.setattr(web_page.signal, "signal", lambda *arguments: None)
+  monkeypatch.setattr(Image, "ID", list(Image.ID))
+  for name in ("no_proxy", "NO_PROXY", "GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):
+    monkeypatch.setenv(name, "")
+  web_page.serve(open_searcher(index)[0], "photos.example", 7860, 20)
+  assert launched["max_file_size"] == "50mb"
+  guards = {guard: arguments for guard, *arguments in launched["app_kwargs"]["middleware"]}
+  assert list(guards) == [
+    request_guard.RefuseFaultyRequests,
+    request_guard.RefuseForeignRequests,
+    request_guard.RefuseForeignFiles,
+  ]
+  assert "photos.example" in guards[request_guard.RefuseForeignRequests][0]
+  assert guards[request_guard.RefuseForeignFiles] == [os.environ["GRADIO_TEMP_DIR"]]
 
 
 def test_the_page_reports_nothing(index):

@@ -147,6 +147,16 @@ def test_the_page_survives_odd_requests_and_shows_no_other_file(server, tmp_path
     path = upload(port, draw.randbytes(draw.choice((0, 10, 1000))))
     shown = search_page(port, ["", {"path": path, "meta": FILE_DATA}, -1, -1, "", 4], f"u{number}")
     assert "Traceback" not in shown and "<img" not in shown, shown
+  for headers in ({"Host": "evil.example"}, {"Origin": "http://evil.example"}):
+    assert request(port, "GET", "/", headers=headers)[0] == 403
+    assert request(port, "GET", "/config", headers=headers)[0] == 403
+  fetched = ["", {"path": "http://127.0.0.1:9/x.png", "meta": FILE_DATA}, -1, -1, "", 4]
+  assert "status 400" in search_page(port, fetched, "fetched")
+  assert request(port, "GET", "/gradio_api/file=http://127.0.0.1:9/x.png")[0] == 400
+  start = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+  large = start + bytes(51 * 2**20) + b"\r\n--b--\r\n"
+  multipart = {"Content-Type": "multipart/form-data; boundary=b"}
+  assert request(port, "POST", "/gradio_api/upload", large, multipart)[0] in (0, 400, 413)
   buffer = io.BytesIO()
   Image.new("RGB", (8, 8), "red").save(buffer, "PNG")
   path = upload(port, buffer.getvalue())
