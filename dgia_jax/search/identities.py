@@ -5,6 +5,7 @@ queries; no search depends on them.
 """
 
 import collections
+import functools
 import os
 import pathlib
 from collections.abc import Sequence
@@ -38,7 +39,10 @@ def read_annotations(file: str, images: pathlib.Path | str) -> list[AnnotatedIma
   rows = []
   for record, path in zip(records, dataset.paths, strict=True):
     if path is not None:
-      relative = os.path.relpath(path, images).replace(os.sep, "/")
+      relative = _relative(path, images)
+      if os.path.islink(path):  # the image itself is named where the folder has it
+        real = _relative(os.path.realpath(path), os.path.realpath(images))
+        relative = relative if real.startswith("../") else real
       person = record.person if images_of[record.person] >= least_images else None
       rows.append(AnnotatedImage(relative, person, list(record.captions)))
   if not rows:
@@ -56,7 +60,8 @@ class Identities:
   def __init__(self, annotated: Sequence[AnnotatedImage], images: pathlib.Path | str):
     """`annotated` are images in the folder `images`."""
     self._images = os.path.realpath(images)
-    self._person_of_path = {image.path: image.person for image in annotated}
+    self._real_folder = functools.cache(self._real_folder)  # many images are in one folder
+    self._person_of_path = {self._without_links(image.path): image.person for image in annotated}
     self._people_of_caption = collections.defaultdict(set)
     for image in annotated:
       for caption in image.captions:
@@ -92,8 +97,25 @@ class Identities:
 
   def _person(self, file: str | os.PathLike) -> int | None:
     folder, name = os.path.split(os.path.abspath(file))
-    path = os.path.relpath(os.path.join(os.path.realpath(folder), name), self._images)
-    return self._person_of_path.get(path.replace(os.sep, "/"))
+    for path in (os.path.join(os.path.realpath(folder), name), os.path.realpath(file)):
+      person = self._person_of_path.get(_relative(path, self._images))
+      if person is not None:
+        return person
+    return None
+
+  def _without_links(self, path: str) -> str:
+    """A path below the folder of images as `_person` looks it up: no folder in it is a link."""
+    folder, _, name = path.rpartition("/")
+    real = self._real_folder(folder)
+    return path if real == folder else f"{real}/{name}".removeprefix("./")
+
+  def _real_folder(self, folder: str) -> str:
+    return _relative(os.path.realpath(os.path.join(self._images, folder)), self._images)
+
+
+def _relative(path: str, folder: str) -> str:
+  """The path from a folder on, with forward slashes."""
+  return os.path.relpath(path, folder).replace(os.sep, "/")
 
 
 def _plain(text: str) -> str:

@@ -57,6 +57,33 @@ def test_a_link_to_an_image_is_the_image(known, image_folder, tmp_path):
   assert known.correct([], [tmp_path / "link" / "a" / "3.png"], results) == [True]
 
 
+@pytest.mark.parametrize("target", ["inside", "outside"])
+def test_annotations_may_name_images_through_links(annotations, image_folder, tmp_path, target):
+  """Links to folders inside the folder of images; these may be elsewhere or in it."""
+  if target == "outside":
+    shutil.move(image_folder / "a", tmp_path / "elsewhere")
+    (image_folder / "a").symlink_to(tmp_path / "elsewhere")
+  else:
+    (image_folder / "link").symlink_to("a")
+    annotations.write_text(annotations.read_text().replace('"a/', '"link/'))
+  rows = identities.read_annotations(str(annotations), image_folder)
+  known = Identities(rows, image_folder)
+  path = lambda number: image_folder / ("a" if number % 2 else "b/c") / f"{number}.png"
+  results = [(path(number),) for number in (0, 3, 4, 9)]
+  assert known.correct(["person 3 wears red."], [], results) == [True, True, False, True]
+  assert known.correct([], [path(3)], results) == [True, True, False, True]
+
+
+def test_annotations_may_name_links_to_images(annotations, image_folder):
+  """And results may be links to annotated images."""
+  (image_folder / "named.png").symlink_to("a/3.png")
+  (image_folder / "found.png").symlink_to("b/c/0.png")
+  annotations.write_text(annotations.read_text().replace('"a/3.png"', '"named.png"'))
+  known = Identities(identities.read_annotations(str(annotations), image_folder), image_folder)
+  results = [(image_folder / name,) for name in ("a/3.png", "named.png", "found.png", "a/1.png")]
+  assert known.correct(["person 3 wears red."], [], results) == [True, True, True, False]
+
+
 def test_examples_are_captions_of_different_people(known):
   assert len(set(known.examples)) == identities.NUM_EXAMPLES
   assert all(example.startswith("Person ") for example in known.examples)
