@@ -61,7 +61,6 @@ class CodedGallery:
     """
     self._codes, self._usable_M, self._read = codes, usable_M, read
     self._arrays = jax.device_put((codes.codes, codes.scale))
-    self._max_error, self._max_norm = float(codes.error.max()), float(codes.norm.max())
     self._block_rows = min(BLOCK_ROWS, len(usable_M) // SEGMENT * SEGMENT)
     self.num_rescored = 0  # features read by all searches so far
 
@@ -74,6 +73,7 @@ class CodedGallery:
     """Cosines, best first, and rows; see `Gallery.search` and `exact`."""
     check_search(queries_QxD, len(self._codes.center), top)
     queries_QxD = exact.unit_queries(queries_QxD)
+    self._codes.check()
     among_M = self._usable_M if among_M is None else among_M
     count = min(top, int(among_M.sum()))
     scores_QxK = np.zeros((len(queries_QxD), count), np.float32)
@@ -87,6 +87,7 @@ class CodedGallery:
   def histogram(self, query_D: Float[np.ndarray, " D"]) -> Float[np.ndarray, " _"]:
     """Like `Gallery.histogram`, but of coded scores, so a row may fall into the next bin."""
     query_1xD = exact.unit_queries(query_D[None])
+    self._codes.check()
     (scored,) = self._passes(query_1xD, self._usable_M)
     scores = scored.scores_GxSxJ[scored.scores_GxSxJ > -np.inf]
     scores += np.float32(query_1xD[0] @ self._codes.center)
@@ -131,7 +132,8 @@ class CodedGallery:
     exact_scores = exact.scores(query_D, rows, self._read)
 
     reached = exact_scores.min() - query_D @ self._codes.center - _SLACK
-    lowest = reached - self._max_error - scored.rounding * self._max_norm - _SLACK
+    max_error, max_norm = self._bounds
+    lowest = reached - max_error - scored.rounding * max_norm - _SLACK
     segments = np.flatnonzero(maxima >= lowest)
     near = self._scores(scored, segments)
     number, place = np.nonzero(near >= lowest)
@@ -141,6 +143,11 @@ class CodedGallery:
     self.num_rescored += len(rows) + len(others)
     exact_scores = np.concatenate([exact_scores, exact.scores(query_D, others, self._read)])
     return exact.best(exact_scores, np.concatenate([rows, others]), count)
+
+  @functools.cached_property
+  def _bounds(self) -> tuple[float, float]:
+    """The largest error and norm of all codes; read once these are verified."""
+    return float(self._codes.error.max()), float(self._codes.norm.max())
 
   def _scores(self, scored: _Pass, segments: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n J"]:
     """Coded scores of some segments, numbered through all blocks."""

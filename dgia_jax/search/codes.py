@@ -11,31 +11,35 @@ features have in common, which would otherwise use up most of the 8 bits.
 
 An index without codes, or with codes for some of its parts only, is searched by its features.
 Indexing adds the codes that are missing.
+
+Opening maps the codes and starts to verify their checksums, which reads all of them; the first
+search waits for the result.
 """
 
 import dataclasses
 import os
 import pathlib
+import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent import futures
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int8
 
 from dgia_jax import files as files_lib
-from dgia_jax import user_files
 from dgia_jax.data import images as images_lib
-from dgia_jax.errors import UserError
-from dgia_jax.search import index_files
+from dgia_jax.search import derived_files, index_files
 from dgia_jax.search.index_files import Part
 
 # Fewer rows than this are searched by their features: docs/performance.md has the measurement.
 MIN_ROWS = 2**15
 FOLDER, CODES, ROWS, ABOUT = "codes", "codes.npy", "rows.npy", "codes.json"
-VERSION = 1
+VERSION = 2  # of new codes; codes of version 1 differ in their checksums and stay in use
 _CACHED_ROWS = 256  # encoded at a time
 _SAMPLE_ROWS = 2**14  # from which center and spread are computed
+_SUMMED_BYTES = 4096  # of a block of `block_checksum`
 _ROW = np.dtype([("scale", "<f4"), ("error", "<f4"), ("norm", "<f4"), ("crc32", "<u4")])
 
 
@@ -50,6 +54,7 @@ class Codes:
     error: (N,), at least the norm of what the code leaves out of the feature.
     norm: (N,), at least the norm of scale * code.
     crc32: (N,), of the bytes of each feature.
+    check: returns once the checksums of all codes are verified; raises UserError if one differs.
   """
 
   codes: Int8[np.ndarray, "N D"]
@@ -59,6 +64,7 @@ class Codes:
   error: Float[np.ndarray, " N"]
   norm: Float[np.ndarray, " N"]
   crc32: Any
+  check: Callable[[], Any] = lambda: None
 
 
 def update(folder: pathlib.Path | str, parts: Sequence[Part], width: int) -> None:
@@ -77,12 +83,15 @@ def update(folder: pathlib.Path | str, parts: Sequence[Part], width: int) -> Non
   if not missing:
     return
   features = index_files.open_features(folder, parts, width, verify=False)
-  if not about["parts"]:
+  if about["parts"]:
+    _mapped(folder / FOLDER, missing[0].first_row, width)
+  else:
     (folder / FOLDER).mkdir(exist_ok=True)
     sample = features[:: -(-num_rows // _SAMPLE_ROWS)]
     about |= {"center": sample.mean(axis=0, dtype=np.float64).astype(np.float32).tolist()}
     about |= {"spread": _spread(sample).tolist()}
   center, spread = (np.asarray(about[key], np.float32) for key in ("center", "spread"))
+  checksum = _CHECKSUMS[about["version"]]
 
   def encode_part(part: Part) -> tuple[Part, np.ndarray, np.ndarray]:
     part_features = np.array(features[part.first_row : part.stop_row])
@@ -90,11 +99,9 @@ def update(folder: pathlib.Path | str, parts: Sequence[Part], width: int) -> Non
     return part, *encode(part_features, center, spread)
 
   for part, codes, rows in images_lib.ordered_map(encode_part, missing, 0):
-    crc32s = [
+    for name, array in ((CODES, codes), (ROWS, rows)):
       index_files.append_rows(folder / FOLDER / name, part.first_row, array)
-      for name, array in ((CODES, codes), (ROWS, rows))
-    ]
-    about["parts"].append([part.crc32, *crc32s])
+    about["parts"].append([part.crc32, checksum(codes), checksum(rows)])
   files_lib.write_json(folder / FOLDER / ABOUT, files_lib.sealed(about))
 
 
@@ -135,11 +142,22 @@ def _norms(vectors: Float[np.ndarray, "n D"]) -> Float[np.ndarray, " n"]:
   return np.sqrt(np.einsum("nd,nd->n", vectors, vectors)) * np.float32(1.0001)
 
 
+def block_checksum(array: np.ndarray) -> int:
+  """CRC-32 of the sums of blocks of `_SUMMED_BYTES` bytes: as fast as these can be read."""
+  content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+  whole = len(content) // _SUMMED_BYTES * _SUMMED_BYTES
+  words = content[:whole].view("<u8").reshape(-1, _SUMMED_BYTES // 8)
+  return zlib.crc32(content[whole:], zlib.crc32(words.sum(axis=1, dtype="<u8")))
+
+
+_CHECKSUMS = {1: zlib.crc32, VERSION: block_checksum}  # by version of the codes
+
+
 def open_codes(folder: pathlib.Path | str, parts: Sequence[Part], width: int) -> Codes | None:
-  """Maps the codes of an index after verifying their checksums; None unless all parts have codes.
+  """Maps the codes of an index and starts to verify them; None unless all parts have codes.
 
   Raises:
-    UserError: the codes are damaged.
+    UserError: the codes are damaged, as far as that is seen without reading them.
   """
   num_rows = parts[-1].stop_row if parts else 0
   about = _read_about(folder) if num_rows >= MIN_ROWS else None
@@ -148,22 +166,40 @@ def open_codes(folder: pathlib.Path | str, parts: Sequence[Part], width: int) ->
   folder = pathlib.Path(folder) / FOLDER
   center, spread = (np.asarray(about[key], np.float32) for key in ("center", "spread"))
   if not center.shape == spread.shape == (width,):
-    raise _damaged(folder / ABOUT, f"center {center.shape}, spread {spread.shape}")
-  codes, rows = _map(folder / CODES, np.dtype(np.int8)), _map(folder / ROWS, _ROW)
-  if codes.shape[1:] != (width,) or rows.ndim != 1 or min(len(codes), len(rows)) < num_rows:
-    raise _damaged(folder, f"codes {codes.shape}, rows {rows.shape}")
+    raise derived_files.damaged(folder / ABOUT, f"center {center.shape}, spread {spread.shape}")
+  codes, rows = _mapped(folder, num_rows, width)
+  checksum = _CHECKSUMS[about["version"]]
 
-  def is_damaged(part_and_crc32s: tuple[Part, Sequence[int]]) -> bool:
-    part, crc32s = part_and_crc32s
+  def is_damaged(part_and_checksums: tuple[Part, Sequence[int]]) -> bool:
+    part, checksums = part_and_checksums
     rows_of_part = slice(part.first_row, part.stop_row)
-    return [part.crc32, zlib.crc32(codes[rows_of_part]), zlib.crc32(rows[rows_of_part])] != crc32s
+    return [part.crc32, checksum(codes[rows_of_part]), checksum(rows[rows_of_part])] != checksums
 
-  pairs = list(zip(parts, about["parts"], strict=False))
-  for part, damaged in zip(parts, images_lib.ordered_map(is_damaged, pairs, 0), strict=True):
-    if damaged:
-      raise _damaged(folder, f"rows {part.first_row:,} to {part.stop_row - 1:,}: checksum differs")
-  fields = {name: np.ascontiguousarray(rows[name][:num_rows]) for name in _ROW.names}
-  return Codes(codes[:num_rows], center, spread, **fields)
+  def verify() -> None:
+    pairs = list(zip(parts, about["parts"], strict=False))
+    for part, damaged in zip(parts, images_lib.ordered_map(is_damaged, pairs, 0), strict=True):
+      if damaged:
+        raise derived_files.damaged(
+          folder, f"rows {part.first_row:,} to {part.stop_row - 1:,}: checksum differs"
+        )
+
+  fields = {name: rows[name][:num_rows] for name in _ROW.names}
+  fields["scale"] = np.ascontiguousarray(fields["scale"])  # the devices need it in one piece
+  return Codes(codes[:num_rows], center, spread, **fields, check=_started(verify))
+
+
+def _started(function: Callable[[], None]) -> Callable[[], None]:
+  """Starts a function in a thread that no exit waits for; returns what waits for its outcome."""
+  future = futures.Future()
+
+  def run() -> None:
+    try:
+      future.set_result(function())
+    except BaseException as error:  # is raised where the outcome is asked for
+      future.set_exception(error)
+
+  threading.Thread(target=run, daemon=True).start()
+  return future.result
 
 
 class VerifiedFeatures:
@@ -174,7 +210,7 @@ class VerifiedFeatures:
 
   def __init__(self, folder: pathlib.Path | str, features: np.memmap, codes: Codes):
     """Opens the file that `features` maps."""
-    self._folder, self._crc32 = folder, codes.crc32
+    self._folder, self._crc32, self._check = folder, codes.crc32, codes.check
     self._width, self._offset = features.shape[1], features.offset
     self._file = (pathlib.Path(folder) / index_files.FEATURES).open("rb", buffering=0)
 
@@ -182,8 +218,9 @@ class VerifiedFeatures:
     """The features of some rows.
 
     Raises:
-      UserError: one of them is damaged.
+      UserError: one of them, or the codes, are damaged.
     """
+    self._check()  # the checksums of single features are in rows.npy
     features = np.empty((len(rows), self._width), "<f4")
     descriptor, row_bytes = self._file.fileno(), 4 * self._width
     for feature, row in zip(features, rows, strict=True):
@@ -194,31 +231,15 @@ class VerifiedFeatures:
 
 
 def _read_about(folder: pathlib.Path | str) -> dict[str, Any] | None:
-  """The content of codes.json; None if it is missing or of another version."""
+  """The content of codes.json; None if it is missing or of an unknown version."""
   path = pathlib.Path(folder) / FOLDER / ABOUT
-  if not path.exists():
-    return None
-  try:
-    about = files_lib.unsealed(user_files.read_json(path, "--index"))
-  except ValueError as error:
-    raise _damaged(path, str(error)) from error
-  return about if about["version"] == VERSION else None
+  return derived_files.read_about(path, _CHECKSUMS, ("parts", "center", "spread"))
 
 
-def _map(path: pathlib.Path, dtype: np.dtype) -> np.ndarray:
-  user_files.check_regular(path, "--index")
-  try:
-    array = np.load(path, mmap_mode="r")
-  except Exception as error:  # NumPy's header reader raises almost anything
-    raise _damaged(path, str(error)) from error
-  if array.dtype != dtype or not array.flags.c_contiguous:
-    raise _damaged(path, f"{array.dtype} {array.shape}")
-  return array
-
-
-def _damaged(path: pathlib.Path, reason: str) -> UserError:
-  folder = path if path.name == FOLDER else path.parent
-  return UserError(
-    f"--index: {path} is damaged ({reason}); delete {folder} and index again, which only computes"
-    " the codes"
-  )
+def _mapped(folder: pathlib.Path, num_rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+  """The codes, and what rows.npy holds of each row; there are `num_rows` at least."""
+  codes = derived_files.mapped(folder / CODES, np.dtype(np.int8))
+  rows = derived_files.mapped(folder / ROWS, _ROW)
+  if codes.shape[1:] != (width,) or rows.ndim != 1 or min(len(codes), len(rows)) < num_rows:
+    raise derived_files.damaged(folder, f"codes {codes.shape}, rows {rows.shape}")
+  return codes, rows
