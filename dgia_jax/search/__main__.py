@@ -57,6 +57,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   making.add_argument(
     "--verify", action="store_true", help="hash every file, even if its size and times are the same"
   )
+  making.add_argument(
+    "--compact",
+    action="store_true",
+    help="also remove from the disk what the index still holds of images that are gone",
+  )
   making.set_defaults(command="index")
 
   asking = commands.add_parser("query", help="find images by description, or by another image")

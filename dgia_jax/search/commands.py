@@ -31,6 +31,8 @@ def index(options: argparse.Namespace) -> None:
     raise UserError(f"--batch_size={options.batch_size}: give 1 or more")
   images = user_files.local_path(options.images, "--images")
   bucket.check(options.out, "--out")
+  if options.compact and bucket.is_remote(options.out):
+    raise UserError(f"--compact: {options.out} is in a bucket; compact a copy on this machine")
   annotated = []
   if options.annotations:  # read first: a mistake should not cost hours
     annotated = identities.read_annotations(options.annotations, images)
@@ -56,12 +58,15 @@ def index(options: argparse.Namespace) -> None:
         expect,
         verify=options.verify,
         annotated=annotated,
+        compact=options.compact,
       )
   out = shlex.quote(options.out)
   print(
     f"{out}: {report.added:,} images added, {report.kept:,} kept,"
     f" {report.removed:,} removed, {len(report.unreadable):,} unreadable"
   )
+  if options.compact:
+    print(f"  {report.dropped:,} rows of gone and changed images removed from the disk")
   if report.unsupported:
     counts = ", ".join(f"{suffix} {count:,}" for suffix, count in report.unsupported.items())
     total = sum(report.unsupported.values())
@@ -84,6 +89,9 @@ def query(options: argparse.Namespace) -> None:
     raise UserError(f"--top={options.top}: give 1 or more")
   if any(not text.strip() for text in texts):
     raise UserError("a description is empty: give at least one word")
+  for flag, paths in (("--image", options.image), ("--less_like", options.less_like)):
+    for path in paths:
+      user_files.check_regular(pathlib.Path(path), flag)
   retriever, index = open_index(options.index, options.run)
   names = [*texts, *(f"like {path}" for path in options.image)]
   more_NxD = np.concatenate([retriever.embed_texts(texts), retriever.embed_images(options.image)])
@@ -94,17 +102,14 @@ def query(options: argparse.Namespace) -> None:
     queries = list(more_NxD[:, None])
     parts = [([text], []) for text in texts] + [([], [path]) for path in options.image]
   names = [name + "".join(f" - {path}" for path in options.less_like) for name in names]
-  results = [
-    index.matches(
-      combine(query_NxD, less_NxD),
-      options.top,
-      without=[*files, *options.less_like],
-      only=options.only,
-      fold=options.fold,
-      rerank=options.rerank,
-    )
-    for query_NxD, (_, files) in zip(queries, parts, strict=True)
-  ]
+  results = index.matches_of_all(
+    np.stack([combine(query_NxD, less_NxD) for query_NxD in queries]),
+    options.top,
+    [[*files, *options.less_like] for _, files in parts],
+    only=options.only,
+    fold=options.fold,
+    rerank=options.rerank,
+  )
   correct = [
     index.identities.correct(*part, [match.files for match in matches])
     for part, matches in zip(parts, results, strict=True)

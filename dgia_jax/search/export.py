@@ -1,5 +1,6 @@
 """Writes the features and paths of an index for other programs."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -31,11 +32,33 @@ def export(index: SearchIndex, path: pathlib.Path | str, file_format: str) -> No
   try:
     with files.replacing(path) as partial:
       FORMATS[file_format](index, partial)
-    if file_format != "parquet":
-      paths = [str(index.images / index.paths[row]) for row in index.rows]
-      files.write_text(path.with_name(path.name + ".paths.json"), json.dumps(paths) + "\n")
+      if file_format != "parquet":
+        with files.replacing(path.with_name(path.name + ".paths.json")) as partial_paths:
+          _write_paths(index, partial_paths)
+          # So that features of an earlier export are never beside paths of this one.
+          path.unlink(missing_ok=True)
   except OSError as error:
     raise UserError(f"--out={path}: cannot be written ({error})") from error
+
+
+def _write_paths(index: SearchIndex, path: pathlib.Path) -> None:
+  """Writes a list in JSON, one path after the other: there may be millions."""
+  with path.open("w", encoding="utf-8") as file:
+    start = "["
+    for name in _absolute_paths(index):
+      file.write(start + json.dumps(name))
+      start = ", "
+    file.write("]\n")
+
+
+def _absolute_paths(index: SearchIndex) -> Iterator[str]:
+  """The paths of the rows that can be results."""
+  rows = iter(index.rows)
+  wanted = next(rows, None)
+  for row, path in enumerate(index.paths):
+    if row == wanted:
+      yield os.path.join(index.images, path)
+      wanted = next(rows, None)
 
 
 def _blocks(index: SearchIndex) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -63,12 +86,11 @@ def _write_parquet(index: SearchIndex, path: pathlib.Path) -> None:
   width = index.about["feature_width"]
   feature = pyarrow.list_(pyarrow.float32(), width)
   schema = pyarrow.schema([("path", pyarrow.string()), ("feature", feature)])
+  # Parquet holds UTF-8 only; undecodable bytes of a file name become question marks.
+  paths = (os.fsencode(path).decode("utf-8", "replace") for path in _absolute_paths(index))
   with pyarrow.parquet.ParquetWriter(path, schema) as writer:
     for rows, features in _blocks(index):
-      # Parquet holds UTF-8 only; undecodable bytes of a file name become question marks.
-      names = [
-        os.fsencode(index.images / index.paths[row]).decode("utf-8", "replace") for row in rows
-      ]
+      names = list(itertools.islice(paths, len(rows)))
       values = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(features.reshape(-1)), width)
       writer.write_table(pyarrow.table([pyarrow.array(names), values], schema=schema))
 
@@ -81,7 +103,10 @@ def _write_faiss(index: SearchIndex, path: pathlib.Path) -> None:
   flat: Any = faiss.IndexFlatIP(index.about["feature_width"])
   for _, features in _blocks(index):
     flat.add(np.ascontiguousarray(features))
-  path.write_bytes(faiss.serialize_index(flat))
+  try:
+    faiss.write_index(flat, os.fsencode(path))
+  except RuntimeError as error:  # as FAISS reports what the file system refuses
+    raise OSError(str(error)) from error
 
 
 FORMATS: dict[str, Callable[[SearchIndex, pathlib.Path], None]] = {

@@ -6,39 +6,34 @@
   INDEX/files/00000.json  per row: path below the folder, size, two times, SHA-256 of the content
   INDEX/gone.json         rows of files that were deleted or became unreadable; number of parts
   INDEX/annotated.json    optional, per image: path, person, captions; see `identities`
+  INDEX/paths/            paths of all rows, as searches read them; see `index_paths`
   INDEX/codes/            codes of 8 bits that searches read first; see `codes`
+
+All but index.json are in a subfolder once the index was compacted; see `compaction`.
 
 A part counts from the moment its file in parts/ exists, which is written last. So an interrupted
 indexing continues where it stopped, and rows after the last part are leftovers. Indexing again
-embeds new and changed files only. A file is taken to be unchanged if its size and times are; if
-they differ, its content is hashed and decides.
+embeds new and changed files only; `changes` says which these are.
 """
 
 import dataclasses
-import fnmatch
-import functools
 import hashlib
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
 
-from dgia_jax import files as files_lib
 from dgia_jax.data import images as images_lib
 from dgia_jax.errors import UserError
 from dgia_jax.models import pretrained
-from dgia_jax.search import coded_gallery, exact, image_files, index_files
+from dgia_jax.search import changes, compaction, image_files, index_files, index_paths
 from dgia_jax.search import codes as codes_lib
-from dgia_jax.search import matches as matches_lib
-from dgia_jax.search.gallery import Gallery
-from dgia_jax.search.identities import Identities
 from dgia_jax.search.image_files import ImageFile
 from dgia_jax.search.index_files import ABOUT, AnnotatedImage, Part, read_about
-from dgia_jax.search.matches import Match
+from dgia_jax.search.opened_index import SearchIndex as SearchIndex
 from dgia_jax.search.retriever import Retriever
 
 PART_IMAGES = 4096
@@ -55,6 +50,7 @@ class IndexReport:
     removed: rows of the index whose file was deleted, has changed or became unreadable.
     unreadable: (path, reason).
     unsupported: suffix -> number of files of image types that cannot be read here.
+    dropped: rows that a compaction has removed from the disk.
   """
 
   added: int
@@ -62,6 +58,7 @@ class IndexReport:
   removed: int
   unreadable: list[tuple[str, str]]
   unsupported: dict[str, int]
+  dropped: int = 0
 
 
 def build(
@@ -74,6 +71,7 @@ def build(
   *,
   verify: bool = False,
   annotated: Sequence[AnnotatedImage] = (),
+  compact: bool = False,
 ) -> IndexReport:
   """Indexes a folder, or brings its index up to date.
 
@@ -86,14 +84,16 @@ def build(
     on_start: called first, with the number of these images.
     verify: hash every file, however unchanged it looks.
     annotated: annotated images, which replace those of an earlier indexing; () leaves them.
+    compact: remove the rows of files that are gone or have changed from the disk.
 
   Raises:
-    UserError: `images` holds no image; `out` cannot be written, is damaged or in use, or is the
-      index of another model or folder.
+    UserError: `images` holds no image, and `out` is no index that could know of any; or `out`
+      cannot be written, is damaged or in use, or is the index of another model or folder.
   """
-  out, images = pathlib.Path(out), pathlib.Path(images).absolute()
+  out, images = pathlib.Path(out), _plain(images)
   listing = image_files.list_images(images)
-  if not listing.files:
+  # A folder that was emptied is one whose images are gone; one that cannot be listed is not.
+  if not listing.files and (listing.unreadable or not (out / ABOUT).exists()):
     raise UserError(f"--images={images}: holds no image that can be read{_also(listing)}")
   about = {
     "format": index_files.FORMAT,
@@ -103,14 +103,16 @@ def build(
     "feature_width": retriever.feature_width,
   }
   try:
-    for folder in (index_files.PARTS, index_files.FILES):
-      (out / folder).mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     with index_files.locked(out):
-      _claim(out, about)
-      report = _update(retriever, images, out, listing, on_image, on_start, verify)
+      data = _claim(out, about)
+      for folder in (index_files.PARTS, index_files.FILES):
+        (data / folder).mkdir(exist_ok=True)
+      report = _update(retriever, images, data, listing, on_image, on_start, verify)
       if annotated:
-        index_files.write_annotated(out, annotated)
-      return report
+        index_files.write_annotated(data, annotated)
+      dropped = compaction.compact(out, PART_IMAGES) if compact else 0
+      return dataclasses.replace(report, dropped=dropped)
   except OSError as error:
     raise UserError(f"--out={out}: cannot be written ({error})") from error
 
@@ -118,30 +120,30 @@ def build(
 def _update(
   retriever: Retriever,
   images: pathlib.Path,
-  out: pathlib.Path,
+  data: pathlib.Path,
   listing: image_files.Listing,
   on_image: Callable[[], Any],
   on_start: Callable[[int], Any],
   verify: bool,
 ) -> IndexReport:
-  parts = index_files.read_parts(out)
-  gone = index_files.read_gone(out, parts)
+  parts, gone = index_files.read_rows(data)
+  index_files.open_features(data, parts, retriever.feature_width, verify=False)  # all are there
   usable = index_files.usable_rows(parts, gone)
   known = {
     file.path: (row, file, sha256)
     for part in parts
-    for row, (file, sha256) in enumerate(index_files.read_files(out, part), start=part.first_row)
+    for row, (file, sha256) in enumerate(index_files.read_files(data, part), start=part.first_row)
     if usable[row]
   }
-  same, moved = _unchanged(images, listing.files, known, verify)
-  _update_times(out, parts, moved)
+  same, moved = changes.unchanged(images, listing.files, known, verify)
+  changes.update_times(data, parts, moved)
   todo = [file for file in listing.files if file.path not in same]
   on_start(len(todo))
   unreadable, start = [], 0
   number, first_row = len(parts), parts[-1].stop_row if parts else 0
   while start < len(todo):
     chunk = todo[start : start + PART_IMAGES]
-    part, failed = _write_part(retriever, images, chunk, out, number, first_row, known, on_image)
+    part, failed = _write_part(retriever, images, chunk, data, number, first_row, known, on_image)
     unreadable += failed
     start += len(failed)
     if part:
@@ -149,8 +151,10 @@ def _update(
       number, first_row = number + 1, part.stop_row
   listed = {file.path for file in listing.files} - {path for path, _ in unreadable}
   lost = {row for path, (row, _, _) in known.items() if path not in listed}
-  index_files.write_gone(out, gone | lost, num_parts=number)
-  codes_lib.update(out, index_files.read_parts(out), retriever.feature_width)
+  index_files.write_gone(data, gone | lost, num_parts=number)
+  parts = index_files.read_parts(data)
+  index_paths.update(data, parts)
+  codes_lib.update(data, parts, retriever.feature_width)
   return IndexReport(
     added=len(todo) - len(unreadable),
     kept=len(same),
@@ -158,50 +162,6 @@ def _update(
     unreadable=listing.unreadable + unreadable,
     unsupported=listing.unsupported,
   )
-
-
-Known = dict[str, tuple[int, ImageFile, str]]  # path -> row, file as indexed, SHA-256
-
-
-def _unchanged(
-  images: pathlib.Path, files: Sequence[ImageFile], known: Known, verify: bool
-) -> tuple[set[str], dict[int, ImageFile]]:
-  """Paths of files with the indexed content, and by row those whose size and times are new."""
-  same, candidates = set(), []
-  for file in files:
-    if file.path in known:
-      if file == known[file.path][1] and not verify:
-        same.add(file.path)
-      else:
-        candidates.append(file)
-  moved = {}
-  hashes = images_lib.ordered_map(lambda file: _sha256(images / file.path), candidates, 0)
-  for file, sha256 in zip(candidates, hashes, strict=True):
-    row, indexed, indexed_sha256 = known[file.path]
-    if sha256 == indexed_sha256:
-      same.add(file.path)
-      if file != indexed:
-        moved[row] = file
-  return same, moved
-
-
-def _sha256(path: pathlib.Path) -> str | None:
-  """SHA-256 of a file; None if it cannot be read, which embedding it will report."""
-  try:
-    return files_lib.sha256(path)
-  except OSError:
-    return None
-
-
-def _update_times(out: pathlib.Path, parts: Sequence[Part], moved: dict[int, ImageFile]) -> None:
-  """Stores the new size and times of files whose content is unchanged."""
-  for part in parts:
-    rows = [row for row in moved if part.first_row <= row < part.stop_row]
-    if rows:
-      entries = index_files.read_files(out, part)
-      for row in rows:
-        entries[row - part.first_row] = (moved[row], entries[row - part.first_row][1])
-      index_files.write_files(out, part.number, entries)
 
 
 def _read(
@@ -221,10 +181,10 @@ def _write_part(
   retriever: Retriever,
   images: pathlib.Path,
   files: Sequence[ImageFile],
-  out: pathlib.Path,
+  data: pathlib.Path,
   number: int,
   first_row: int,
-  known: Known,
+  known: changes.Known,
   on_image: Callable[[], Any],
 ) -> tuple[Part | None, list[tuple[str, str]]]:
   """Embeds files and writes those that are readable as one part; returns (path, reason) of others.
@@ -253,22 +213,45 @@ def _write_part(
   if not entries:
     return None, unreadable
   replaced = [known[file.path][0] for file, _ in entries if file.path in known]
-  crc32 = index_files.append_features(out, first_row, features)
-  index_files.write_files(out, number, entries)
+  crc32 = index_files.append_features(data, first_row, features)
+  index_files.write_files(data, number, entries)
   part = Part(number, first_row, len(entries), crc32, sorted(replaced))
-  index_files.write_part(out, part)
+  index_files.write_part(data, part)
   return part, unreadable
 
 
-def _claim(out: pathlib.Path, about: dict[str, Any]) -> None:
-  """Writes index.json, or checks that the existing one is of the same model and folder."""
+def _claim(out: pathlib.Path, about: dict[str, Any]) -> pathlib.Path:
+  """Writes index.json, or checks that the existing one is of the same model and folder.
+
+  Returns:
+    Where everything else is.
+  """
   if not (out / ABOUT).exists():
+    for folder in index_files.data_folders(out):
+      if any((folder / index_files.PARTS).glob("*.json")):
+        raise UserError(
+          f"--out={out} is damaged: {ABOUT} is missing, so nothing tells which model made its"
+          " features; delete the folder and index again"
+        )
     index_files.write_about(out, about)
-    return
+    return out
   existing = read_about(out, "--out")
-  for key, name in (("model_digest", "model"), ("images", "folder of images")):
-    if existing[key] != about[key]:
+  is_same_folder = os.path.realpath(existing["images"]) == os.path.realpath(about["images"])
+  for is_same, name in (
+    (existing["model_digest"] == about["model_digest"], "model"),
+    (is_same_folder, "folder of images"),
+  ):
+    if not is_same:
       raise UserError(f"--out={out} is the index of another {name}: choose another folder")
+  compaction.remove_former_data(out)
+  return index_files.data_folder(out, existing)
+
+
+def _plain(folder: pathlib.Path | str) -> pathlib.Path:
+  """The absolute path of a folder, without `..` where that leads to the same folder."""
+  path = pathlib.Path(folder).absolute()
+  plain = pathlib.Path(os.path.normpath(path))
+  return plain if os.path.realpath(plain) == os.path.realpath(path) else path
 
 
 def _address(model: pathlib.Path | str) -> str:
@@ -283,116 +266,3 @@ def _also(listing: image_files.Listing) -> str:
   counts = [f"{suffix} {count}" for suffix, count in sorted(listing.unsupported.items())]
   text = f"; files of types that cannot be read here: {', '.join(counts)}" if counts else ""
   return text + "".join(f"; {path}: {reason}" for path, reason in listing.unreadable[:1])
-
-
-class SearchIndex:
-  """An index opened for searching.
-
-  Attributes:
-    about: the content of index.json.
-    name: of the index, which is that of its folder.
-    images: the folder of images.
-    paths: path of every row, relative to the folder; read from disk when asked for.
-    identities: who is on the images, as far as it is known.
-  """
-
-  def __init__(self, folder: pathlib.Path | str, mesh: Any, *, use_codes: bool = True):
-    """Opens an index, verifies what searches will read, and makes it searchable on a mesh.
-
-    Args:
-      folder: the index.
-      mesh: the mesh.
-      use_codes: if the index has codes and the mesh profits; the results are the same.
-
-    Raises:
-      UserError: the folder holds no index, or an empty or damaged one.
-    """
-    self.about = read_about(folder)
-    self.name = pathlib.Path(folder).absolute().name
-    self.images = pathlib.Path(self.about["images"])
-    parts, width = index_files.read_parts(folder), self.about["feature_width"]
-    usable = index_files.usable_rows(parts, index_files.read_gone(folder, parts))
-    use_codes = use_codes and coded_gallery.serves(mesh)
-    codes = codes_lib.open_codes(folder, parts, width) if use_codes else None
-    features = index_files.open_features(folder, parts, width, verify=codes is None)
-    self.rows = np.flatnonzero(usable)  # that can be results, ascending
-    if not len(self.rows):
-      raise UserError(f"--index={folder}: holds no image; was {self.images} empty?")
-    self.paths = index_files.Paths(folder, parts)
-    self.identities = Identities(index_files.read_annotated(folder), self.images)
-    # Scanning all paths takes a second for a million; several queries often share one pattern.
-    self._matching = functools.lru_cache(4)(self._matching)
-    if codes is None:
-      self._read = lambda rows: np.array(features[rows])
-      self._gallery = exact.ExactGallery(Gallery(features, mesh, usable), self._read)
-    else:
-      self._read = codes_lib.VerifiedFeatures(folder, features, codes)
-      self._gallery = coded_gallery.CodedGallery(codes, usable, self._read)
-
-  def __len__(self) -> int:
-    return len(self.rows)
-
-  @property
-  def num_rescored(self) -> int:
-    """Features that searches by codes have read so far; 0 if they read all features."""
-    return getattr(self._gallery, "num_rescored", 0)
-
-  def search(self, queries_QxD: Any, top: int) -> tuple[np.ndarray, np.ndarray]:
-    """(Q, K) cosines, best first, and (Q, K) rows; see `exact`, and `Gallery.search` for errors."""
-    return self._gallery.search(queries_QxD, top)
-
-  def matches(
-    self,
-    query_D: Float[np.ndarray, " D"],
-    top: int,
-    without: Iterable[str | os.PathLike] = (),
-    only: str = "",
-    fold: bool = False,
-    rerank: bool = False,
-  ) -> list[Match]:
-    """The images that fit a query best, best first.
-
-    Args:
-      query_D: features of the query.
-      top: number of images.
-      without: image files that are left out of the results, such as the query itself.
-      only: glob that results' paths inside the folder of images match; "" for all.
-      fold: show a picture that is stored several times once, with its copies.
-      rerank: order the best by `matches.reranked_order`; their scores stay cosines.
-    """
-    among_M = self._matching(only) if only.strip() else None
-    without = {os.path.realpath(path) for path in without}
-    # A power of two: each number compiles its own search, and every page asks for another.
-    least = matches_lib.CANDIDATES if rerank else 1
-    wanted = 1 << (max(top + len(without), least) - 1).bit_length()
-    while True:
-      (scores,), (rows,) = self._gallery.search(query_D[None], wanted, among_M)
-      if rerank:
-        candidates_CxD = self.features(rows[: matches_lib.CANDIDATES])
-        order = matches_lib.reranked_order(scores, candidates_CxD)
-        scores, rows = scores[order], rows[order]
-      matches = [
-        Match(self.images / self.paths[row], float(score), int(row))
-        for score, row in zip(scores, rows, strict=True)
-      ]
-      if without:
-        matches = [match for match in matches if os.path.realpath(match.path) not in without]
-      if fold and matches:
-        matches = matches_lib.folded(matches, self.features([match.row for match in matches]))
-      if len(matches) >= top or len(rows) < wanted:
-        return matches[:top]
-      wanted *= 4  # many of the best were copies
-
-  def _matching(self, pattern: str) -> Bool[np.ndarray, " N"]:
-    """The rows that can be results and whose paths match a glob."""
-    among_N = np.zeros(len(self.paths), bool)
-    among_N[self.rows] = [fnmatch.fnmatchcase(self.paths[row], pattern) for row in self.rows]
-    return among_N
-
-  def histogram(self, query_D: Float[np.ndarray, " D"]) -> Float[np.ndarray, " _"]:
-    """Numbers of images by their cosine similarity to a query; see `Gallery.histogram`."""
-    return self._gallery.histogram(query_D)
-
-  def features(self, rows: Sequence[int] | np.ndarray) -> Float[np.ndarray, "n D"]:
-    """A copy of the features of some rows, for example to search for similar images."""
-    return self._read(np.asarray(rows))

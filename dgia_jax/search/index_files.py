@@ -10,6 +10,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -26,10 +27,12 @@ from dgia_jax.search.image_files import ImageFile
 
 ABOUT, GONE, FEATURES, PARTS, FILES = "index.json", "gone.json", "features.npy", "parts", "files"
 ANNOTATED = "annotated.json"
+DATA = "data"  # key of index.json: the subfolder with all other files; they are beside it without
 FORMAT = 3
 _MEND = "delete the index's folder and index again"
 # Far more than the captions of all images of a large index; a larger file is damaged.
 _MAX_SEALED_BYTES = 2**34
+_DATA_NAME = re.compile(r"data\d+")
 _KEYS = ("format", "model", "model_digest", "images", "feature_width")
 
 
@@ -81,7 +84,35 @@ def read_about(folder: pathlib.Path | str, setting: str = "--index") -> dict[str
 def write_about(folder: pathlib.Path, about: dict[str, Any]) -> None:
   """Makes a folder an index, still without images; `read_about` reads what is given here."""
   write_gone(folder, set(), num_parts=0)
+  replace_about(folder, about)
+
+
+def replace_about(folder: pathlib.Path, about: dict[str, Any]) -> None:
+  """Replaces index.json."""
   files_lib.write_json(folder / ABOUT, files_lib.sealed(about))
+
+
+def data_folder(folder: pathlib.Path | str, about: dict[str, Any]) -> pathlib.Path:
+  """Where everything but index.json is: in the index's folder, or in one below, once compacted.
+
+  Raises:
+    UserError: index.json names another place.
+  """
+  name = about.get(DATA, "")
+  if name and not (isinstance(name, str) and _DATA_NAME.fullmatch(name)):
+    raise _damaged(pathlib.Path(folder) / ABOUT)
+  return pathlib.Path(folder) / name
+
+
+def data_folders(folder: pathlib.Path) -> list[pathlib.Path]:
+  """All places where data of an index may be, also those that index.json does not name."""
+  return [folder, *(path for path in folder.iterdir() if _DATA_NAME.fullmatch(path.name))]
+
+
+def next_data_folder(folder: pathlib.Path, about: dict[str, Any]) -> pathlib.Path:
+  """The place for the data of the next compaction."""
+  number = int(about.get(DATA, "").removeprefix("data") or 0)
+  return folder / f"data{number + 1}"
 
 
 @contextlib.contextmanager
@@ -99,16 +130,40 @@ def locked(out: pathlib.Path) -> Iterator[None]:
     yield
 
 
+def read_rows(folder: pathlib.Path | str) -> tuple[list[Part], set[int]]:
+  """The parts of an index, and the rows whose file is gone.
+
+  Raises:
+    UserError: a file is damaged or missing.
+  """
+  # An update writes parts before it counts them, so they are read after their number.
+  path = pathlib.Path(folder) / GONE
+  content, parts = _read_sealed(path), read_parts(folder)
+  rows, num_parts = content.get("rows"), content.get("parts")
+  num_rows = parts[-1].stop_row if parts else 0
+  if type(num_parts) is not int or not isinstance(rows, list):
+    raise _damaged(path)
+  if len(parts) < num_parts:
+    missing = pathlib.Path(folder) / PARTS / f"{len(parts):05d}.json"
+    raise UserError(f"--index={folder}: {missing} is missing; {_MEND}")
+  if not all(type(row) is int and 0 <= row < num_rows for row in rows):
+    raise _damaged(path)
+  return parts, set(rows)
+
+
 def read_parts(folder: pathlib.Path | str) -> list[Part]:
   """The complete parts of an index, in order. Raises UserError if one is damaged."""
   parts, next_row = [], 0
-  for number, path in enumerate(sorted((pathlib.Path(folder) / PARTS).glob("*.json"))):
+  # By number, as the names of 100,000 parts and more differ in length.
+  number_of = lambda path: int(path.stem) if path.stem.isdecimal() else -1
+  paths = sorted((pathlib.Path(folder) / PARTS).glob("*.json"), key=number_of)
+  for number, path in enumerate(paths):
     content = _read_sealed(path)
     try:
       fields = {field.name: content[field.name] for field in dataclasses.fields(Part)[1:]}
       part = Part(number, **fields)
       valid = (
-        int(path.stem) == number
+        number_of(path) == number
         and part.first_row == next_row
         and type(part.num_rows) is int
         and part.num_rows > 0
@@ -131,25 +186,6 @@ def write_part(out: pathlib.Path, part: Part) -> None:
   files_lib.write_json(out / PARTS / f"{part.number:05d}.json", files_lib.sealed(content))
 
 
-def read_gone(folder: pathlib.Path | str, parts: Sequence[Part]) -> set[int]:
-  """Rows whose file is gone.
-
-  Raises:
-    UserError: the file that lists them is damaged or missing, or the last parts are missing.
-  """
-  path = pathlib.Path(folder) / GONE
-  content, num_rows = _read_sealed(path), parts[-1].stop_row if parts else 0
-  rows, num_parts = content.get("rows"), content.get("parts")
-  if type(num_parts) is not int or not isinstance(rows, list):
-    raise _damaged(path)
-  if len(parts) < num_parts:
-    missing = pathlib.Path(folder) / PARTS / f"{len(parts):05d}.json"
-    raise UserError(f"--index={folder}: {missing} is missing; {_MEND}")
-  if not all(type(row) is int and 0 <= row < num_rows for row in rows):
-    raise _damaged(path)
-  return set(rows)
-
-
 def write_gone(out: pathlib.Path, rows: set[int], num_parts: int) -> None:
   """Writes the rows whose file is gone, and how many parts the index has from now on."""
   files_lib.write_json(out / GONE, files_lib.sealed({"rows": sorted(rows), "parts": num_parts}))
@@ -169,7 +205,7 @@ def read_annotated(folder: pathlib.Path | str) -> list[AnnotatedImage]:
   except (KeyError, TypeError):
     images = []
   valid = all(
-    _is_inside(image.path)
+    is_inside(image.path)
     and (image.person is None or type(image.person) is int)
     and isinstance(image.captions, list)
     and image.captions
@@ -198,39 +234,34 @@ def usable_rows(parts: Sequence[Part], gone: set[int]) -> Bool[np.ndarray, " N"]
 
 def read_files(folder: pathlib.Path | str, part: Part) -> list[tuple[ImageFile, str]]:
   """File and SHA-256 of every row of a part. Raises UserError if their list is damaged."""
-  path = _files_path(folder, part.number)
   try:
-    entries = [(ImageFile(*entry[:-1]), entry[-1]) for entry in _read_sealed(path)["rows"]]
-  except (KeyError, TypeError, IndexError):
-    entries = []
-  if len(entries) != part.num_rows or not all(_is_inside(file.path) for file, _ in entries):
+    return [(ImageFile(*entry), sha256) for *entry, sha256 in _read_rows(folder, part)]
+  except TypeError as error:
+    raise _damaged(_files_path(folder, part.number)) from error
+
+
+def read_paths(folder: pathlib.Path | str, part: Part) -> list[str]:
+  """The path of every row of a part. Raises UserError if their list is damaged."""
+  return [entry[0] for entry in _read_rows(folder, part)]
+
+
+def _read_rows(folder: pathlib.Path | str, part: Part) -> list[list[Any]]:
+  """Path, size, times and SHA-256 of every row of a part."""
+  path = _files_path(folder, part.number)
+  rows = _read_sealed(path).get("rows")
+  if (
+    not isinstance(rows, list)
+    or len(rows) != part.num_rows
+    or not all(isinstance(row, list) and row and is_inside(row[0]) for row in rows)
+  ):
     raise _damaged(path)
-  return entries
+  return rows
 
 
 def write_files(out: pathlib.Path, number: int, entries: Iterable[tuple[ImageFile, str]]) -> None:
   """Writes the list that `read_files` reads."""
   rows = [[*dataclasses.astuple(file), sha256] for file, sha256 in entries]
   files_lib.write_text(_files_path(out, number), json.dumps(files_lib.sealed({"rows": rows})))
-
-
-class Paths(Sequence[str]):
-  """Path of every row, relative to the folder of images; lists are read when asked for."""
-
-  def __init__(self, folder: pathlib.Path | str, parts: Sequence[Part]):
-    self._folder, self._parts, self._read = folder, parts, {}
-    self._first_rows = [part.first_row for part in parts]
-
-  def __len__(self) -> int:
-    return self._parts[-1].stop_row if self._parts else 0
-
-  def __getitem__(self, row: Any) -> str:
-    row = range(len(self))[row]
-    number = int(np.searchsorted(self._first_rows, row, side="right")) - 1
-    if number not in self._read:
-      entries = read_files(self._folder, self._parts[number])
-      self._read[number] = [file.path for file, _ in entries]
-    return self._read[number][row - self._first_rows[number]]
 
 
 def append_features(out: pathlib.Path, first_row: int, features: Float[np.ndarray, "n D"]) -> int:
@@ -242,9 +273,15 @@ def append_rows(path: pathlib.Path, first_row: int, rows: np.ndarray) -> int:
   """Writes rows to an .npy file from a row on and returns the CRC-32 of their bytes.
 
   Rows that are part of the index are never changed, so that searches may have them mapped.
+
+  Raises:
+    UserError: the file lacks some of the rows before these.
   """
   rows = np.ascontiguousarray(rows)
   header = _header((first_row + len(rows), *rows.shape[1:]), rows.dtype)
+  size = path.stat().st_size if path.exists() else 0
+  if first_row and size < len(header) + first_row * rows[:1].nbytes:
+    raise UserError(f"--index: {path} has less than {first_row:,} rows; {_MEND}")
   with path.open("r+b" if path.exists() else "w+b") as file:
     file.seek(len(header) + first_row * rows[:1].nbytes)
     file.write(rows)
@@ -315,12 +352,15 @@ def _files_path(folder: pathlib.Path | str, number: int) -> pathlib.Path:
   return pathlib.Path(folder) / FILES / f"{number:05d}.json"
 
 
-def _is_inside(path: Any) -> bool:
+def is_inside(path: Any) -> bool:
   """Whether a path leads into the folder of images; another one could show any file."""
-  if not isinstance(path, str) or not path or "\0" in path:
-    return False
-  parts = pathlib.PurePosixPath(path).parts
-  return not path.startswith("/") and ".." not in parts
+  return (
+    isinstance(path, str)
+    and path != ""
+    and "\0" not in path
+    and not path.startswith("/")
+    and "/../" not in f"/{path}/"
+  )
 
 
 def _read_sealed(path: pathlib.Path) -> dict[str, Any]:

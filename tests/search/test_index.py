@@ -3,19 +3,16 @@
 import errno
 import fcntl
 import json
-import os
 import shutil
-import sys
 
 import numpy as np
 import pytest
 
 from dgia_jax import files, sharding
 from dgia_jax.errors import UserError
-from dgia_jax.search import codes, export, image_files, index_files, matches
+from dgia_jax.search import image_files, index_files
 from dgia_jax.search import index as index_lib
 from dgia_jax.search.retriever import Retriever
-from dgia_jax.training import test_time
 from tests.helpers.known_run import draw_image
 
 
@@ -55,119 +52,6 @@ def test_an_index_finds_what_a_ranking_finds(retriever, image_folder, tmp_path, 
   assert index.matches(index.features([4])[0], 1)[0].row == 4
 
 
-def test_the_best_results_are_reranked(retriever, image_folder, tmp_path, monkeypatch):
-  index_lib.build(retriever, "run", image_folder, tmp_path / "i")
-  index = index_lib.SearchIndex(tmp_path / "i", retriever.mesh)
-  query_D = retriever.embed_texts("a red coat")[0]
-  plain = index.matches(query_D, 10)
-  features = index.features([match.row for match in plain])
-  assert index.matches(query_D, 10, rerank=False) == plain
-  for candidates in (100, 10, 6, 1):
-    monkeypatch.setattr(matches, "CANDIDATES", candidates)
-    scores = test_time.rerank((features @ query_D)[None], features, candidates)[0]
-    expected = [plain[place] for place in np.argsort(-scores, kind="stable")]
-    assert [m.row for m in expected][candidates:] == [m.row for m in plain][candidates:]
-    for top in (10, 3, 1):  # the order does not depend on how many are shown
-      assert index.matches(query_D, top, rerank=True) == expected[:top]
-    if candidates >= 10:
-      assert expected != plain and sorted(expected, key=plain.index) == plain
-  some = index.matches(query_D, 5, only="a/*", without=[plain[0].path], rerank=True)
-  assert some and all("/a/" in str(match.path) for match in some)
-  assert index.matches(query_D, 5, only="nothing/*", rerank=True) == []
-
-
-def test_a_stopped_indexing_continues(retriever, image_folder, tmp_path, monkeypatch):
-  monkeypatch.setattr(index_lib, "PART_IMAGES", 4)
-  images = []
-
-  def stop():
-    images.append(1)
-    if len(images) == 7:
-      raise KeyboardInterrupt
-
-  with pytest.raises(KeyboardInterrupt):
-    index_lib.build(retriever, "run", image_folder, tmp_path / "i", stop)
-  report = index_lib.build(retriever, "run", image_folder, tmp_path / "i")
-  assert report.kept == 4 and report.added == 6
-  index_lib.build(retriever, "run", image_folder, tmp_path / "whole")
-  query = retriever.embed_texts(["a red coat"])
-  assert (
-    search(tmp_path / "i", retriever, query, 10)[0]
-    == search(tmp_path / "whole", retriever, query, 10)[0]
-  )
-
-
-def test_work_is_saved_before_a_part_is_full(retriever, image_folder, tmp_path, monkeypatch):
-  monkeypatch.setattr(index_lib, "PART_SECONDS", 0.0)
-  images = []
-
-  def stop():
-    images.append(1)
-    if len(images) == 10:
-      raise KeyboardInterrupt
-
-  with pytest.raises(KeyboardInterrupt):
-    index_lib.build(retriever, "run", image_folder, tmp_path / "i", stop)
-  assert [part.num_rows for part in index_files.read_parts(tmp_path / "i")] == [8]  # a batch
-  report = index_lib.build(retriever, "run", image_folder, tmp_path / "i")
-  assert (report.kept, report.added, len(report.unreadable)) == (8, 2, 1)
-  assert [part.num_rows for part in index_files.read_parts(tmp_path / "i")] == [8, 2]
-  monkeypatch.undo()
-  index_lib.build(retriever, "run", image_folder, tmp_path / "whole")
-  saved, whole = (index_lib.SearchIndex(tmp_path / name, retriever.mesh) for name in ("i", "whole"))
-  assert list(saved.paths) == list(whole.paths)
-  np.testing.assert_array_equal(saved.features(saved.rows), whole.features(whole.rows))
-
-
-def test_an_index_follows_its_folder(retriever, image_folder, tmp_path, rng):
-  index_lib.build(retriever, "run", image_folder, tmp_path / "i")
-  (image_folder / "a" / "1.png").unlink()
-  draw_image(image_folder / "a" / "3.png", rng)  # changed
-  draw_image(image_folder / "new.png", rng)
-  report = index_lib.build(retriever, "run", image_folder, tmp_path / "i")
-  assert (report.added, report.kept, report.removed) == (2, 8, 2)
-  index_lib.build(retriever, "run", image_folder, tmp_path / "fresh")
-  changed = retriever.embed_images([image_folder / "a" / "3.png"])
-  ranked, scores, index = search(tmp_path / "i", retriever, changed, 20)
-  assert set(ranked[0]) == set(search(tmp_path / "fresh", retriever, changed, 20)[0][0])
-  assert ranked[0][0] == "a/3.png" and scores[0, 0] > 0.9999 and len(index) == 10
-  draw_image(image_folder / "a" / "1.png", rng)  # a deleted file returns
-  report = index_lib.build(retriever, "run", image_folder, tmp_path / "i")
-  assert (report.added, report.kept, report.removed) == (1, 10, 0)
-  assert len(search(tmp_path / "i", retriever, changed, 20)[0][0]) == 11
-
-
-def test_the_content_of_a_file_decides(retriever, image_folder, tmp_path, rng):
-  index_lib.build(retriever, "run", image_folder, tmp_path / "i")
-  touched, restored = image_folder / "a" / "1.png", image_folder / "a" / "3.png"
-  os.utime(touched)
-  update = lambda **options: index_lib.build(
-    retriever, "run", image_folder, tmp_path / "i", **options
-  )
-  report = update()
-  assert (report.added, report.kept) == (0, 10)
-  before = restored.stat()
-  content = restored.read_bytes()
-  draw_image(restored, rng)
-  restored.write_bytes(restored.read_bytes()[: len(content)].ljust(len(content), b"\0"))
-  os.utime(restored, ns=(before.st_atime_ns, before.st_mtime_ns))
-  assert restored.stat().st_mtime_ns == before.st_mtime_ns
-  assert restored.stat().st_size == before.st_size
-  report = update()
-  assert (report.added, report.kept, report.removed) == (1, 9, 1)
-
-
-def test_verify_hashes_files_that_look_unchanged(retriever, image_folder, tmp_path, monkeypatch):
-  index_lib.build(retriever, "run", image_folder, tmp_path / "i")
-  hashed = []
-  sha256 = index_lib._sha256
-  monkeypatch.setattr(index_lib, "_sha256", lambda path: hashed.append(path) or sha256(path))
-  index_lib.build(retriever, "run", image_folder, tmp_path / "i")
-  assert not hashed
-  report = index_lib.build(retriever, "run", image_folder, tmp_path / "i", verify=True)
-  assert len(hashed) == 10 and report.kept == 10
-
-
 def test_circles_of_links_end(image_folder):
   (image_folder / "a" / "up").symlink_to(image_folder)
   (image_folder / "again").symlink_to(image_folder / "b")
@@ -195,11 +79,16 @@ def test_damage_is_one_line(retriever, image_folder, tmp_path):
   assert "checksum" in damaged("features.npy", features[:-1] + b"\xff")
   assert "cannot be read" in damaged("features.npy", features[:300])
   assert "cannot be read" in damaged("features.npy", b"")
-  for name in ("index.json", "gone.json", "parts/00000.json", "files/00000.json"):
+  assert "is damaged" in damaged("paths/text.npy", (whole / "paths" / "text.npy").read_bytes()[:-1])
+  for name in ("index.json", "gone.json", "parts/00000.json", "paths/paths.json"):
     for content in (b"", b"{", b"[[1]]", b'{"format": 3, "model_digest": 1}'):
       damaged(name, content)
     assert "its digest differs" in damaged(name, (whole / name).read_bytes().replace(b"0", b"1", 1))
   assert "another version" in damaged("index.json", b'{"model_digest": "x"}')
+  (whole / "files" / "00000.json").write_bytes(b"{")  # which only updates read
+  index_lib.SearchIndex(whole, retriever.mesh)
+  with pytest.raises(UserError, match=r"00000\.json is damaged"):
+    index_lib.build(retriever, "run", image_folder, whole)
 
 
 def test_missing_parts_are_noticed(retriever, image_folder, tmp_path, monkeypatch):
@@ -225,6 +114,7 @@ def test_an_index_leads_to_no_other_images(retriever, image_folder, tmp_path, pa
   content = files.unsealed(json.loads(listing.read_text()))
   content["rows"][0][0] = path
   listing.write_text(json.dumps(files.sealed(content)))
+  shutil.rmtree(tmp_path / "i" / "paths")
   with pytest.raises(UserError, match="is damaged"):
     list(index_lib.SearchIndex(tmp_path / "i", retriever.mesh).paths)
 
@@ -244,42 +134,13 @@ def test_a_file_system_without_locks_gets_a_warning(tmp_path, monkeypatch, caplo
     assert "has no locks" in caplog.text
 
 
-@pytest.mark.parametrize("file_format", ["npy", "parquet", "faiss"])
-def test_export(file_format, retriever, image_folder, tmp_path):
-  index_lib.build(retriever, "run", image_folder, tmp_path / "i")
-  (image_folder / "a" / "1.png").unlink()
-  index_lib.build(retriever, "run", image_folder, tmp_path / "i")
-  index = index_lib.SearchIndex(tmp_path / "i", retriever.mesh)
-  expected = index.features(index.rows)
-  out = tmp_path / "out"
-  if file_format == "npy":
-    export.export(index, out, "npy")
-    features = np.load(out)
-  elif file_format == "parquet":
-    parquet = pytest.importorskip("pyarrow.parquet")
-    export.export(index, out, "parquet")
-    table = parquet.read_table(out)
-    features = np.stack(table["feature"].to_numpy())
-    paths = table["path"].to_pylist()
-  else:
-    faiss = pytest.importorskip("faiss")
-    export.export(index, out, "faiss")
-    flat = faiss.read_index(str(out))
-    features = flat.reconstruct_n(0, flat.ntotal)
-  if file_format != "parquet":
-    paths = json.loads((tmp_path / "out.paths.json").read_text())
-  np.testing.assert_array_equal(features, expected)
-  assert paths == [str(image_folder / index.paths[row]) for row in index.rows] and len(paths) == 9
-
-
-def test_export_names_the_missing_package(retriever, image_folder, tmp_path, monkeypatch):
-  index_lib.build(retriever, "run", image_folder, tmp_path / "i")
-  index = index_lib.SearchIndex(tmp_path / "i", retriever.mesh)
-  for file_format, package in (("faiss", "faiss"), ("parquet", "pyarrow")):
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=rf"\[{file_format}\]"):
-      export.export(index, tmp_path / "out", file_format)
-    assert not (tmp_path / "out").exists()
+def test_parts_are_in_the_order_of_their_numbers(tmp_path):
+  """Also when their names differ in length, as those of 100,000 parts and more do."""
+  (tmp_path / "parts").mkdir()
+  for number in range(11):
+    index_files.write_part(tmp_path, index_files.Part(number, number, 1, 7, []))
+    (tmp_path / "parts" / f"{number:05d}.json").rename(tmp_path / "parts" / f"{number}.json")
+  assert [part.first_row for part in index_files.read_parts(tmp_path)] == list(range(11))
 
 
 def test_mistakes(retriever, image_folder, tmp_path):
@@ -310,16 +171,3 @@ def test_mistakes(retriever, image_folder, tmp_path):
   someone = index_files.AnnotatedImage("a/1.png", None, ["someone"])
   with pytest.raises(UserError, match=r"--out=.*annotated: cannot be written .*annotated\.json"):
     index_lib.build(retriever, "run", image_folder, tmp_path / "annotated", annotated=[someone])
-
-
-def test_indexing_makes_codes_and_keeps_them_up_to_date(
-  retriever, image_folder, tmp_path, rng, monkeypatch
-):
-  monkeypatch.setattr(codes, "MIN_ROWS", 10)
-  index_lib.build(retriever, "run", image_folder, tmp_path / "i")
-  parts = index_files.read_parts(tmp_path / "i")
-  assert len(codes.open_codes(tmp_path / "i", parts, retriever.feature_width).codes) == 10
-  draw_image(image_folder / "new.png", rng)
-  index_lib.build(retriever, "run", image_folder, tmp_path / "i")
-  parts = index_files.read_parts(tmp_path / "i")
-  assert len(codes.open_codes(tmp_path / "i", parts, retriever.feature_width).codes) == 11

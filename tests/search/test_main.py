@@ -13,6 +13,7 @@ from PIL import Image
 from dgia_jax import files
 from dgia_jax.search import __main__ as search_cli
 from dgia_jax.search import commands, export
+from dgia_jax.search.exact import ExactGallery
 from dgia_jax.search.index import SearchIndex
 from dgia_jax.search.retriever import Retriever
 from tests.helpers import known_run as known_run_lib
@@ -161,6 +162,49 @@ def test_mistakes_end_in_one_line(known_run, image_folder, tmp_path, capsys):
   of_another = files.sealed(about | {"model_digest": "another"})
   (out / "index.json").write_text(json.dumps(of_another))
   assert "another model" in fails("query", "--index", out, "red")
+
+
+@pytest.mark.parametrize("flag", ["--image", "--less_like"])
+def test_a_query_does_not_wait_for_a_pipe(known_run, image_folder, tmp_path, capsys, flag):
+  os.mkfifo(tmp_path / "pipe")
+  (tmp_path / "i").mkdir()
+  ask = ["query", "--index", str(tmp_path / "i"), "red", flag, str(tmp_path / "pipe")]
+  assert search_cli.main(ask) == 2
+  assert "pipe is not a regular file" in capsys.readouterr().err
+
+
+def test_many_descriptions_are_one_search(known_run, image_folder, tmp_path, capsys, monkeypatch):
+  out = str(tmp_path / "i")
+  flags = ["--run", str(known_run), "--images", str(image_folder), "--out", out]
+  assert search_cli.main(["index", *flags]) == 0
+  texts = [f"a person with number {number}" for number in range(70)]
+  (tmp_path / "queries.txt").write_text("\n".join(texts))
+  capsys.readouterr()
+  searched = []
+  search = ExactGallery.search
+  monkeypatch.setattr(
+    ExactGallery, "search", lambda self, q, *args: searched.append(len(q)) or search(self, q, *args)
+  )
+  ask = ["query", "--index", out, "--json", "--top", "3", "--file", str(tmp_path / "queries.txt")]
+  assert search_cli.main(ask) == 0
+  answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+  assert searched == [64, 6] and [answer["query"] for answer in answers] == texts
+  assert search_cli.main([*ask[:-2], texts[69]]) == 0
+  assert json.loads(capsys.readouterr().out) == answers[69]
+
+
+def test_compacting(known_run, image_folder, tmp_path, capsys):
+  flags = ["--run", str(known_run), "--images", str(image_folder), "--out", str(tmp_path / "i")]
+  assert search_cli.main(["index", *flags]) == 0
+  (image_folder / "a" / "1.png").unlink()
+  assert search_cli.main(["index", *flags, "--compact"]) == 0
+  assert "1 rows of gone and changed images removed from the disk" in capsys.readouterr().out
+  assert b"a/1.png" not in (tmp_path / "i" / "data1" / "paths" / "text.npy").read_bytes()
+  assert search_cli.main(["query", "--index", str(tmp_path / "i"), "a red coat"]) == 0
+  assert len(capsys.readouterr().out.splitlines()) == 10
+  flags[-1] = "gs://bucket/i"
+  assert search_cli.main(["index", *flags, "--compact"]) == 2
+  assert "--compact: gs://bucket/i is in a bucket" in capsys.readouterr().err
 
 
 def test_control_characters_are_not_printed(known_run, image_folder, tmp_path, capsys):

@@ -1,0 +1,122 @@
+"""A compaction removes what is left of images that are gone, and a crash does not matter."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from dgia_jax import files
+from dgia_jax.errors import UserError
+from dgia_jax.search import codes, compaction, index_files, index_paths
+from tests.search.small_index import DIM, write_index
+
+PATHS = [f"a/{n:04d}.jpg" for n in range(700)]
+GONE = {0, 5, 300, 699}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+  """An index of three parts with codes, four of whose images are gone."""
+  monkeypatch.setattr(codes, "MIN_ROWS", 500)
+  folder = write_index(tmp_path / "index", PATHS)
+  parts = index_files.read_parts(folder)
+  index_paths.update(folder, parts)
+  codes.update(folder, parts, DIM)
+  index_files.write_gone(folder, GONE, 3)
+  return folder
+
+
+def content(folder):
+  """Paths, features and hashes of the rows that can be results."""
+  data = index_files.data_folder(folder, index_files.read_about(folder))
+  parts, gone = index_files.read_rows(data)
+  rows = np.flatnonzero(index_files.usable_rows(parts, gone))
+  entries = [entry for part in parts for entry in index_files.read_files(data, part)]
+  paths = list(index_paths.Paths(data, parts))
+  assert paths == [file.path for file, _ in entries]
+  made = codes.open_codes(data, parts, DIM)
+  assert made is not None
+  made.check()
+  features = np.array(index_files.open_features(data, parts, DIM))
+  return [paths[row] for row in rows], features[rows].tolist(), [entries[row] for row in rows]
+
+
+def names(folder):
+  return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
+
+
+def test_rows_that_are_gone_leave_the_disk(folder):
+  expected = content(folder)
+  assert len(expected[0]) == 696
+  assert compaction.compact(folder, 256) == 4
+  assert content(folder) == expected
+  assert names(folder) == ["data1", "index.json"]
+  assert [part.num_rows for part in index_files.read_parts(folder / "data1")] == [256, 256, 184]
+  everything = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+  assert b"a/0006.jpg" in everything and b"a/0005.jpg" not in everything
+  assert compaction.compact(folder, 256) == 0 and names(folder) == ["data1", "index.json"]
+  index_files.write_gone(folder / "data1", {1}, 3)
+  assert compaction.compact(folder, 256) == 1 and names(folder) == ["data2", "index.json"]
+  assert content(folder) == tuple([column[0], *column[2:]] for column in expected)
+
+
+def test_annotations_of_images_that_are_gone_leave_the_disk(folder):
+  images = folder.parent / "images"
+  (images / "other").mkdir(parents=True)
+  (images / "other" / "link.jpg").write_text("")  # an image by a name that is not indexed
+  rows = [(path, 1, ["someone"]) for path in ("a/0000.jpg", "a/0001.jpg", "other/link.jpg")]
+  annotated = [index_files.AnnotatedImage(*row) for row in rows]
+  index_files.write_annotated(folder, annotated)
+  compaction.compact(folder, 256)
+  assert index_files.read_annotated(folder / "data1") == annotated[1:]
+
+
+def test_an_index_may_become_empty(folder):
+  index_files.write_gone(folder, set(range(700)), 3)
+  assert compaction.compact(folder, 256) == 700
+  assert index_files.read_rows(folder / "data1") == ([], set())
+  assert not (folder / "data1" / "features.npy").exists()
+
+
+def test_a_crash_at_any_moment_leaves_the_index_readable(folder, monkeypatch):
+  """The process is killed before each write and each removal in turn."""
+  expected, whole = content(folder), folder.parent / "whole"
+  shutil.copytree(folder, whole)
+  steps_left = [0]
+
+  def mortal(function):
+    def step(*arguments, **options):
+      if not steps_left[0]:
+        raise KeyboardInterrupt
+      steps_left[0] -= 1
+      return function(*arguments, **options)
+
+    return step
+
+  for number in range(100):
+    with monkeypatch.context() as patch:
+      patch.setattr(os, "replace", mortal(os.replace))
+      patch.setattr(index_files, "append_rows", mortal(index_files.append_rows))
+      patch.setattr(compaction, "_remove", mortal(compaction._remove))
+      steps_left[0] = number
+      try:
+        compaction.compact(folder, 256)
+        break
+      except KeyboardInterrupt:
+        pass
+    assert content(folder) == expected, number
+    compaction.remove_former_data(folder)  # as the next indexing does
+    assert content(folder) == expected and len(names(folder)) in (2, 7), number
+    shutil.rmtree(folder)
+    shutil.copytree(whole, folder)
+  assert 20 < number < 99 and content(folder) == expected
+
+
+def test_an_index_names_no_other_place(folder):
+  about = index_files.read_about(folder)
+  for name in ("..", "/etc", "data1/..", "data", "parts", 7, ["data1"]):
+    (folder / "index.json").write_text(json.dumps(files.sealed(about | {"data": name})))
+    with pytest.raises(UserError, match=r"index\.json is damaged"):
+      index_files.data_folder(folder, index_files.read_about(folder))
