@@ -27,8 +27,8 @@ def read_about(
     return None
   try:
     about = files_lib.unsealed(user_files.read_json(path, "--index"))
-  except ValueError as error:
-    raise damaged(path, str(error)) from error
+  except (UserError, ValueError) as error:
+    raise damaged(path, str(error).removeprefix(f"--index: {path} ")) from error
   if about.get("version") not in versions:
     return None
   if missing := [key for key in keys if key not in about]:
@@ -38,11 +38,11 @@ def read_about(
 
 def mapped(path: pathlib.Path, dtype: np.dtype) -> np.ndarray:
   """Maps an array. Raises UserError if the file is missing or holds no array of this type."""
-  user_files.check_regular(path, "--index")
   try:
+    user_files.check_regular(path, "--index")
     array = np.load(path, mmap_mode="r")
   except Exception as error:  # NumPy's header reader raises almost anything
-    raise damaged(path, str(error)) from error
+    raise damaged(path, str(error).removeprefix(f"--index: {path} ")) from error
   if array.dtype != dtype or not array.flags.c_contiguous:
     raise damaged(path, f"{array.dtype} {array.shape}")
   return array

@@ -104,7 +104,7 @@ def _write_faiss(index: SearchIndex, path: pathlib.Path) -> None:
   for _, features in _blocks(index):
     flat.add(np.ascontiguousarray(features))
   try:
-    faiss.write_index(flat, os.fsencode(path))
+    faiss.write_index(flat, str(path))
   except RuntimeError as error:  # as FAISS reports what the file system refuses
     raise OSError(str(error)) from error
 

@@ -177,7 +177,7 @@ def test_codes_are_not_added_to_missing_ones(folder):
   crc32 = index_files.append_features(folder, 700, np.eye(DIM, dtype=np.float32))
   index_files.write_part(folder, index_files.Part(3, 700, DIM, crc32, []))
   (folder / "codes" / "codes.npy").unlink()
-  with pytest.raises(UserError, match=r"codes\.npy is missing"):
+  with pytest.raises(UserError, match=r"codes\.npy is damaged \(is missing\)"):
     codes.update(folder, index_files.read_parts(folder), DIM)
   assert not (folder / "codes" / "codes.npy").exists()
 
