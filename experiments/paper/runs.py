@@ -86,7 +86,8 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
   """["field=value"] -> {field: value}; a value that is not a Python literal is text.
 
   Raises:
-    UserError: "=" is missing, the value is a dict, or the field is the seed (use `--seeds`).
+    UserError: "=" is missing, the value is or holds a dict, or the field is the seed (use
+      `--seeds`).
   """
   fields = {}
   for text in texts:
@@ -97,13 +98,22 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
     if name == "seed":
       raise UserError("--set seed: give seeds with --seeds 0,1,2")
     try:
-      value = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+      value = _with_tuples(ast.literal_eval(value))
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
       pass  # text, such as a path
-    if isinstance(value, dict | set):
-      raise UserError(f"--set {text}: give single fields, such as --set {name}.FIELD=VALUE")
-    fields[name] = tuple(value) if isinstance(value, list) else value
+    try:
+      hash(value)
+    except TypeError as error:  # a dict or a set
+      raise UserError(
+        f"--set {text}: give single fields, such as --set {name}.FIELD=VALUE"
+      ) from error
+    fields[name] = value
   return fields
+
+
+def _with_tuples(value: Any) -> Any:
+  """Lists as tuples, also inside others: the config has no lists, and overrides are hashed."""
+  return tuple(map(_with_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def schedule_of(options: Options) -> tables.Schedule:

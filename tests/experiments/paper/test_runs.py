@@ -128,6 +128,7 @@ def test_commands_parse_to_the_declared_config(monkeypatch):
     (["num_epochs"], "give FIELD=VALUE"),
     (["seed=3"], "--seeds"),
     (["loss.weights={'itc': 1.0}"], "single fields"),
+    (["dataset.options.a=[{'b': 1}]"], "single fields"),
   ],
 )
 def test_invalid_overrides(texts, message):
@@ -136,8 +137,16 @@ def test_invalid_overrides(texts, message):
 
 
 def test_overrides_are_python_values_or_text():
-  fields = runs.parse_overrides(["a.b=3", "config.c=(1, 2)", "d=[1]", "e=/x=y", "f=True"])
-  assert fields == {"a.b": 3, "c": (1, 2), "d": (1,), "e": "/x=y", "f": True}
+  texts = ["a.b=3", "config.c=(1, 2)", "d=[1]", "e=/x=y", "f=True", "g=[[3], 6]", "h={[1]: 2}"]
+  assert runs.parse_overrides(texts) == {
+    "a.b": 3, "c": (1, 2), "d": (1,), "e": "/x=y", "f": True, "g": ((3,), 6), "h": "{[1]: 2}",
+  }  # fmt: skip
+
+
+def test_a_list_inside_a_list_reaches_the_command(tmp_path):
+  overrides = runs.parse_overrides(["dataset.options.attributes_per_caption=[[3], 6]"])
+  run = runs.make_run(options(tmp_path, overrides=overrides), EXPERIMENTS["main"].settings[0], 0)
+  assert "--config.dataset.options.attributes_per_caption=((3,), 6)" in run.arguments
 
 
 @pytest.mark.parametrize("field, value", [("num_epoch", 3), ("batch_size", "many"), ("a.b", 1)])
