@@ -22,7 +22,6 @@ from dgia_jax.errors import UserError
 from experiments.paper import collect, launch, report, runs, tables
 
 ALL = "all"
-Plans = Mapping[str, collect.RunsByLabel]  # by experiment name
 Value = TypeVar("Value")
 
 
@@ -42,8 +41,7 @@ def _run(arguments: Sequence[str]) -> None:
   """
   flags = _parse(arguments)
   options, sources = _options(flags)
-  experiments = _select_experiments(flags.experiment)
-  plans = {experiment.name: collect.plan(experiment, options) for experiment in experiments}
+  plans = _plan(flags.experiment, options)
   selected = _select_runs(plans, flags.only, flags.shard)
   if flags.dry_run:
     _print_commands(selected)
@@ -55,13 +53,11 @@ def _run(arguments: Sequence[str]) -> None:
       problems += [f"{title}: {reason}" for title, reason in reasons.items()]
     from experiments.paper import render  # imports matplotlib and the model: not for a dry run
 
-    for experiment in experiments:
-      data = collect.collect(
-        experiment, options, plans[experiment.name], sources, not flags.report_only, _print_line
-      )
+    for plan in plans:
+      data = collect.collect(plan, options, sources, not flags.report_only, _print_line)
       path = report.write(render.content_of(data), data, report.command_of(arguments))
-      _print_line(f"{experiment.name}: {path}")
-      problems += [f"{experiment.name}: {problem}" for problem in data.problems]
+      _print_line(f"{plan.experiment.name}: {path}")
+      problems += [f"{plan.experiment.name}: {problem}" for problem in data.problems]
   if problems:
     raise UserError(f"{len(problems)} not done: " + "; ".join(problems))
 
@@ -192,11 +188,24 @@ def _schedule(dataset: tables.Dataset, flags: argparse.Namespace) -> str:
   return flags.schedule
 
 
-def _select_experiments(name: str) -> list[tables.Experiment]:
-  """The experiment with this name, or all of them."""
+def _plan(name: str, options: runs.Options) -> list[collect.Plan]:
+  """The runs of the experiment with this name, or of all; says which settings are excluded.
+
+  Raises:
+    UserError: the experiment is unknown, or has no setting that the options allow.
+  """
   if name == ALL:
-    return list(tables.EXPERIMENTS.values())
-  return [_look_up(tables.EXPERIMENTS, name, "experiment", ALL)]
+    experiments = list(tables.EXPERIMENTS.values())
+  else:
+    experiments = [_look_up(tables.EXPERIMENTS, name, "experiment", ALL)]
+  plans = [collect.plan(experiment, options) for experiment in experiments]
+  for plan in plans:
+    line = f"{plan.experiment.name}: {plan.not_applicable}"
+    if not plan.runs and name != ALL:
+      raise UserError(line)
+    if plan.conflicts:
+      _print_line(f"# {line}")  # among the commands of a dry run, a shell ignores this line
+  return [plan for plan in plans if plan.runs]
 
 
 def _look_up(table: Mapping[str, Value], name: str, flag: str, *more: str) -> Value:
@@ -210,19 +219,19 @@ def _look_up(table: Mapping[str, Value], name: str, flag: str, *more: str) -> Va
   return table[name]
 
 
-def _select_runs(plans: Plans, only: str, shard: str) -> list[runs.ExperimentRun]:
+def _select_runs(plans: Sequence[collect.Plan], only: str, shard: str) -> list[runs.ExperimentRun]:
   """The distinct runs with a label in `only` (all labels if empty), reduced to a shard.
 
   Raises:
     UserError: no setting has such a label, or the shard is not i/n.
   """
   labels = set(filter(None, only.split(",")))
-  known = dict.fromkeys(label for plan in plans.values() for label in plan)
+  known = dict.fromkeys(label for plan in plans for label in plan.runs)
   if unknown := labels - known.keys():
     raise UserError(
       f"--only {', '.join(sorted(unknown))}: unknown setting; choose among {', '.join(known)}"
     )
-  distinct = _distinct_runs(plans.values(), labels or known.keys())
+  distinct = _distinct_runs(plans, labels or known.keys())
   # Sorted by seed, so that an interrupted session leaves complete tables of fewer seeds.
   ordered = sorted(distinct, key=lambda run: run.seed)
   if not shard:
@@ -234,13 +243,13 @@ def _select_runs(plans: Plans, only: str, shard: str) -> list[runs.ExperimentRun
 
 
 def _distinct_runs(
-  plans: Iterable[collect.RunsByLabel], labels: Container[str]
+  plans: Iterable[collect.Plan], labels: Container[str]
 ) -> list[runs.ExperimentRun]:
   """The runs with these labels, one for each folder."""
   by_folder = {
     run.folder: run
     for plan in plans
-    for label, runs_of_label in plan.items()
+    for label, runs_of_label in plan.runs.items()
     if label in labels
     for run in runs_of_label
   }

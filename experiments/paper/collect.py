@@ -7,7 +7,7 @@ import json
 import pathlib
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -24,6 +24,28 @@ RunsByLabel = Mapping[str, Sequence[ExperimentRun]]  # one run per seed
 Sources = Mapping[str, str]  # dataset name -> folder of its files
 
 
+class Plan(NamedTuple):
+  """The runs of an experiment.
+
+  Attributes:
+    experiment: with the settings that the options allow.
+    runs: of these settings.
+    conflicts: {label of any other setting: why the options exclude it}.
+  """
+
+  experiment: tables.Experiment
+  runs: RunsByLabel
+  conflicts: Mapping[str, str]
+
+  @property
+  def not_applicable(self) -> str:
+    """The excluded settings and a reason, in one line; "" if there are none."""
+    if not self.conflicts:
+      return ""
+    reason = next(iter(self.conflicts.values()))
+    return f"not applicable with these options: {', '.join(self.conflicts)} ({reason})"
+
+
 @dataclasses.dataclass(frozen=True)
 class CollectedResults:
   """All numbers from which a table or figure is made.
@@ -36,6 +58,7 @@ class CollectedResults:
     results: results.json of each finished run, by run folder.
     measurements: {run folder: {target dataset: measurement}}.
     problems: one sentence for each measurement that failed.
+    not_applicable: the settings that the options exclude, in one line; "" if there are none.
   """
 
   experiment: tables.Experiment
@@ -45,6 +68,7 @@ class CollectedResults:
   results: Mapping[pathlib.Path, runs.Results]
   measurements: dict[pathlib.Path, dict[str, Any]] = dataclasses.field(default_factory=dict)
   problems: list[str] = dataclasses.field(default_factory=list)
+  not_applicable: str = ""
 
   @property
   def paper_title(self) -> str:
@@ -70,22 +94,26 @@ class CollectedResults:
     return [measurement for measurement in by_run if measurement is not None]
 
 
-def plan(experiment: tables.Experiment, options: runs.Options) -> RunsByLabel:
-  """The runs of an experiment.
+def plan(experiment: tables.Experiment, options: runs.Options) -> Plan:
+  """The runs of an experiment. A variant may exclude settings: `:plus` has no gated bank, say.
 
   Raises:
-    UserError: a setting does not work with the options.
+    UserError: the options do not work with any setting.
   """
-  return {
-    setting.label: [runs.make_run(options, setting, seed) for seed in options.seeds]
-    for setting in experiment.settings
-  }
+  planned, conflicts = {}, {}
+  for setting in experiment.settings:
+    try:
+      planned[setting.label] = [runs.make_run(options, setting, seed) for seed in options.seeds]
+    except UserError as error:
+      runs.check(options)  # otherwise it is not the setting's fault
+      conflicts[setting.label] = str(error)
+  allowed = tuple(setting for setting in experiment.settings if setting.label in planned)
+  return Plan(dataclasses.replace(experiment, settings=allowed), planned, conflicts)
 
 
 def collect(
-  experiment: tables.Experiment,
+  plan: Plan,
   options: runs.Options,
-  planned: RunsByLabel,
   sources: Sources,
   compute: bool,
   print_line: Callable[[str], None],
@@ -93,18 +121,21 @@ def collect(
   """Reads the finished runs and takes the missing measurements.
 
   Args:
-    experiment, options, sources: as in `CollectedResults`.
-    planned: from `plan`.
+    plan: from the function `plan`.
+    options, sources: as in `CollectedResults`.
     compute: False uses stored measurements only.
     print_line: receives lines of progress.
 
   Raises:
     UserError: a run's folder cannot be read.
   """
-  distinct = {run.folder: run for seeds in planned.values() for run in seeds}.values()
+  experiment = plan.experiment
+  distinct = {run.folder: run for seeds in plan.runs.values() for run in seeds}.values()
   results = {run.folder: runs.results(run) for run in distinct}
   results = {folder: content for folder, content in results.items() if content is not None}
-  data = CollectedResults(experiment, options, sources, planned, results)
+  data = CollectedResults(
+    experiment, options, sources, plan.runs, results, not_applicable=plan.not_applicable
+  )
   if not experiment.measure:
     return data
   module = importlib.import_module(f"experiments.paper.measures.{experiment.measure}")

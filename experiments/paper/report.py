@@ -178,7 +178,8 @@ def _lines(content: ReportContent, data: CollectedResults, command: str) -> Iter
   if content.second_table:
     yield ""
     yield from markdown_table(*content.second_table)
-  for note in (*content.notes, *data.problems):
+  excluded = [f"Settings that are {data.not_applicable}."] if data.not_applicable else []
+  for note in (*content.notes, *excluded, *data.problems):
     yield ""
     yield note
   yield ""

@@ -198,6 +198,12 @@ def make_run(options: Options, setting: tables.Setting, seed: int) -> Experiment
   return ExperimentRun(name, seed, folder, config, arguments, start)
 
 
+def check(options: Options) -> None:
+  """Raises UserError if the options do not work by themselves, with the whole method."""
+  for seed in options.seeds:
+    make_run(options, tables.WHOLE, seed)
+
+
 def _key(config: ConfigDict, start: ExperimentRun | None, setting: tables.Setting) -> str:
   """Identifies a setting in folder names, independently of the seed."""
   return digest(config, start) + (f"-{setting.oracle}" if setting.oracle else "")
@@ -218,7 +224,7 @@ def _name(options: Options, key: str, label: str) -> str:
 def _first_labels(
   dataset: str, variant: str, schedule: str, overrides: tuple[tuple[str, Any], ...]
 ) -> dict[str, str]:
-  """{key: label} of all declared settings."""
+  """{key: label} of all declared settings that the options allow."""
   options = Options(
     tables.DATASETS[dataset],
     pathlib.Path(),
@@ -231,8 +237,11 @@ def _first_labels(
     for setting in experiment.settings:
       if experiment.form == "mask_ratio":
         setting = dataclasses.replace(setting, label=f"mask-{setting.label}")
-      key = _key(resolve(options, fields_of(options, setting, 0, start)), start, setting)
-      labels.setdefault(key, setting.label)
+      try:
+        config = resolve(options, fields_of(options, setting, 0, start))
+      except UserError:  # there is no such run
+        continue
+      labels.setdefault(_key(config, start, setting), setting.label)
   return labels
 
 

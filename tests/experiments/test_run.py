@@ -1,5 +1,6 @@
 """The command line of `experiments.run`."""
 
+import dataclasses
 import errno
 import shlex
 
@@ -53,6 +54,43 @@ def test_a_finished_run_is_not_trained_again(tmp_path, capsys):
   assert planned(capsys, "main", *arguments) == []
   assert len(planned(capsys, "modules", *arguments)) == 4
   assert len(planned(capsys, "mask_ratio", *arguments)) == 8
+
+
+@pytest.mark.parametrize(
+  "dataset, variant",
+  [("cuhk_pedes", "strong"), ("icfg_pedes", "plus"), ("synth_pedes", "plus"),
+   ("custom", "mini_plus")],
+)  # fmt: skip
+def test_settings_that_a_variant_excludes_are_left_out(tmp_path, capsys, dataset, variant):
+  arguments = ("--workdir", str(tmp_path), "--dataset", dataset, "--variant", variant)
+  (command,) = planned(capsys, "main", *arguments)
+  assert "/DGIA." in command[4]
+  commands = planned(capsys, "gates", *arguments)  # gates need each pair's own caption
+  assert [command[4].split("/")[-1].split(".")[0] for command in commands] == ["DGIA", "half-rate"]
+  assert run.main(["all", *arguments, "--dry_run"]) == 0
+  lines = [line for line in capsys.readouterr().out.splitlines() if "not applicable" in line]
+  assert [line.split(":")[0] for line in lines] == ["# global", "# strict_mining", "# gates"]
+  assert "gate-pair, gate-rank, gate-neighbours, gate-running (config.caption_ex" in lines[-1]
+
+
+def test_a_report_names_the_settings_that_are_left_out(tmp_path):
+  arguments = ("--workdir", str(tmp_path), "--variant", "plus", "--report_only")
+  assert run.main(["gates", *arguments]) == 0
+  (text,) = (path.read_text() for path in tmp_path.rglob("gates.md"))
+  assert "\nSettings that are not applicable with these options: gate-pair, gate-rank," in text
+  assert "| gate-pair |" not in text and "| half-rate |" in text
+
+
+def test_an_experiment_without_any_applicable_setting_is_an_error(tmp_path, capsys, monkeypatch):
+  gates = tables.EXPERIMENTS["gates"]
+  excluded = dataclasses.replace(gates, settings=gates.settings[1:3])
+  experiments = {"main": tables.EXPERIMENTS["main"], "gates": excluded}
+  monkeypatch.setattr(tables, "EXPERIMENTS", experiments)
+  arguments = ["--workdir", str(tmp_path), "--variant", "plus", "--set", "loss.epsilon=1e-5"]
+  assert run.main(["gates", *arguments, "--dry_run"]) == 2
+  error = capsys.readouterr().err
+  assert error.startswith("error: gates: not applicable with these options: gate-pair, gate-rank (")
+  assert len(planned(capsys, "all", *arguments)) == 1
 
 
 def test_all_trains_shared_runs_once(tmp_path, capsys):
