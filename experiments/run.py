@@ -11,6 +11,7 @@ per line, for a job array or `xargs -P N -I CMD sh -c CMD`.
 
 import argparse
 import contextlib
+import dataclasses
 import logging
 import pathlib
 import sys
@@ -108,7 +109,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     "--schedule", help="a schedule from experiments/paper/tables.py, or `config` for the config's"
   )
   parser.add_argument(
-    "--protocol", help=f"which epoch's scores are reported: {', '.join(tables.PROTOCOLS)}"
+    "--protocol",
+    help=f"which epoch's scores are reported: {', '.join(tables.PROTOCOLS)}; "
+    "default: the one that the config chooses (eval.select_on)",
   )
   parser.add_argument(
     "--split", default="test", choices=("test", "val"), help="val is for choosing settings"
@@ -142,9 +145,9 @@ def _options(flags: argparse.Namespace) -> tuple[runs.Options, dict[str, str]]:
     UserError: the value of a flag is invalid.
   """
   dataset = _look_up(tables.DATASETS, flags.dataset, "--dataset")
-  protocol = flags.protocol or ("last" if flags.split == "val" else dataset.protocol)
-  _look_up(tables.PROTOCOLS, protocol, "--protocol")
-  if flags.split == "val" and protocol != "last":
+  if flags.protocol:
+    _look_up(tables.PROTOCOLS, flags.protocol, "--protocol")
+  if flags.split == "val" and flags.protocol not in (None, "last"):
     raise UserError("--split val: val scores are kept for the last epoch; use --protocol last")
   try:
     seeds = tuple(dict.fromkeys(int(seed) for seed in flags.seeds.split(",")))
@@ -169,10 +172,10 @@ def _options(flags: argparse.Namespace) -> tuple[runs.Options, dict[str, str]]:
     variant=flags.variant,
     schedule=_schedule(dataset, flags),
     overrides=overrides,
-    protocol=protocol,
     split=flags.split,
   )
-  return options, sources
+  protocol = flags.protocol or ("last" if flags.split == "val" else runs.default_protocol(options))
+  return dataclasses.replace(options, protocol=protocol), sources
 
 
 def _schedule(dataset: tables.Dataset, flags: argparse.Namespace) -> str:

@@ -27,6 +27,9 @@ from experiments.paper import tables
 LOG = "log.txt"
 START = "start"  # label of the run from which others take their weights
 
+# Split on which a protocol chooses the epoch; that of the last epoch chooses on none.
+_SELECTED_ON = {"val": "val", "test_best": "test"}
+
 Results = dict[str, Any]  # content of results.json
 Scores = Mapping[str, float]  # metric -> percent
 
@@ -318,12 +321,28 @@ def scores_of(results: Results, options: Options, folder: pathlib.Path) -> Score
       return results["last_by_split"]["val"]["t2i"]
     if protocol == "last":
       return results["last"]["t2i"]
-    return results["best_by_split"]["val" if protocol == "val" else "test"]["t2i"]
+    return results["best_by_split"][_SELECTED_ON[protocol]]["t2i"]
   except KeyError as error:
     raise UserError(
       f"{folder}: its {workdir_lib.RESULTS} has no {error} for --protocol {protocol}: "
       "choose --protocol last, or test_best where there is no val split"
     ) from error
+
+
+def default_protocol(options: Options) -> str:
+  """The protocol that chooses the epoch as the config does (`eval.select_on`).
+
+  Raises:
+    UserError: as `resolve`.
+  """
+  config = resolve(options, fields_of(options, tables.WHOLE, options.seeds[0], None))
+  return _protocol_of(config)
+
+
+def _protocol_of(config: ConfigDict) -> str:
+  """The protocol of the checkpoint that a run keeps as its best."""
+  protocols = {split: protocol for protocol, split in _SELECTED_ON.items()}
+  return protocols[config.eval.select_on]
 
 
 def checkpoint_choice(run: ExperimentRun, protocol: str) -> str:
@@ -334,12 +353,12 @@ def checkpoint_choice(run: ExperimentRun, protocol: str) -> str:
   """
   if protocol == "last":
     return "last"
-  split = "val" if protocol == "val" else "test"
+  split = _SELECTED_ON[protocol]
   if run.config.eval.select_on != split:
     raise UserError(
       f"--protocol {protocol}: the checkpoint kept by {run.folder} is the best on "
-      f"{run.config.eval.select_on}; choose --protocol last, or train with "
-      f"--set eval.select_on={split}"
+      f"{run.config.eval.select_on}; choose --protocol {_protocol_of(run.config)} or last, or "
+      f"train with --set eval.select_on={split}"
     )
   return "best"
 

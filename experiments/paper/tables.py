@@ -49,14 +49,12 @@ class Dataset:
   Attributes:
     name: as in the config; also of the file in configs/.
     title: as printed in the paper; the key of the paper's numbers.
-    protocol: default of `--protocol`.
     schedules: alternatives to the config's own schedule, by name.
     schedule: default of `--schedule`; "" is the config's own.
   """
 
   name: str
   title: str
-  protocol: str = "val"
   schedules: Mapping[str, Schedule] = dataclasses.field(default_factory=dict)
   schedule: str = ""
 
@@ -79,11 +77,11 @@ EMBEDDED = "synth_pedes"  # drawn by the package, needs no files
 DATASETS: Mapping[str, Dataset] = {
   dataset.name: dataset
   for dataset in (
-    Dataset("cuhk_pedes", "CUHK-PEDES", protocol="test_best"),
-    Dataset("icfg_pedes", "ICFG-PEDES", protocol="test_best"),
-    Dataset("rstp_reid", "RSTPReid", protocol="test_best"),
-    Dataset(EMBEDDED, "synth_pedes", "val", {"warm": WARM_FEWER}),
-    Dataset("custom", "custom", "val", {"warm": WARM}),
+    Dataset("cuhk_pedes", "CUHK-PEDES"),
+    Dataset("icfg_pedes", "ICFG-PEDES"),
+    Dataset("rstp_reid", "RSTPReid"),
+    Dataset(EMBEDDED, "synth_pedes", {"warm": WARM_FEWER}),
+    Dataset("custom", "custom", {"warm": WARM}),
   )
 }
 BENCHMARKS = ("cuhk_pedes", "icfg_pedes", "rstp_reid")

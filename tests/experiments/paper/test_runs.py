@@ -213,8 +213,28 @@ def test_the_checkpoint_of_each_protocol(run):
   assert run.config.eval.select_on == "val"
   assert runs.checkpoint_choice(run, "last") == "last"
   assert runs.checkpoint_choice(run, "val") == "best"
-  with pytest.raises(UserError, match="eval.select_on=test"):
+  with pytest.raises(UserError, match="--protocol val or last, or .*eval.select_on=test"):
     runs.checkpoint_choice(run, "test_best")
+
+
+@pytest.mark.parametrize(
+  "dataset, fields, protocol",
+  [
+    ("cuhk_pedes", {}, "test_best"),
+    ("icfg_pedes", {}, "test_best"),
+    ("rstp_reid", {"variant": "paper"}, "test_best"),
+    ("icfg_pedes", {"variant": "holdout"}, "val"),
+    ("cuhk_pedes", {"variant": "strong"}, "val"),
+    ("cuhk_pedes", {"overrides": {"eval.select_on": "val"}}, "val"),
+    ("synth_pedes", {}, "val"),
+    ("custom", {"variant": "tiny", "schedule": "warm"}, "val"),
+  ],
+)
+def test_the_default_protocol_is_that_of_the_config(dataset, fields, protocol):
+  chosen = options(dataset=dataset, **fields)
+  assert runs.default_protocol(chosen) == protocol
+  run = runs.make_run(chosen, EXPERIMENTS["main"].settings[0], 0)
+  assert runs.checkpoint_choice(run, protocol) == "best"
 
 
 def test_a_new_field_does_not_rename_folders(monkeypatch):
