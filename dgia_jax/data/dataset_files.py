@@ -112,26 +112,11 @@ def open_dataset(
   Raises:
     UserError: no annotations, a folder that does not exist, or an unreadable JSON.
   """
-  layout = catalog.LAYOUTS[name]
-  source, annotations, images = (
-    os.path.abspath(os.path.expanduser(path)) if path else None
-    for path in (source, annotations, images)
-  )
-  if source and source.endswith(_JSON_ENDINGS) and os.path.isfile(source):
-    source, annotations = None, annotations or source
-  for flag, folder in (("--source", source), ("--images", images)):
-    if folder and not os.path.isdir(folder):
-      raise UserError(f"{name}: no folder {folder} ({flag}): give the folder of the files")
-  if annotations and not os.path.exists(annotations):
-    raise UserError(f"{name}: no file {annotations} (--annotations): give the JSON's path")
-  if not annotations and not source:
-    raise UserError(
-      f"{name}: give the folder of its files with --source FOLDER, or give --annotations FILE and "
-      "--images FOLDER"
-    )
-  files = [annotations] if annotations else _find_annotations(name, layout, source)
+  images = _absolute(images)
+  _check_folder(name, images, "--images")
+  source, files = _locate(name, source, annotations)
   content = annotations_lib.read_annotations(files)
-  _check_split(name, layout, content)
+  _check_split(name, catalog.LAYOUTS[name], content)
   if images:
     roots, bases = _named_folders(images)
   else:
@@ -156,6 +141,44 @@ def missing_images(paths: Iterable[str], images: str) -> list[str]:
 def _named_folders(images: str) -> tuple[list[str], list[str]]:
   """The roots and bases of `_ImageFinder` for the folder given with --images."""
   return [images], [images, os.path.dirname(images)]
+
+
+def annotation_files(
+  name: str, *, source: str | None = None, annotations: str | None = None
+) -> list[str]:
+  """Absolute paths of the annotation files that `open_dataset` would read.
+
+  Raises:
+    UserError: there are none.
+  """
+  return _locate(name, source, annotations)[1]
+
+
+def _locate(name: str, source: str | None, annotations: str | None) -> tuple[str | None, list[str]]:
+  """The dataset's folder, None if only the annotations are named, and its annotation files."""
+  source, annotations = _absolute(source), _absolute(annotations)
+  if source and source.endswith(_JSON_ENDINGS) and os.path.isfile(source):
+    source, annotations = None, annotations or source
+  _check_folder(name, source, "--source")
+  if annotations and not os.path.exists(annotations):
+    raise UserError(f"{name}: no file {annotations} (--annotations): give the JSON's path")
+  if annotations:
+    return source, [annotations]
+  if not source:
+    raise UserError(
+      f"{name}: give the folder of its files with --source FOLDER, or give --annotations FILE and "
+      "--images FOLDER"
+    )
+  return source, _find_annotations(name, catalog.LAYOUTS[name], source)
+
+
+def _absolute(path: str | None) -> str | None:
+  return os.path.abspath(os.path.expanduser(path)) if path else None
+
+
+def _check_folder(name: str, folder: str | None, flag: str) -> None:
+  if folder and not os.path.isdir(folder):
+    raise UserError(f"{name}: no folder {folder} ({flag}): give the folder of the files")
 
 
 def _dataset_folders(source: str | None, json_folder: str) -> list[str]:

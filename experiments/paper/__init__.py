@@ -2,6 +2,7 @@
 
 tables              declares the settings of every table and figure
 runs                one setting with one seed: its config, folder, command and stored scores
+dataset_content     identifies the content of a dataset, such as a user's own
 launch              trains the missing runs in parallel processes
 collect             reads finished runs and takes the measurements that a table needs
 measures            measurements on a finished run, one module each

@@ -22,7 +22,7 @@ from dgia_jax import config as config_lib
 from dgia_jax.errors import UserError
 from dgia_jax.reporting import metrics_writer
 from dgia_jax.training import workdir as workdir_lib
-from experiments.paper import tables
+from experiments.paper import dataset_content, tables
 
 LOG = "log.txt"
 START = "start"  # label of the run from which others take their weights
@@ -175,9 +175,15 @@ def digest(config: ConfigDict, start: ExperimentRun | None = None) -> str:
 
   The digest covers the fields that differ from the defaults. A field that is added later, with a
   default that changes nothing, therefore does not rename the folders of finished runs. The path of
-  the run that provides the initial weights, `start`, does not matter.
+  the run that provides the initial weights, `start`, does not matter; nor does the path of a user's
+  own dataset, but its content does.
+
+  Raises:
+    UserError: the user's annotations cannot be read.
   """
   values = config_lib.changed_fields(config)
+  if content := dataset_content.of_own_data(config.dataset):
+    values["dataset.content"] = content
   if start is not None:
     values["pretrained"] = digest(start.config)
   return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]

@@ -12,7 +12,7 @@ from dgia_jax import config as config_lib
 from dgia_jax import run_flags
 from dgia_jax.errors import UserError
 from experiments.paper import runs, tables
-from tests.helpers import fabricated
+from tests.helpers import fabricated, fake_datasets
 from tests.helpers.paths import ROOT
 
 EXPERIMENTS = tables.EXPERIMENTS
@@ -103,6 +103,51 @@ def test_a_run_stored_under_another_label_is_reused(tmp_path):
   other = run.folder.with_name(f"mask-0.5.{key}.{seed}")
   other.mkdir(parents=True)
   assert runs.make_run(options(tmp_path), EXPERIMENTS["main"].settings[0], 0).folder == other
+
+
+def test_other_content_of_a_users_dataset_is_another_run(tmp_path):
+  def folder(annotations, **fields):
+    overrides = {"dataset.annotations": str(annotations)}
+    chosen = options(tmp_path, "custom", variant="tiny", overrides=overrides, **fields)
+    return runs.make_run(chosen, EXPERIMENTS["main"].settings[0], 0).folder
+
+  first, second, copied = (tmp_path / name / "list.json" for name in ("a", "b", "c"))
+  for path, entries in ((first, [1]), (second, [2]), (copied, [1])):
+    fake_datasets.write_json(path, entries)
+  assert folder(first) != folder(second) and folder(first) == folder(copied)
+  warm = folder(first, schedule="warm")
+  assert warm != folder(second, schedule="warm") and warm == folder(copied, schedule="warm")
+  before = folder(first)
+  fake_datasets.write_json(first, [1, 2])
+  assert folder(first) != before
+  with pytest.raises(UserError, match="custom: no file .*missing.json"):
+    folder(tmp_path / "missing.json")
+  overrides = {"dataset.annotations": str(first)}  # the benchmarks' content is that of their names
+  chosen = options(tmp_path, "cuhk_pedes", overrides=overrides)
+  plain = options(tmp_path, "cuhk_pedes")
+  setting = EXPERIMENTS["main"].settings[0]
+  assert runs.make_run(chosen, setting, 0).folder == runs.make_run(plain, setting, 0).folder
+
+
+@pytest.mark.parametrize(
+  "dataset, key",
+  [
+    ("synth_pedes", "19ae8495"), ("cuhk_pedes", "9856916c"), ("icfg_pedes", "852f2ff6"),
+    ("rstp_reid", "09694326"),
+  ],
+)  # fmt: skip
+def test_keys_of_finished_runs_stay(dataset, key):
+  run = runs.make_run(options(dataset=dataset), EXPERIMENTS["main"].settings[0], 0)
+  assert run.folder.name == f"DGIA.{key}.seed0"
+
+
+def test_stored_runs_are_found_under_their_names(tmp_path):
+  stored = ROOT / "experiments" / "results" / "runs" / "synth_pedes"
+  (tmp_path / "runs").mkdir()
+  (tmp_path / "runs" / "synth_pedes").symlink_to(stored)
+  for setting in EXPERIMENTS["modules"].settings:
+    run = runs.make_run(options(tmp_path), setting, 0)
+    assert runs.results(run) is not None, setting.label
 
 
 def test_commands_parse_to_the_declared_config(monkeypatch):
