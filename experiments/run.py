@@ -12,6 +12,7 @@ per line, for a job array or `xargs -P N -I CMD sh -c CMD`.
 import argparse
 import contextlib
 import dataclasses
+import importlib
 import logging
 import pathlib
 import sys
@@ -20,7 +21,7 @@ from typing import TypeVar
 
 from dgia_jax import cli, full_disk
 from dgia_jax.errors import UserError
-from experiments.paper import collect, launch, report, runs, tables
+from experiments.paper import collect, launch, report, runs, tables, targets
 
 ALL = "all"
 Value = TypeVar("Value")
@@ -41,7 +42,7 @@ def _run(arguments: Sequence[str]) -> None:
       finished.
   """
   flags = _parse(arguments)
-  options, sources = _options(flags)
+  options, named = _options(flags)
   plans = _plan(flags.experiment, options)
   selected = _select_runs(plans, flags.only, flags.shard)
   if flags.dry_run:
@@ -55,7 +56,7 @@ def _run(arguments: Sequence[str]) -> None:
     from experiments.paper import render  # imports matplotlib and the model: not for a dry run
 
     for plan in plans:
-      data = collect.collect(plan, options, sources, not flags.report_only, _print_line)
+      data = collect.collect(plan, options, named, not flags.report_only, _print_line)
       path = report.write(render.content_of(data), data, report.command_of(arguments))
       _print_line(f"{plan.experiment.name}: {path}")
       problems += [f"{plan.experiment.name}: {problem}" for problem in data.problems]
@@ -123,8 +124,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     "--source",
     action="append",
     default=[],
-    metavar="DATASET=FOLDER",
-    help=f"folder of a dataset's files; {tables.EMBEDDED} needs none",
+    metavar="DATASET[:VARIANT]=FOLDER",
+    help="folder of a dataset's files, of the runs' own or of another to test on; "
+    f"{tables.EMBEDDED}[:VARIANT] needs none",
   )
   parser.add_argument("--jobs", type=int, default=1, help="number of runs trained in parallel")
   parser.add_argument("--only", default="", help="train only these settings, comma-separated")
@@ -138,8 +140,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
   return parser.parse_args(arguments)
 
 
-def _options(flags: argparse.Namespace) -> tuple[runs.Options, dict[str, str]]:
-  """The options of all runs, and the folder of each dataset named by `--source`.
+def _options(flags: argparse.Namespace) -> tuple[runs.Options, list[targets.Target]]:
+  """The options of all runs, and the datasets named by `--source`.
 
   Raises:
     UserError: the value of a flag is invalid.
@@ -155,27 +157,33 @@ def _options(flags: argparse.Namespace) -> tuple[runs.Options, dict[str, str]]:
     raise UserError(f"--seeds {flags.seeds}: give numbers, such as 0,1,2") from error
   if flags.jobs < 1:
     raise UserError(f"--jobs {flags.jobs}: give a positive number")
-  sources = {}
-  for text in flags.source:
-    name, _, folder = text.partition("=")
-    _look_up(tables.DATASETS, name, "--source")
-    if not folder and name != tables.EMBEDDED:
-      raise UserError(f"--source {text}: give DATASET=FOLDER")
-    sources[name] = folder
-  overrides = runs.parse_overrides(flags.set)
-  if sources.get(dataset.name):
-    overrides |= {"dataset.source": sources[dataset.name]}
   options = runs.Options(
     dataset=dataset,
     workdir=flags.workdir,
     seeds=seeds,
     variant=flags.variant,
     schedule=_schedule(dataset, flags),
-    overrides=overrides,
+    overrides=runs.parse_overrides(flags.set),
     split=flags.split,
   )
+  named = [_parse_source(text) for text in flags.source]
+  for target in named:
+    if target.source and targets.is_own(target, options):
+      overrides = {**options.overrides, "dataset.source": target.source}
+      options = dataclasses.replace(options, overrides=overrides)
   protocol = flags.protocol or ("last" if flags.split == "val" else runs.default_protocol(options))
-  return dataclasses.replace(options, protocol=protocol), sources
+  return dataclasses.replace(options, protocol=protocol), named
+
+
+def _parse_source(text: str) -> targets.Target:
+  """The dataset that a `--source` names."""
+  label, _, folder = text.partition("=")
+  name, _, variant = label.partition(":")
+  _look_up(tables.DATASETS, name, "--source")
+  if not folder and name != tables.EMBEDDED:
+    raise UserError(f"--source {text}: give DATASET=FOLDER, or DATASET:VARIANT=FOLDER")
+  importlib.import_module(f"configs.{name}").get_config(variant)  # knows its variants
+  return targets.Target(name, variant, folder)
 
 
 def _schedule(dataset: tables.Dataset, flags: argparse.Namespace) -> str:

@@ -5,6 +5,8 @@ runs                one setting with one seed: its config, folder, command and s
 dataset_content     identifies the content of a dataset, such as a user's own
 launch              trains the missing runs in parallel processes
 collect             reads finished runs and takes the measurements that a table needs
+measuring           takes a measurement, or reads it if it is stored
+targets             the datasets that are measured on
 measures            measurements on a finished run, one module each
 gains               gains over a table's first setting, paired by seed
 relation_precision  precision of the mined relations, from the logs of the runs

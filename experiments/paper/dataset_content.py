@@ -16,7 +16,7 @@ from dgia_jax import bucket, files
 from dgia_jax.data import dataset_files, datasets
 from dgia_jax.errors import UserError
 
-_DRAWN = "synth_pedes"  # its options and image size say all
+_DRAWN = "synth_pedes"
 _OWN = "custom"
 
 Content = dict[str, str]
@@ -38,14 +38,15 @@ def identify(settings: ConfigDict) -> Content:
     settings: the `dataset` group of a config.
 
   Returns:
-    {"annotations": digest} for files, {"build": name} for the only build in `data_dir`; {} if the
-    dataset is drawn, not built, in a bucket, or one of several builds, which a training refuses.
+    {"options": text} for a dataset that is drawn, {"annotations": digest} for files, and
+    {"build": name} for the only build in `data_dir`; {} if it is not built, in a bucket, or one of
+    several builds, which a training refuses.
 
   Raises:
     UserError: the annotations cannot be found or read.
   """
   if settings.name == _DRAWN:
-    return {}
+    return {"options": json.dumps(settings.options.to_dict(), sort_keys=True)}
   if not (settings.source or settings.annotations or settings.images):
     return _only_build(settings)
   found = dataset_files.annotation_files(

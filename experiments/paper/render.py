@@ -17,8 +17,9 @@ from experiments.paper import (
   relation_precision,
   runs,
   tables,
+  targets,
 )
-from experiments.paper.collect import CollectedResults, targets
+from experiments.paper.collect import CollectedResults
 from experiments.paper.measures import attention as attention_measure
 from experiments.paper.measures import masked_queries as masking
 from experiments.paper.report import ReportContent, Row, Table, format_mean
@@ -169,22 +170,20 @@ def relation_accuracy(data: CollectedResults) -> ReportContent:
 def cross_dataset(data: CollectedResults) -> ReportContent:
   """Supplement Table 1: scores on the runs' own dataset and on others."""
   (setting,) = data.experiment.settings
-  own = data.options.dataset
-  others = targets(data.experiment, data.options, data.sources)
+  own = targets.own(data.options)
+  scores = {own: data.scores(setting.label)}
+  for target in data.targets:
+    measured = data.measured(setting.label, target)
+    scores[target] = [measurement["scores"] for measurement in measured]
   rows = []
-  for name in (own.name, *others):
-    title = tables.DATASETS[name].title
-    scores = (
-      data.scores(setting.label)
-      if name == own.name
-      else [measurement["scores"] for measurement in data.measured(setting.label, name)]
-    )
-    published = paper_numbers.cross_dataset(data.paper_title, title)
-    rows += _score_rows(scores, f"{own.title} → {title}", published)
-  note = "No other dataset to test on: add one with `--source NAME=FOLDER`."
+  for target, of_target in scores.items():
+    tested = tables.DATASETS[target.name].title
+    published = paper_numbers.cross_dataset(data.paper_title, tested)
+    rows += _score_rows(of_target, f"{own.title} → {target.title}", published)
+  note = "No other dataset to test on: add one with `--source NAME[:VARIANT]=FOLDER`."
   return ReportContent(
     rows=tuple(rows),
-    notes=() if others else (note,),
+    notes=() if data.targets else (note,),
     draw=_compare(_rows_of_r1(rows), "R@1 (%)"),
   )
 
@@ -242,7 +241,8 @@ def complexity(data: CollectedResults) -> ReportContent:
   )
   notes = [
     "FLOPs: matrix products of the towers for one image and one text; a multiply-add counts as "
-    "one operation. Times: wall times for the whole test split, without compilation. Load reads "
+    f"one operation. Times: wall times for the whole {data.options.split} split, without "
+    "compilation. Load reads "
     "and decodes the images, embed encodes images and captions from memory, rank sorts the gallery "
     "for every caption.",
   ]
@@ -285,8 +285,8 @@ def tsne(data: CollectedResults) -> ReportContent:
   return ReportContent(
     notes=() if points_by_setting else ("not run",),
     draw=(lambda path: figures.people(points_by_setting, path)) if points_by_setting else None,
-    caption="t-SNE of the normalised features of test people, spread evenly over the split. One "
-    "colour per person; dots are images, crosses are captions. First finished seed.",
+    caption=f"t-SNE of the normalised features of {data.options.split} people, spread evenly over "
+    "the split. One colour per person; dots are images, crosses are captions. First finished seed.",
     csv_table=(header, rows),
   )
 
@@ -311,8 +311,8 @@ def attention(data: CollectedResults) -> ReportContent:
     "image tower, for the contribution of a word: the cosine with the caption minus the cosine "
     "with the word masked, printed after the word. Plain attention would be the same for every "
     "word, because the image tower does not see the caption. Captions are spread evenly over the "
-    "test split; the words are those that contribute most. Yellow is most relevant. First finished "
-    "seed.",
+    f"{data.options.split} split; the words are those that contribute most. Yellow is most "
+    "relevant. First finished seed.",
     csv_table=(header, rows),
   )
 

@@ -149,6 +149,8 @@ def test_set_variant_schedule_and_source_reach_the_command(tmp_path, capsys):
     (["main", "--only", "C"], "--only C: unknown setting; choose among DGIA"),
     (["main", "--source", "flickr=x"], "--source flickr"),
     (["main", "--source", "custom"], "--source custom"),
+    (["main", "--source", "custom:tiny"], "--source custom:tiny: give DATASET=FOLDER"),
+    (["main", "--source", "custom:huge=x"], "no variant 'huge'"),
     (["main", "--set", "batch_size=0"], "config.batch_size=0"),
     (["main", "--set", "no.such=1"], "--set no.such=1"),
   ],

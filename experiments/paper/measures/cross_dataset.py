@@ -15,7 +15,7 @@ from experiments.paper.measures import finished
 def measure(
   config: ConfigDict, folder: pathlib.Path, splits: finished.Splits, choice: str
 ) -> dict[str, Any]:
-  """Text-to-image scores of a run on the test split of any dataset, in percent.
+  """Text-to-image scores of a run on a split of any dataset, in percent.
 
   Returns:
     {"step", "queries", "gallery", "scores": {"R1", .., "mINP"}}.
