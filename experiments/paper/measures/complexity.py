@@ -35,7 +35,11 @@ def measure(
     {"step", "device", "queries", "gallery", "params_M", "flops_G" (multiply-adds), "load_s",
     "embed_s", "rank_s"}.
   """
-  setup, params, step = finished.open_run(config, folder, splits, choice)
+  # Images are embedded from memory: worker processes would start inside the timed call, and every
+  # image would be sent to them.
+  in_process = config.copy_and_resolve_references()
+  in_process.dataset.workers = 0
+  setup, params, step = finished.open_run(in_process, folder, splits, choice)
   pairs = splits["test"]
   evaluator = evaluate.Evaluator(setup)
 

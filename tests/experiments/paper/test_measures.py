@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 from ml_collections import ConfigDict
 
+from dgia_jax.data import batches as batches_lib
 from dgia_jax.data.pairs import PairTable
 from dgia_jax.errors import UserError
 from dgia_jax.method import losses
@@ -81,9 +82,19 @@ def test_cross_dataset_scores_use_the_gallery_of_the_other_dataset(trained):
   assert measured["scores"] != pytest.approx(own["scores"], abs=1e-3)
 
 
-def test_complexity_counts_and_times(trained, opened):
+def test_complexity_counts_and_times(trained, opened, monkeypatch):
   config, folder, splits, _ = trained
+  config = config.copy_and_resolve_references()
+  config.dataset.workers = 1
+  workers, image_batches = [], batches_lib.image_batches
+
+  def noting_workers(pairs, **options):
+    workers.append(options.pop("workers"))
+    return image_batches(pairs, **options, workers=0)
+
+  monkeypatch.setattr(batches_lib, "image_batches", noting_workers)
   measured = complexity.measure(config, folder, {"test": splits["test"]}, "last")
+  assert workers == [1, 0, 0]  # processes load the images, and none starts while embedding is timed
   num_params = sum(np.size(leaf) for leaf in jax.tree.leaves(opened.params))
   assert measured["params_M"] * 1e6 == num_params
   assert min(measured[name] for name in ("load_s", "embed_s", "rank_s")) > 0
