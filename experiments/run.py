@@ -4,9 +4,10 @@
   python -m experiments.run all --dataset cuhk_pedes --source cuhk_pedes=FOLDER --dry_run
 
 Trains the missing runs, takes the measurements that a table needs beyond the scores, and writes
-Markdown, CSV, PNG and PDF files to WORKDIR/report/DATASET. Tables share finished runs, and
-interrupted runs resume. `--dry_run` prints the training commands of the missing runs instead, one
-per line, for a job array or `xargs -P N -I CMD sh -c CMD`.
+Markdown, CSV, PNG and PDF files to WORKDIR/report/DATASET; options that change the results are
+added to the name of that folder. Tables share finished runs, and interrupted runs resume.
+`--dry_run` prints the training commands of the missing runs instead, one per line, for a job array
+or `xargs -P N -I CMD sh -c CMD`.
 """
 
 import argparse

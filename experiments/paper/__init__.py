@@ -13,6 +13,7 @@ relation_precision  precision of the mined relations, from the logs of the runs
 render              makes the content of each report: rows, notes and figure
 figures             draws the figures
 report              writes a report as Markdown, CSV, PNG and PDF
+report_names        names its folder and what it is about
 paper_numbers       numbers published in the paper
 own_data            draws a second synthetic dataset, in the format of a user's own data
 """

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dgia_jax import files
-from experiments.paper import runs, tables
+from experiments.paper import report_names, runs, tables
 from experiments.paper.collect import CollectedResults
 
 NOT_RUN, NO_NUMBER = "not run", "–"
@@ -132,7 +132,7 @@ def write(content: ReportContent, data: CollectedResults, command: str) -> pathl
     Path of the Markdown file.
   """
   experiment, options = data.experiment, data.options
-  folder = folder_of(options)
+  folder = options.workdir / "report" / report_names.folder_name(options)
   folder.mkdir(parents=True, exist_ok=True)
   text = io.StringIO()
   header, rows = content.csv_table or csv_table(content.rows)
@@ -150,15 +150,9 @@ def write(content: ReportContent, data: CollectedResults, command: str) -> pathl
   return path
 
 
-def folder_of(options: runs.Options) -> pathlib.Path:
-  """Folder of a dataset's reports."""
-  name = options.dataset.name + ("" if options.split == "test" else f"-{options.split}")
-  return options.workdir / "report" / name
-
-
 def _lines(content: ReportContent, data: CollectedResults, command: str) -> Iterator[str]:
   experiment, options = data.experiment, data.options
-  yield f"# {experiment.title}: {options.dataset.title}"
+  yield f"# {experiment.title}: {report_names.title(options)}"
   yield ""
   yield f"{experiment.printed_in} of the paper." if experiment.printed_in else "Not in the paper."
   if content.rows:
@@ -219,7 +213,7 @@ def _runs_table(data: CollectedResults) -> Table:
 
 def _index(folder: pathlib.Path, options: runs.Options) -> Iterator[str]:
   """Markdown list of the existing reports, in the order of the declarations."""
-  yield f"# Reports: {options.dataset.title}"
+  yield f"# Reports: {report_names.title(options)}"
   yield ""
   for name, experiment in tables.EXPERIMENTS.items():
     if (folder / f"{name}.md").exists():

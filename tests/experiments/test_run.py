@@ -218,10 +218,11 @@ def test_one_command_trains_measures_and_reports(tmp_path, capsys, monkeypatch):
   assert run.main(["modules", *arguments, "--only", "B,B+LRC+GSRC-FR+IASC-CL"]) == 0
   out = capsys.readouterr().out
   assert out.count(": started") == out.count(": finished") == 2
-  text = (tmp_path / "report" / "synth_pedes" / "modules.md").read_text()
+  (folder,) = (tmp_path / "report").iterdir()
+  text = (folder / "modules.md").read_text()
   assert "| B+LRC | R@1 | – | not run |" in text
   assert "| B | R@1 | – | not run |" not in text
   for name in ("masked_queries", "relation_accuracy", "complexity", "attention", "cross_dataset"):
     assert run.main([name, *arguments]) == 0
-    assert (tmp_path / "report" / "synth_pedes" / f"{name}.png").exists()
+    assert (folder / f"{name}.png").exists()
   assert ": started" not in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import csv
 import pathlib
+import re
 from collections.abc import Iterable, Mapping
 
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 from experiments import figure_files, run
 from experiments.paper import figures, relation_precision, report, runs, tables
-from tests.helpers import fabricated
+from tests.helpers import fabricated, fake_datasets
 
 
 def prepare(
@@ -34,11 +35,12 @@ def reported(
   workdir: pathlib.Path, dataset: str, experiment: str, *more: str
 ) -> tuple[str, dict[tuple[str, str], dict[str, str]]]:
   """Markdown and CSV ({(setting, measure): row}) written by the command line."""
-  code = run.main(
-    [experiment, "--dataset", dataset, "--workdir", str(workdir), "--report_only", *more]
-  )
-  assert code == 0
-  folder = workdir / "report" / dataset
+  arguments = [experiment, "--dataset", dataset, "--workdir", str(workdir), "--report_only", *more]
+  assert run.main(arguments) == 0
+  with_protocol = "--protocol" in more and more[more.index("--protocol") + 1]
+  default = "test_best" if dataset in tables.BENCHMARKS else "val"
+  is_default = with_protocol in (False, default)
+  folder = workdir / "report" / (dataset if is_default else f"{dataset}-{with_protocol}")
   with (folder / f"{experiment}.csv").open(newline="") as file:
     rows = {(row["setting"], row["measure"]): row for row in csv.DictReader(file)}
   return (folder / f"{experiment}.md").read_text(), rows
@@ -113,6 +115,65 @@ def test_val_scores_have_their_own_folder_and_no_published_numbers(tmp_path):
   text = (tmp_path / "report" / "cuhk_pedes-val" / "modules.md").read_text()
   assert "| B | R@1 | – | 50.00 |  | 1 |" in text
   assert "val scores of the last epoch" in text
+
+
+def report_folder(workdir: pathlib.Path, *arguments: str) -> str:
+  """Name of the folder in which the report of a command line was written."""
+  workdir = workdir / "-".join(arguments).replace("/", "_")
+  assert run.main(["main", *arguments, "--workdir", str(workdir), "--report_only"]) == 0
+  (folder,) = (workdir / "report").iterdir()
+  return folder.name
+
+
+@pytest.mark.parametrize(
+  "arguments, name",
+  [
+    ([], ""),
+    (["--variant", "scratch"], "-scratch"),
+    (["--variant", "scratch", "--schedule", "warm"], "-scratch-warm"),
+    (["--schedule", "config", "--protocol", "val", "--seeds", "0,1"], ""),
+    (["--set", "optimizer.weight_decay=0.05"], "-optimizer.weight_decay=0.05"),
+    (["--set", "optimizer.weight_decay=2.0", "--set", "mesh.data=1"], ""),  # nothing is changed
+    (["--set", "augment.erase_area=(0.1, 0.2)"], "-augment.erase_area=0.1,0.2"),
+    (["--protocol", "last"], "-last"),
+    (["--variant", "plus", "--split", "val"], "-plus-val"),
+    (["--set", "eval.select_on=test"], "-eval.select_on=test"),
+    (["--set", "eval.select_on=test", "--protocol", "val"], "-eval.select_on=test-val"),
+  ],
+)
+def test_every_report_has_its_own_folder(tmp_path, arguments, name):
+  assert report_folder(tmp_path, *arguments) == f"synth_pedes{name}"
+
+
+def test_long_and_odd_overrides_become_a_digest(tmp_path):
+  path = report_folder(tmp_path, "--set", "pretrained=some/folder")
+  assert re.fullmatch("synth_pedes-[0-9a-f]{8}", path)
+  long = [f"--set=loss.weights.{name}=0.123456789" for name in ("itc", "local", "global")]
+  digest = report_folder(tmp_path, *long)
+  assert re.fullmatch("synth_pedes-[0-9a-f]{8}", digest) and digest != path
+
+
+def test_a_users_annotations_are_part_of_the_name_and_the_title(tmp_path):
+  names = []
+  for number in (1, 2):
+    fake_datasets.write_json(tmp_path / f"{number}.json", [number])
+    arguments = ("--dataset", "custom", "--set", f"dataset.annotations={tmp_path}/{number}.json")
+    names.append(report_folder(tmp_path / "reports", *arguments))
+  assert all(re.fullmatch("custom-[0-9a-f]{8}", name) for name in names) and names[0] != names[1]
+  texts = [path.read_text() for path in tmp_path.rglob("main.md")]
+  assert {text.splitlines()[0].split(": ")[1] for text in texts} == {
+    f"custom, annotations {name.removeprefix('custom-')}" for name in names
+  }
+
+
+def test_the_title_names_variant_schedule_and_overrides(tmp_path):
+  arguments = ("--variant", "scratch", "--schedule", "warm", "--set", "batch_size=32")
+  assert report_folder(tmp_path, *arguments) == "synth_pedes-scratch-warm-batch_size=32"
+  title = "synth_pedes:scratch, schedule warm, batch_size=32"
+  (text,) = (path.read_text() for path in tmp_path.rglob("main.md"))
+  assert text.startswith(f"# DGIA and published methods: {title}\n")
+  (index,) = (path.read_text() for path in tmp_path.rglob("README.md"))
+  assert index.startswith(f"# Reports: {title}\n")
 
 
 def test_reports_without_finished_runs(tmp_path):
