@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import dataclasses
 import importlib
+import importlib.util
 import logging
 import pathlib
 import sys
@@ -49,6 +50,7 @@ def _run(arguments: Sequence[str]) -> None:
   if flags.dry_run:
     _print_commands(selected)
     return
+  _check_packages(plans, not flags.report_only)
   problems = []
   with _explaining_write_errors(flags.workdir):
     if not flags.report_only:
@@ -63,6 +65,16 @@ def _run(arguments: Sequence[str]) -> None:
       problems += [f"{plan.experiment.name}: {problem}" for problem in data.problems]
   if problems:
     raise UserError(f"{len(problems)} not done: " + "; ".join(problems))
+
+
+def _check_packages(plans: Sequence[collect.Plan], computes: bool) -> None:
+  """Raises UserError, before hours of training, if a package for what follows is missing."""
+  needed = {"matplotlib": "matplotlib"}
+  if computes and any(plan.experiment.measure == "tsne" for plan in plans):
+    needed["sklearn"] = "scikit-learn"
+  missing = [name for module, name in needed.items() if importlib.util.find_spec(module) is None]
+  if missing:
+    raise UserError(f'the reports need {" and ".join(missing)}: pip install -e ".[experiments]"')
 
 
 @contextlib.contextmanager

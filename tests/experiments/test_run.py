@@ -3,12 +3,13 @@
 import dataclasses
 import errno
 import shlex
+import sys
 
 import pytest
 
 from dgia_jax import files
 from experiments import run
-from experiments.paper import runs, tables
+from experiments.paper import launch, runs, tables
 from tests.helpers import fabricated
 
 BEYOND = ("strict_mining", "gates", "ideas", "loss_weights")  # not in the paper
@@ -170,6 +171,28 @@ def test_a_damaged_run_folder_is_one_line(tmp_path, capsys):
   assert run.main(["main", "--workdir", str(tmp_path), "--report_only"]) == 2
   error = capsys.readouterr().err
   assert str(finished.folder) in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+  "missing, arguments, message",
+  [
+    (["matplotlib"], ["main"], "the reports need matplotlib: pip"),
+    (["matplotlib"], ["main", "--report_only"], "the reports need matplotlib: pip"),
+    (["sklearn"], ["tsne"], "the reports need scikit-learn: pip"),
+    (["matplotlib", "sklearn"], ["all"], "the reports need matplotlib and scikit-learn: pip"),
+  ],
+)
+def test_missing_packages_are_named_before_training(
+  tmp_path, capsys, monkeypatch, missing, arguments, message
+):
+  monkeypatch.setattr(launch, "train_with_starts", lambda *_: pytest.fail("it has trained"))
+  for module in missing:
+    monkeypatch.setitem(sys.modules, module, None)
+  assert run.main([*arguments, "--workdir", str(tmp_path)]) == 2
+  error = capsys.readouterr().err
+  assert message in error and 'pip install -e ".[experiments]"' in error
+  assert error.count("\n") == 1
+  assert run.main([*arguments[:1], "--workdir", str(tmp_path), "--dry_run"]) == 0
 
 
 @pytest.mark.parametrize("report_only", [[], ["--report_only"]])
