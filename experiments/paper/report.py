@@ -222,5 +222,18 @@ def _index(folder: pathlib.Path, options: runs.Options) -> Iterator[str]:
 
 
 def command_of(arguments: Iterable[str]) -> str:
-  """The shell command that runs `experiments.run` with these arguments."""
-  return shlex.join(["python", "-m", "experiments.run", *arguments])
+  """The shell command that reproduces a report, from the arguments of `experiments.run`.
+
+  It trains all runs: without `--report_only` and `--shard`, which may be abbreviated.
+  """
+  kept, words = [], iter(arguments)
+  for word in words:
+    flag, has_value, _ = word.partition("=")
+    if len(flag) > len("--") and "--report_only".startswith(flag):
+      continue
+    if len(flag) > len("--s") and "--shard".startswith(flag):
+      if not has_value:
+        next(words, None)
+      continue
+    kept.append(word)
+  return shlex.join(["python", "-m", "experiments.run", *kept])

@@ -291,6 +291,20 @@ def test_gains_are_drawn_per_seed_beside_zero_and_the_published_gain(monkeypatch
   assert r1.get_legend() is not None and mean_ap.get_legend() is None
 
 
+@pytest.mark.parametrize(
+  "arguments, kept",
+  [
+    (["main", "--report_only", "--seeds", "0,1"], "main --seeds 0,1"),
+    (["main", "--shard", "1/2", "--set", "a=1"], "main --set a=1"),
+    (["main", "--shard=1/2", "--split", "val", "--rep"], "main --split val"),
+    (["main", "--sh", "1/2", "--schedule", "warm", "--source", "custom=-r"],
+     "main --schedule warm --source custom=-r"),
+  ],
+)  # fmt: skip
+def test_the_command_of_a_report_trains_all_runs(arguments, kept):
+  assert report.command_of(arguments) == f"python -m experiments.run {kept}"
+
+
 def test_vertical_bars_in_cells_are_escaped():
   assert report.markdown_table(("a|b",), [("c|d",)]) == ["| a\\|b |", "|---|", "| c\\|d |"]
 
