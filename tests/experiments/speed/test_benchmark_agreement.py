@@ -26,6 +26,18 @@ def test_an_agreement_is_handed_on():
   assert suite.check_agreement(comparison) is comparison
 
 
+@pytest.mark.parametrize("ours, theirs", [(1.0, float("nan")), (float("nan"), 1.0)])
+def test_a_number_that_is_none_is_noticed(ours, theirs):
+  from experiments.speed.benchmark import agreement
+
+  outcomes = {"ours": {"loss": 2.0, "norm": ours}, "torch": {"loss": 2.0, "norm": theirs}}
+  comparison = {"largest_difference": agreement.largest_difference(outcomes)}
+  with pytest.raises(RuntimeError, match="do not compute the same"):
+    suite.check_agreement(comparison)
+  outcomes["torch"]["norm"] = outcomes["ours"]["norm"] = 1.0
+  assert agreement.largest_difference(outcomes) == 0
+
+
 def test_another_threshold_is_noticed(monkeypatch):
   from experiments.speed.benchmark import agreement
 
