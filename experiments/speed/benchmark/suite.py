@@ -55,6 +55,8 @@ def main(options: Any) -> None:
   )
   workload_lib.check(workload)
   sizes = [_batch_size(text, options.num_pairs) for text in options.batch_sizes]
+  worker_counts = [_worker_count(text) for text in options.workers]
+  ranking_sizes = _ranking_sizes(options.ranking_sizes)
   with_torch = _with_torch(options.implementations)
   # Two frameworks share one GPU here: neither may take all of its memory in advance.
   os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -112,15 +114,14 @@ def main(options: Any) -> None:
   else:
     keep(machine=_machine([], "cpu", options.threads))
   if "ranking" in options.part:
-    for size in options.ranking_sizes or list(ranking.SIZES):
+    for size in ranking_sizes:
       if over():
         break
       outcome = {size: _ranking(size, with_torch, options, console)}
       keep("ranking", ranking=results.get("ranking", {}) | outcome)
   if "input" in options.part and not over():
     console.print("input ...")
-    workers = [int(count) for count in options.workers]
-    keep("input", input=input_speed.measure(workers, options.input_seconds))
+    keep("input", input=input_speed.measure(worker_counts, options.input_seconds))
   skipped = [p for p in ("ranking", "input") if p in options.part and p not in results]
   keep(skipped=skipped)
   for table in report.make_tables(results):
@@ -156,6 +157,18 @@ def _batch_size(text, num_pairs):
   if not text.isdecimal() or not 2 <= int(text) <= num_pairs:
     raise UserError(f"--batch_sizes: {text!r} is no number from 2 to --num_pairs={num_pairs}")
   return int(text)
+
+
+def _worker_count(text):
+  if not text.isdecimal():
+    raise UserError(f"--workers: {text!r} is no number of processes, 0 for none")
+  return int(text)
+
+
+def _ranking_sizes(asked):
+  if unknown := set(asked or ()) - set(ranking.SIZES):
+    raise UserError(f"--ranking_sizes: {min(unknown)!r} is none of {', '.join(ranking.SIZES)}")
+  return asked or list(ranking.SIZES)
 
 
 def _agreement(workload, names, options, console):
@@ -334,8 +347,6 @@ def _with_shares(step, contenders, names):
 
 def _ranking(size, with_torch, options, console):
   console.print(f"ranking {size} ...")
-  if size not in ranking.SIZES:
-    raise UserError(f"--ranking_sizes: {size!r} is none of {', '.join(ranking.SIZES)}")
   queries, items = ranking.SIZES[size]
   implementations, workers, repeats = {}, {}, options.repeats
   try:

@@ -55,6 +55,9 @@ def test_all_parts_on_an_accelerator(tmp_path, monkeypatch):
     ({"batch_sizes": ["9x"]}, "--batch_sizes: '9x'"),
     ({"batch_sizes": ["65"]}, "--batch_sizes: '65'"),
     ({"implementations": ["theirs"]}, "--implementations: 'theirs'"),
+    ({"workers": ["2", "x"]}, "--workers: 'x'"),
+    ({"workers": ["-1"]}, "--workers: '-1'"),
+    ({"ranking_sizes": ["1x2"]}, "--ranking_sizes: '1x2' is none of"),
   ],
 )
 def test_flags_are_checked_first(fields, message):
