@@ -5,6 +5,7 @@ from typing import Any
 
 from experiments.paper import runs
 from experiments.paper.collect import CollectedResults
+from experiments.paper.report import Row
 
 
 def by_kind(data: CollectedResults, label: str) -> dict[str, list[dict[int, float]]]:
@@ -32,3 +33,30 @@ def by_epoch(log: Sequence[Mapping[str, Any]], kind: str) -> dict[int, float]:
     correct[epoch] = correct.get(epoch, 0.0) + weight * precision
     mined[epoch] = mined.get(epoch, 0.0) + weight
   return {epoch: correct[epoch] / mined[epoch] for epoch in correct if mined[epoch]}
+
+
+def final_row(
+  data: CollectedResults,
+  label: str,
+  kind: str,
+  by_seed: Sequence[Mapping[int, float]],
+  published: float | None = None,
+  shown: bool = True,
+) -> Row:
+  """The row of the precision in the last epoch, or in the last one that mined any relation.
+
+  Args:
+    data, label: of the setting.
+    kind: "local" or "global".
+    by_seed: of this kind, from `by_kind`.
+    published: the paper's precision.
+    shown: as in `Row`.
+  """
+  epochs = [max(by_epoch) for by_epoch in by_seed if by_epoch]
+  num_epochs = data.runs[label][0].config.num_epochs
+  measure = f"correct {kind} relations, last epoch"
+  if any(epoch < num_epochs for epoch in epochs):
+    which = " or ".join(map(str, sorted(set(epochs))))
+    measure += f" with any ({which} of {num_epochs})"
+  last = tuple(by_epoch[max(by_epoch)] for by_epoch in by_seed if by_epoch)
+  return Row(label, measure, published, last, shown=shown)

@@ -79,9 +79,12 @@ def beyond(data: CollectedResults) -> ReportContent:
     rows += [row for row in content.rows if row.setting == setting.label]
     for kind, by_seed in relation_precision.by_kind(data, setting.label).items():
       if any(by_seed) or not by_seed:  # otherwise the runs are finished and mined no relations
-        rows.append(_final_precision(setting.label, kind, by_seed, shown=kind == "global"))
+        is_shown = kind == "global"
+        rows.append(
+          relation_precision.final_row(data, setting.label, kind, by_seed, shown=is_shown)
+        )
   note = (
-    "Correct relations: share of the relations mined in the last epoch, compared with the true "
+    "Correct relations: share of the relations mined in the epoch, compared with the true "
     "identities outside training."
   )
   return dataclasses.replace(content, rows=tuple(rows), notes=(*content.notes, note))
@@ -104,18 +107,6 @@ def _draw_gains(by_setting: gains.Gains, published: Mapping[str, float], first: 
   }
   published_gains = {label: value - published[first] for label, value in published.items()}
   return lambda path: figures.paired_gains(by_setting, published_gains, first, path)
-
-
-def _final_precision(
-  label: str,
-  kind: str,
-  by_seed: Sequence[Mapping[int, float]],
-  published: float | None = None,
-  shown: bool = True,
-) -> Row:
-  """The row of the last epoch's precision."""
-  last = tuple(by_epoch[max(by_epoch)] for by_epoch in by_seed if by_epoch)
-  return Row(label, f"correct {kind} relations, last epoch", published, last, shown=shown)
 
 
 def mask_ratio(data: CollectedResults) -> ReportContent:
@@ -146,7 +137,8 @@ def relation_accuracy(data: CollectedResults) -> ReportContent:
     percents[kind] = {
       epoch: [by_epoch[epoch] for by_epoch in by_seed if epoch in by_epoch] for epoch in epochs
     }
-    rows.append(_final_precision(setting.label, kind, by_seed, published[kind]))
+    final = relation_precision.final_row(data, setting.label, kind, by_seed, published[kind])
+    rows.append(final)
     rows += [
       Row(setting.label, f"correct {kind} relations, epoch {epoch}", None, tuple(values), False)
       for epoch, values in percents[kind].items()

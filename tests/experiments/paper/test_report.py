@@ -209,7 +209,7 @@ def test_the_precision_of_an_epoch_weights_every_relation_equally():
 
 
 def test_relation_accuracy_of_each_epoch_and_the_last(tmp_path):
-  log = [train_line(10, 2, 40.0, 1.0), train_line(20, 3, 70.0, 1.0)]
+  log = [train_line(10, 2, 40.0, 1.0), train_line(20, 40, 70.0, 1.0)]
   prepare(tmp_path, "cuhk_pedes", "relation_accuracy", {"DGIA": {0: 60.0, 1: 60.0}}, log=log)
   text, rows = reported(tmp_path, "cuhk_pedes", "relation_accuracy", "--seeds", "0,1")
   assert (
@@ -220,9 +220,19 @@ def test_relation_accuracy_of_each_epoch_and_the_last(tmp_path):
   assert "epoch 2" not in text.split("## Runs")[0].replace("begins in epoch 2", "")
 
 
+def test_a_last_epoch_without_relations_is_not_taken_for_one_with_some(tmp_path):
+  without_local = train_line(30, 40, 80.0, 1.0) | {"local_precision": None, "local_relations": 0.0}
+  for seed, epoch in ((0, 3), (1, 5)):
+    log = [train_line(10, 2, 40.0, 1.0), train_line(20, epoch, 70.0, 1.0), without_local]
+    prepare(tmp_path, "cuhk_pedes", "relation_accuracy", {"DGIA": {seed: 60.0}}, log=log)
+  text, _ = reported(tmp_path, "cuhk_pedes", "relation_accuracy", "--seeds", "0,1")
+  assert "| DGIA | correct global relations, last epoch | 92.00 | 80.00 ± 0.00 | -12.00 |" in text
+  assert "| correct local relations, last epoch with any (3 or 5 of 40) | – | 70.00 ± 0.00" in text
+
+
 def test_beyond_the_paper_reports_the_precision_of_relations(tmp_path):
   values = {"DGIA": {0: 60.0, 1: 61.0}, "reciprocal": {0: 63.0}}
-  log = [train_line(10, 2, 40.0, 1.0), train_line(20, 3, 70.0, 1.0)]
+  log = [train_line(10, 2, 40.0, 1.0), train_line(20, 8, 70.0, 1.0)]
   prepare(tmp_path, "synth_pedes", "strict_mining", values, log=log)
   prepare(tmp_path, "synth_pedes", "strict_mining", {"text-match": {0: 59.0}})
   text, rows = reported(
