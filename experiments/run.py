@@ -141,7 +141,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     help="folder of a dataset's files, of the runs' own or of another to test on; "
     f"{tables.EMBEDDED}[:VARIANT] needs none",
   )
-  parser.add_argument("--jobs", type=int, default=1, help="number of runs trained in parallel")
+  parser.add_argument(
+    "--jobs", type=int, default=1, help="number of runs trained in parallel, one per GPU"
+  )
   parser.add_argument("--only", default="", help="train only these settings, comma-separated")
   parser.add_argument("--shard", default="", help="i/n: train every n-th run, from the i-th on")
   parser.add_argument(

@@ -4,6 +4,7 @@ tables              declares the settings of every table and figure
 runs                one setting with one seed: its config, folder, command and stored scores
 dataset_content     identifies the content of a dataset, such as a user's own
 launch              trains the missing runs in parallel processes
+slots               gives each of them a core and a GPU of its own
 collect             reads finished runs and takes the measurements that a table needs
 measuring           takes a measurement, or reads it if it is stored
 targets             the datasets that are measured on

@@ -23,7 +23,9 @@ from typing import NamedTuple
 from dgia_jax import files
 from dgia_jax.errors import UserError
 from experiments.paper import runs as runs_lib
+from experiments.paper import slots
 from experiments.paper.runs import ExperimentRun
+from experiments.paper.slots import Slot
 
 LOCK = ".launch.lock"  # the training holds a lock of its own, `.lock`
 PrintLine = Callable[[str], None]
@@ -60,7 +62,7 @@ def command_line(run: ExperimentRun) -> str:
 
 
 def train(runs: Sequence[ExperimentRun], jobs: int, print_line: PrintLine) -> dict[str, str]:
-  """Trains runs in parallel; if there are as many jobs as cores, each job is pinned to one core.
+  """Trains runs in parallel, each in a slot of its own (`slots.of_jobs`).
 
   SIGTERM and Ctrl-C stop the running processes, which save their state first.
 
@@ -71,10 +73,13 @@ def train(runs: Sequence[ExperimentRun], jobs: int, print_line: PrintLine) -> di
 
   Returns:
     {run title: reason} of the runs that are not finished.
+
+  Raises:
+    UserError: there are fewer GPUs than jobs.
   """
-  cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
-  pins = [cores[i] if jobs == len(cores) > 1 else None for i in range(jobs)]
-  launcher = _Launcher(pins, print_line, len(runs))
+  if not runs:
+    return {}
+  launcher = _Launcher(slots.of_jobs(jobs), print_line, len(runs))
   with _terminated_as_interrupt(), concurrent.futures.ThreadPoolExecutor(jobs) as pool:
     futures = {run.title: pool.submit(launcher.train, run) for run in runs}
     try:
@@ -87,10 +92,10 @@ def train(runs: Sequence[ExperimentRun], jobs: int, print_line: PrintLine) -> di
 
 
 class _Launcher:
-  """State shared by the threads: free cores, running processes, and whether to stop."""
+  """State shared by the threads: free slots, running processes, and whether to stop."""
 
-  def __init__(self, pins: list[int | None], print_line: PrintLine, count: int):
-    self._pins, self._print_line, self._count = pins, print_line, count
+  def __init__(self, free: list[Slot], print_line: PrintLine, count: int):
+    self._free, self._print_line, self._count = free, print_line, count
     self._started, self._children, self._stopping = 0, set(), False
     self._guard = threading.Lock()
 
@@ -102,11 +107,11 @@ class _Launcher:
         return f"being trained by {holder}"
       if runs_lib.results(run) is not None:  # another machine has finished it
         return None
-      pin, start = self._pins.pop(), time.time()
+      slot, start = self._free.pop(), time.time()
       try:
-        code = self._run_process(run, lock, pin)
+        code = self._run_process(run, lock, slot)
       finally:
-        self._pins.append(pin)
+        self._free.append(slot)
     log = run.folder / runs_lib.LOG
     if runs_lib.results(run) is not None:
       self._print_line(f"{run.title}: finished in {time.time() - start:.0f} s")
@@ -116,7 +121,7 @@ class _Launcher:
     self._print_line(f"{run.title}: exit code {code}: {_last_line(log)}")
     return f"exit code {code}: {_last_line(log)} (see {log})"
 
-  def _run_process(self, run: ExperimentRun, lock: int, pin: int | None) -> int | None:
+  def _run_process(self, run: ExperimentRun, lock: int, slot: Slot) -> int | None:
     """Exit code of the training process; None if the launcher is stopping."""
     with (run.folder / runs_lib.LOG).open("a", encoding="utf-8") as log:
       with self._guard:
@@ -128,12 +133,13 @@ class _Launcher:
           [sys.executable, *run.arguments],
           stdout=log,
           stderr=subprocess.STDOUT,
+          env=slot.environment,
           pass_fds=[lock],  # the lock lasts until the training process exits
           start_new_session=True,  # the terminal sends Ctrl-C to this process only
         )
         self._children.add(child)
-      if pin is not None:
-        os.sched_setaffinity(child.pid, {pin})
+      if slot.core is not None:
+        os.sched_setaffinity(child.pid, {slot.core})
       try:
         return child.wait()
       finally:

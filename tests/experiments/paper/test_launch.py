@@ -13,8 +13,9 @@ from collections.abc import Iterable
 
 import pytest
 
+from dgia_jax.errors import UserError
 from dgia_jax.training import workdir
-from experiments.paper import launch, runs, tables
+from experiments.paper import launch, runs, slots, tables
 from tests.helpers import fabricated
 
 # Finishes a run as a training does: writes its final results.json.
@@ -111,6 +112,23 @@ def test_every_job_is_pinned_to_its_own_core(tmp_path):
   assert launch.train(planned, jobs=len(cores), print_line=lambda text: None) == {}
   pinned = [json.loads((run.folder / "cores.json").read_text()) for run in planned]
   assert all(len(cores_of_run) == 1 for cores_of_run in pinned)
+
+
+def test_every_job_sees_its_own_gpu(tmp_path, monkeypatch):
+  for number in range(2):
+    (tmp_path / f"nvidia{number}").touch()
+  monkeypatch.setattr(slots, "DEVICE_FILES", tmp_path)
+  monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+  monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+  write = (
+    "import os, sys; open(sys.argv[1] + '/gpu', 'w').write(os.environ['CUDA_VISIBLE_DEVICES'])"
+  )
+  planned = make_runs(tmp_path, f"import time; time.sleep(0.2); {write}; {FINISH}", seeds=(0, 1))
+  with pytest.raises(UserError, match="--jobs 3"):
+    launch.train(planned, jobs=3, print_line=lambda text: None)
+  assert launch.train(planned, jobs=2, print_line=lambda text: None) == {}
+  assert {(run.folder / "gpu").read_text() for run in planned} == {"0", "1"}
+  assert launch.train([], jobs=3, print_line=lambda text: None) == {}  # nothing to refuse
 
 
 def test_sigterm_stops_the_training_processes_and_the_launcher(tmp_path):
