@@ -2,8 +2,9 @@
 
 Each run is a plain training command, so an interrupted run resumes when the command is repeated.
 The training process holds a file lock in the run's folder until it exits. Another launcher, on this
-machine or on one that shares the folder, skips a locked run. On a shared file system without locks,
-give every machine its own `--shard`.
+machine or on one that shares the folder, skips a locked run, and waits for one that its own runs
+start from. On a shared file system without locks, give every machine its own `--shard`, and train
+the runs that others start from beforehand (`--dry_run` lists them).
 """
 
 import concurrent.futures
@@ -28,6 +29,8 @@ from experiments.paper.runs import ExperimentRun
 from experiments.paper.slots import Slot
 
 LOCK = ".launch.lock"  # the training holds a lock of its own, `.lock`
+POLL_SECONDS = 1.0  # between looks at a lock that another process holds
+_HELD = "being trained by"
 PrintLine = Callable[[str], None]
 
 
@@ -46,7 +49,7 @@ def train_with_starts(
   runs: Sequence[ExperimentRun], jobs: int, print_line: PrintLine
 ) -> dict[str, str]:
   """Like `train`, for the unfinished runs, after the runs from which they start."""
-  problems = train(missing_starts(runs), jobs, print_line)
+  problems = _train_starts(missing_starts(runs), jobs, print_line)
   unfinished = missing(runs)
   starts = missing([run.start for run in unfinished if run.start is not None])
   folders = {start.folder for start in starts}
@@ -54,6 +57,35 @@ def train_with_starts(
   waiting = {run.title: f"waits for {run.start.title}" for run in unfinished if waits(run)}
   ready = [run for run in unfinished if not waits(run)]
   return problems | waiting | train(ready, jobs, print_line)
+
+
+def _train_starts(
+  starts: Sequence[ExperimentRun], jobs: int, print_line: PrintLine
+) -> dict[str, str]:
+  """Like `train`, but waits for runs that other processes train, and takes over what they leave."""
+  problems = {}
+  while starts:
+    reasons = train(starts, jobs, print_line)
+    held = [start for start in starts if reasons.get(start.title, "").startswith(_HELD)]
+    for start in held:
+      del reasons[start.title]
+      _wait_until_free(start, print_line)
+    problems |= reasons
+    starts = missing(held)
+  return problems
+
+
+def _wait_until_free(run: ExperimentRun, print_line: PrintLine) -> None:
+  """Returns when no other process holds the lock of a run."""
+  is_first = True
+  while True:
+    with _lock(run.folder) as (lock, holder):
+      if lock is not None:
+        return
+    if is_first:
+      print_line(f"{run.title}: waiting for {holder}, because other runs start from it")
+      is_first = False
+    time.sleep(POLL_SECONDS)
 
 
 def command_line(run: ExperimentRun) -> str:
@@ -103,8 +135,8 @@ class _Launcher:
     """Trains one run; returns the reason if it is not finished."""
     with _lock(run.folder) as (lock, holder):
       if lock is None:
-        self._print_line(f"{run.title}: already being trained by {holder}")
-        return f"being trained by {holder}"
+        self._print_line(f"{run.title}: already {_HELD} {holder}")
+        return f"{_HELD} {holder}"
       if runs_lib.results(run) is not None:  # another machine has finished it
         return None
       slot, start = self._free.pop(), time.time()

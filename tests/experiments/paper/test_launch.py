@@ -81,6 +81,31 @@ def test_a_run_locked_by_another_process_is_skipped(tmp_path):
   assert launch.train([run], jobs=1, print_line=lambda text: None) == {}
 
 
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_a_start_that_another_process_trains_is_waited_for(tmp_path, monkeypatch, is_finished):
+  """It is trained here if the other process stops before it is finished."""
+  monkeypatch.setattr(launch, "POLL_SECONDS", 0.01)
+  start, run = make_runs(tmp_path, FINISH, seeds=(0, 1))
+  run, lines, holder = dataclasses.replace(run, start=start), [], (start.folder / launch.LOCK)
+  holder.write_text("host far, process 7")
+  file = holder.open("r+")
+  fcntl.flock(file, fcntl.LOCK_EX)
+
+  def print_line(text):
+    lines.append(text)
+    if "waiting for" in text:  # the other process ends
+      if is_finished:
+        os.rename(start.folder / "late.json", start.folder / "results.json")
+      file.close()
+
+  assert launch.train_with_starts([run], jobs=1, print_line=print_line) == {}
+  assert (
+    f"{start.title}: waiting for host far, process 7, because other runs start from it" in lines
+  )
+  started = [line.split(":")[0] for line in lines if "started" in line]
+  assert started == [run.title] if is_finished else [start.title, run.title]
+
+
 def test_a_file_system_without_locks_trains(tmp_path, monkeypatch):
   def refuse(*arguments):
     raise OSError(errno.ENOLCK, "No locks available")
