@@ -214,6 +214,7 @@ def _card(
     feature_width=params["text"]["projection"].shape[1],
     context_length=params["text"]["position_embedding"].shape[0],
     results=results,
+    identity_labels=workdir_lib.identity_labels(run),
     form=form,
     notes=notes,
   )

@@ -46,6 +46,10 @@ def setting(
     if stored != recipe:
       names = sorted(n for n in stored.keys() | recipe.keys() if stored.get(n) != recipe.get(n))
       raise UserError(f"{flag}={folder}: is no run of this setting (differing: {', '.join(names)})")
+    if labels := workdir_lib.identity_labels(folder):
+      raise UserError(
+        f"{flag}={folder}: is no run of this setting: it uses identity labels ({labels})"
+      )
     last = user_files.read_json(folder / workdir_lib.RESULTS, flag)["last"]
     if last["epoch"] != config.num_epochs:
       raise UserError(f"{flag}={folder}: its {workdir_lib.RESULTS} is not of the last epoch")

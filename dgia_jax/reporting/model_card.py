@@ -36,6 +36,13 @@ _HUB_METRICS = {  # names of the scores on the hub
 }
 _DRAWN_DATASET = "synth_pedes"  # a program draws its images and composes its captions
 
+_UNLABELLED = "**without identity labels**"
+_LABELLED = "**with identity labels** ({use}): an upper bound to compare with, not a method"
+_UNLABELLED_LIMIT = (
+  "It was trained without knowing which pairs show the same person, so it confuses people in"
+  " similar clothes."
+)
+_LABELLED_LIMIT = "Its scores say nothing about training without identity labels."
 _OWN_TOKENIZER = (
   "The tokenizer cleans captions as training did, except for rare HTML entities (`&eacute;`,"
   " `&#233;`) and for text\nthat was decoded with a wrong encoding."
@@ -55,6 +62,7 @@ def create(
   context_length: int,
   weights: str = "raw",
   results: Mapping[str, Any] | None = None,
+  identity_labels: str = "",
   form: str = "transformers",
   notes: str = "",
 ) -> ModelCard:
@@ -68,6 +76,7 @@ def create(
     context_length: L, longest text in tokens.
     weights: "raw", or "ema" for their moving average.
     results: content of results.json; None if the run was not evaluated.
+    identity_labels: how the training used identity labels; "" if it did not.
     form: format of the model, a key of `convert.FORMATS`.
     notes: Markdown by the author of the run, placed after the facts.
   """
@@ -93,6 +102,7 @@ def create(
   text = _TEMPLATE.read_text(encoding="utf-8").format(
     title=title,
     dataset=dataset,
+    supervision=_LABELLED.format(use=identity_labels) if identity_labels else _UNLABELLED,
     options=_options_text(config["dataset"].get("options") or {}),
     notes=f"\n{notes.strip()}\n" if notes else "",
     family=family.name,
@@ -111,6 +121,7 @@ def create(
     step=step,
     scores=_scores_text(name, scores, results),
     limits="\n".join(f"- {limit}" for limit in _limits(dataset, start, scores, results)),
+    last_limit=_LABELLED_LIMIT if identity_labels else _UNLABELLED_LIMIT,
   )
   data = ModelCardData(
     language="en",

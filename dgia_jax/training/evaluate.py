@@ -307,7 +307,9 @@ def device_description() -> str:
 def _facts(setup: setup_lib.TrainingSetup, start: float) -> dict[str, Any]:
   """What results.json says about the evaluation besides scores."""
   pairs = setup.splits["test"]
+  labels = workdir_lib.identity_labels(setup.workdir)
   return {
+    **({workdir_lib.LABELS_KEY: labels} if labels else {}),
     "dataset": setup.config.dataset.name,
     "split": "test",
     "queries": pairs.num_pairs,

@@ -49,6 +49,7 @@ def train(
   console: Console,
   splits: Mapping[str, PairTable] | None = None,
   transform_batch: TransformBatch | None = None,
+  identity_labels: str = "",
   **mining: Any,
 ) -> dict | None:
   """Trains until the last step, resuming from the newest checkpoint, then evaluates.
@@ -59,6 +60,8 @@ def train(
     console: shows tables, progress and messages.
     splits: pairs to use instead of the configured dataset, by split name.
     transform_batch: changes a batch on the host, for reference experiments.
+    identity_labels: how a reference experiment uses identity labels, which marks the run; "" if the
+      training is weakly supervised.
     **mining: as in `setup.create_step`, for reference experiments.
 
   Returns:
@@ -70,10 +73,11 @@ def train(
   worker_processes.leave_if_work_is_repeated()
   workdir = workdir_lib.create(workdir)
   workdir_lib.check(workdir, config)
+  workdir_lib.check_identity_labels(workdir, identity_labels)
   with contextlib.ExitStack() as run:
     run.enter_context(workdir_lib.locked(workdir, console.print))
     run.enter_context(full_disk.explained(workdir))
-    setup = _set_up(config, workdir, console, splits)
+    setup = _set_up(config, workdir, console, splits, identity_labels)
     checkpoints = checkpoint.Checkpoints(
       workdir, notify=console.print, keep=config.checkpoint.keep, verify=config.checkpoint.verify
     )
@@ -125,13 +129,14 @@ def _set_up(
   workdir: pathlib.Path,
   console: Console,
   splits: Mapping[str, PairTable] | None,
+  identity_labels: str,
 ) -> TrainingSetup:
   """Creates the parts of the run, and makes `workdir` that of this run."""
   setup = setup_lib.create(config, workdir, splits)
   size_check.check(setup)
   if config.wandb.project:
     wandb_mirror.package()
-  workdir_lib.claim(workdir, config)
+  workdir_lib.claim(workdir, config, identity_labels)
   console.dataset_summary(config.dataset.name, setup.splits, config.dataset.image_size)
   for notice in size_check.notices(setup):
     console.print(notice, style="yellow")

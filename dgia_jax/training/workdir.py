@@ -20,6 +20,9 @@ CONFIG = "config.json"
 RESULTS = "results.json"
 CONTACT_SHEET = "contact_sheet.png"
 TOKENIZER = "tokenizer"
+# Say how a training uses identity labels, where it does: a text file, and a key of results.json.
+LABELS_FILE = "uses_identity_labels.txt"
+LABELS_KEY = "uses_identity_labels"
 LOCK = ".lock"
 _PATTERN_CHARACTERS = "*?["  # Orbax reads a path with one of them as a pattern
 
@@ -38,6 +41,36 @@ def resolve(workdir: pathlib.Path | str) -> pathlib.Path:
       " choose another name"
     )
   return workdir
+
+
+def identity_labels(workdir: pathlib.Path | str) -> str:
+  """How a run's training uses identity labels, such as "oracle relations"; "" if it does not."""
+  folder = pathlib.Path(workdir)
+  with contextlib.suppress(OSError):
+    return (folder / LABELS_FILE).read_text(encoding="utf-8").strip()
+  with contextlib.suppress(OSError, ValueError, AttributeError):  # not yet, or damaged
+    results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    return str(results.get(LABELS_KEY, ""))
+  return ""
+
+
+def check_identity_labels(workdir: pathlib.Path | str, use: str) -> None:
+  """Makes sure that a run is continued with the supervision that it was started with.
+
+  Args:
+    workdir: the run's working directory, which may be new.
+    use: as `identity_labels`, of the training that is about to start.
+
+  Raises:
+    UserError: the folder holds a run that uses identity labels in another way.
+  """
+  if not is_claimed(workdir) or (stored := identity_labels(workdir)) == use:
+    return
+  described = lambda text: f"uses identity labels ({text})" if text else "uses no identity labels"
+  raise UserError(
+    f"--workdir={workdir} holds a run that {described(stored)}, and this training {described(use)};"
+    " choose another folder or delete this one"
+  )
 
 
 def create(workdir: pathlib.Path | str) -> pathlib.Path:
@@ -147,16 +180,25 @@ def is_run(path: pathlib.Path | str) -> bool:
     return False
 
 
-def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
+def claim(workdir: pathlib.Path, config: ConfigDict, label_use: str = "") -> None:
   """Records the config in `workdir`, once every part of the run could be created.
 
   Process 0 writes; the others make sure that they see the file.
+
+  Args:
+    workdir: the run's working directory.
+    config: the resolved config.
+    label_use: how the training uses identity labels, which is recorded as well; "" if it does not.
 
   Raises:
     UserError: this process looks at another folder, or was started with another config, than
       process 0.
   """
   if not is_claimed(workdir) and jax.process_index() == 0:
+    if label_use:  # first, because a run must not lack the mark
+      files.write_text(workdir / LABELS_FILE, f"{label_use}\n")
+    else:
+      (workdir / LABELS_FILE).unlink(missing_ok=True)  # of a training that did not begin
     files.write_json(workdir / CONFIG, config.to_dict())
   remote.publish(workdir)
   distributed.wait_for_all()

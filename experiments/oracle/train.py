@@ -3,8 +3,8 @@
   python -m experiments.oracle.train --oracle=relations --config=configs/synth_pedes.py \\
       --workdir=DIR
 
-Oracles use true identities: they are upper bounds, not methods. `experiments.run reference` starts
-these commands.
+Oracles use true identities: they are upper bounds, not methods. A mark in the working directory and
+in results.json says so. `experiments.run reference` starts these commands.
 """
 
 import functools
@@ -32,14 +32,14 @@ def train(
   from experiments.oracle import relations
 
   splits = inputs.load_splits(config)
-  pairs = splits["train"]
+  pairs, mark = splits["train"], f"oracle {oracle}"
   if oracle == "relations":
     mesh = sharding.create_mesh(**config.mesh)
     mining = relations.true_relations(pairs, config.global_association.k, config.seed, mesh)
-    return train_lib.train(config, workdir, console, splits, **mining)
+    return train_lib.train(config, workdir, console, splits, identity_labels=mark, **mining)
   tokenizer = inputs.load_tokenizer(config, workdir, pairs.captions)
   captions = relations.true_captions(pairs, tokenizer.encode(pairs.captions), config.seed)
-  return train_lib.train(config, workdir, console, splits, captions)
+  return train_lib.train(config, workdir, console, splits, captions, identity_labels=mark)
 
 
 def run() -> None:

@@ -12,6 +12,7 @@ from dgia_jax.errors import UserError
 from dgia_jax.reporting import stored_scores
 from dgia_jax.reporting.console import Console
 from dgia_jax.training import train
+from dgia_jax.training import workdir as workdir_lib
 from experiments import stored_scores as storing
 from tests.helpers import fabricated, tiny_run
 
@@ -66,9 +67,12 @@ def test_runs_of_another_setting_or_a_repeated_seed_are_refused(tmp_path, stored
   results = json.loads((tmp_path / "unfinished" / "results.json").read_text())
   results["last"]["epoch"] -= 1
   files.write_json(tmp_path / "unfinished" / "results.json", results)
+  oracle = write_run(tmp_path / "oracle", 2, 30.0)
+  (tmp_path / "oracle" / workdir_lib.LABELS_FILE).write_text("oracle relations")
   for folders, words in (
     ([*runs, other], r"--method=.*other: .*differing: batch_size\)"),
     ([*runs, unfinished], "not of the last epoch"),
+    ([*runs, oracle], r"--method=.*oracle: .*uses identity labels \(oracle relations\)"),
     ([runs[0], runs[0]], r"several seeds.*\[0, 0\]"),
     (runs[:1], r"several seeds.*\[0\]"),
   ):

@@ -151,6 +151,22 @@ def test_a_card_shows_the_options_of_the_dataset_and_the_notes_of_the_author(
   assert "error: --notes=" in capsys.readouterr().err
 
 
+def test_the_card_of_an_oracle_does_not_claim_weak_supervision(known_run, tmp_path):
+  run = tmp_path / "run"
+  shutil.copytree(known_run, run)
+  texts = []
+  for use in ("", "oracle relations"):
+    if use:
+      (run / workdir_lib.LABELS_FILE).write_text(f"{use}\n")
+    convert.convert(run, tmp_path / "out")
+    assert model_card.is_ours(tmp_path / "out" / convert.CARD)
+    texts.append((tmp_path / "out" / convert.CARD).read_text())
+  plain, oracle = texts
+  assert "**without identity labels**" in plain and "It was trained without knowing" in plain
+  assert "**with identity labels** (oracle relations): an upper bound" in oracle
+  assert "**without identity labels**" not in oracle and "trained without knowing" not in oracle
+
+
 def test_convert_writes_a_card(known_run, tmp_path):
   convert.convert(known_run, tmp_path / "out", "last")
   card = (tmp_path / "out" / convert.CARD).read_text()

@@ -1,13 +1,16 @@
 import errno
 import fcntl
+import io
 import os
 import shutil
 
 import pytest
 
-from dgia_jax import distributed
+from dgia_jax import distributed, files
 from dgia_jax.errors import UserError
-from dgia_jax.training import checkpoint
+from dgia_jax.reporting.console import Console
+from dgia_jax.training import checkpoint, evaluate, train
+from dgia_jax.training import setup as setup_lib
 from dgia_jax.training import workdir as workdir_lib
 from tests.helpers import tiny_run
 
@@ -28,6 +31,44 @@ def test_a_check_creates_nothing(tmp_path):
   assert not (tmp_path / "run").exists()
   assert workdir_lib.create(str(tmp_path / "run")) == tmp_path / "run"
   assert (tmp_path / "run").is_dir()
+
+
+def test_a_run_that_uses_identity_labels_is_marked_and_kept_apart(tmp_path):
+  config, oracle, plain = tiny_run.config(), tmp_path / "oracle", tmp_path / "plain"
+  for folder, use in ((oracle, "oracle relations"), (plain, "")):
+    workdir_lib.create(folder)
+    workdir_lib.check_identity_labels(folder, use)  # a new folder is free
+    workdir_lib.claim(folder, config, use)
+    assert workdir_lib.identity_labels(folder) == use
+    workdir_lib.check_identity_labels(folder, use)
+  with pytest.raises(UserError, match=r"uses identity labels \(oracle relations\), and .* uses no"):
+    workdir_lib.check_identity_labels(oracle, "")
+  with pytest.raises(UserError, match="uses no identity labels, and .*oracle relations"):
+    workdir_lib.check_identity_labels(plain, "oracle relations")
+  with pytest.raises(UserError, match="oracle captions"):
+    workdir_lib.check_identity_labels(oracle, "oracle captions")
+  with pytest.raises(UserError, match="uses identity labels"):  # before anything else
+    train.train(config, oracle, Console(file=io.StringIO()), tiny_run.splits())
+
+
+def test_the_mark_is_in_the_results_and_read_from_them(tmp_path):
+  config = tiny_run.config()
+  setup = setup_lib.create(config, tmp_path, tiny_run.splits())
+  assert workdir_lib.LABELS_KEY not in evaluate._facts(setup, 0.0)
+  workdir_lib.claim(tmp_path, config, "oracle captions")
+  facts = evaluate._facts(setup, 0.0)
+  assert facts[workdir_lib.LABELS_KEY] == "oracle captions"
+  (tmp_path / workdir_lib.LABELS_FILE).unlink()
+  (tmp_path / workdir_lib.RESULTS).write_text("{")
+  assert workdir_lib.identity_labels(tmp_path) == ""
+  files.write_json(tmp_path / workdir_lib.RESULTS, facts)
+  assert workdir_lib.identity_labels(tmp_path) == "oracle captions"
+
+
+def test_the_mark_of_a_training_that_did_not_begin_is_removed(tmp_path):
+  (tmp_path / workdir_lib.LABELS_FILE).write_text("oracle relations")
+  workdir_lib.claim(tmp_path, tiny_run.config())
+  assert workdir_lib.identity_labels(tmp_path) == ""
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):

@@ -1,10 +1,16 @@
 """The oracle's command line is that of `dgia_jax.main`."""
 
+import io
+
 import pytest
 from absl import flags
 
 from dgia_jax import main
+from dgia_jax.reporting.console import Console
+from dgia_jax.training import inputs
+from dgia_jax.training import train as train_lib
 from experiments.oracle import train
+from tests.helpers import tiny_run
 from tests.helpers.paths import ROOT
 
 
@@ -29,6 +35,15 @@ def test_the_oracle_replaces_the_training(calls, monkeypatch, tmp_path):
   run(monkeypatch, "--oracle=captions", f"--workdir={tmp_path}", "--config.batch_size=32")
   ((oracle, config, workdir, _),) = calls
   assert (oracle, config.batch_size, workdir) == ("captions", 32, str(tmp_path))
+
+
+@pytest.mark.parametrize("oracle", train.ORACLES)
+def test_the_training_marks_its_run(monkeypatch, tmp_path, oracle):
+  given = {}
+  monkeypatch.setattr(inputs, "load_splits", lambda config: tiny_run.splits())
+  monkeypatch.setattr(train_lib, "train", lambda *arguments, **named: given.update(named))
+  train.train(oracle, tiny_run.config(), tmp_path, Console(file=io.StringIO()))
+  assert given["identity_labels"] == f"oracle {oracle}"
 
 
 @pytest.mark.parametrize(
