@@ -52,7 +52,7 @@ def test_a_run_that_uses_identity_labels_is_marked_and_kept_apart(tmp_path):
 
 
 def test_the_mark_is_in_the_results_and_read_from_them(tmp_path):
-  config = tiny_run.config()
+  config = tiny_run.config(mesh__data=-1)
   setup = setup_lib.create(config, tmp_path, tiny_run.splits())
   assert workdir_lib.LABELS_KEY not in evaluate._facts(setup, 0.0)
   workdir_lib.claim(tmp_path, config, "oracle captions")
