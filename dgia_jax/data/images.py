@@ -14,7 +14,7 @@ import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -198,7 +198,7 @@ def ordered_map(
 
 
 @contextlib.contextmanager
-def _opened(file: BinaryIO, path: pathlib.Path | str) -> Iterator[Image.Image]:
+def _opened(file: io.BufferedIOBase, path: pathlib.Path | str) -> Iterator[Image.Image]:
   """Opens an image; any exception of its decoder becomes an UnreadableImageError."""
   try:
     with Image.open(file, formats=decoded_formats()) as image:
@@ -212,7 +212,7 @@ def _opened(file: BinaryIO, path: pathlib.Path | str) -> Iterator[Image.Image]:
     raise UnreadableImageError(str(path), " ".join(reason.split())) from error
 
 
-def _unknown_format(file: BinaryIO) -> str:
+def _unknown_format(file: io.BufferedIOBase) -> str:
   file.seek(0)
   start = file.read(16)
   for name in _OTHER_PROGRAMS:
