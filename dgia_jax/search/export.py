@@ -103,10 +103,9 @@ def _write_faiss(index: SearchIndex, path: pathlib.Path) -> None:
   flat: Any = faiss.IndexFlatIP(index.about["feature_width"])
   for _, features in _blocks(index):
     flat.add(np.ascontiguousarray(features))
-  try:
-    faiss.write_index(flat, str(path))
-  except RuntimeError as error:  # as FAISS reports what the file system refuses
-    raise OSError(str(error)) from error
+  # Through a file of Python's: FAISS takes no undecodable name, and misses that a disk is full.
+  with path.open("wb") as file:
+    faiss.write_index(flat, faiss.PyCallbackIOWriter(file.write))
 
 
 FORMATS: dict[str, Callable[[SearchIndex, pathlib.Path], None]] = {

@@ -37,7 +37,8 @@ def own_names(host: str) -> frozenset[str]:
   """
   machine = socket.gethostname()
   short = machine.partition(".")[0]
-  return frozenset(_plain(name) for name in ("localhost", host, machine, short, f"{short}.local"))
+  names = ("localhost", host, machine, short, f"{short}.local")
+  return frozenset(_plain(name) for name in names if name)
 
 
 class RefuseForeignRequests:

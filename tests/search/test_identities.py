@@ -57,15 +57,10 @@ def test_a_link_to_an_image_is_the_image(known, image_folder, tmp_path):
   assert known.correct([], [tmp_path / "link" / "a" / "3.png"], results) == [True]
 
 
-@pytest.mark.parametrize("target", ["inside", "outside"])
-def test_annotations_may_name_images_through_links(annotations, image_folder, tmp_path, target):
-  """Links to folders inside the folder of images; these may be elsewhere or in it."""
-  if target == "outside":
-    shutil.move(image_folder / "a", tmp_path / "elsewhere")
-    (image_folder / "a").symlink_to(tmp_path / "elsewhere")
-  else:
-    (image_folder / "link").symlink_to("a")
-    annotations.write_text(annotations.read_text().replace('"a/', '"link/'))
+def test_annotations_may_name_images_through_links(annotations, image_folder):
+  """Links to folders inside the folder of images."""
+  (image_folder / "link").symlink_to("a")
+  annotations.write_text(annotations.read_text().replace('"a/', '"link/'))
   rows = identities.read_annotations(str(annotations), image_folder)
   known = Identities(rows, image_folder)
   path = lambda number: image_folder / ("a" if number % 2 else "b/c") / f"{number}.png"
