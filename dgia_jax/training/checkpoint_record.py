@@ -59,14 +59,14 @@ def read(checkpoint: bucket.AnyPath) -> CheckpointRecord:
   return record
 
 
-def amend(checkpoint: bucket.AnyPath, run: dict[str, Any], score: float) -> None:
-  """Replaces the run's own record and the score of a checkpoint, as a whole or not at all."""
-  record = dataclasses.replace(read(checkpoint), run=run, score=score)
-  path, content = checkpoint / RECORD / _FILE, json.dumps(to_json(record))
+def amend(checkpoint: bucket.AnyPath, content: dict[str, Any], score: float) -> None:
+  """Replaces the run's own record and the score of a checkpoint, both or neither."""
+  record = dataclasses.replace(read(checkpoint), run=content, score=score)
+  path, text = checkpoint / RECORD / _FILE, json.dumps(to_json(record))
   if bucket.is_remote(path):
-    path.write_text(content)  # an object of a bucket is replaced as a whole
+    path.write_text(text)  # an object of a bucket is replaced as a whole
   else:
-    files.write_text(path, content)
+    files.write_text(path, text)
 
 
 def damaged(checkpoint: bucket.AnyPath, reason: str) -> DamagedCheckpointError:
