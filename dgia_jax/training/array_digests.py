@@ -23,7 +23,8 @@ BLOCK_BYTES = 2**24  # of an array that are on the host at a time, unless a sing
 
 
 def digest_of_arrays(
-  arrays: Mapping[str, jax.Array | np.ndarray], num_rows: Mapping[str, int] | None = None
+  arrays: Mapping[str, jax.Array | np.ndarray | np.generic],
+  num_rows: Mapping[str, int] | None = None,
 ) -> str:
   """SHA-256 over names, types, shapes and bytes, sorted by name, as 64 hexadecimal digits.
 
@@ -43,7 +44,7 @@ def digest_of_arrays(
   return total.hexdigest()
 
 
-def checksums(arrays: Mapping[str, jax.Array | np.ndarray]) -> dict[str, str]:
+def checksums(arrays: Mapping[str, jax.Array | np.ndarray | np.generic]) -> dict[str, str]:
   """CRC-32 over type, shape and bytes of each array, as 8 hexadecimal digits.
 
   If an array is split over several processes, every process must call this.
@@ -71,7 +72,7 @@ class _Parts(NamedTuple):
   are_all: bool  # False if other processes hold the other elements; no two hold the same
 
 
-def _parts(array: jax.Array | np.ndarray, num_rows: int | None = None) -> _Parts:
+def _parts(array: jax.Array | np.ndarray | np.generic, num_rows: int | None = None) -> _Parts:
   """The parts of an array of which only `num_rows` rows count; None for all."""
   shape, dtype = tuple(array.shape), np.dtype(array.dtype)
   if num_rows is not None:
@@ -140,7 +141,7 @@ def _overlap(rows: slice, start: int, stop: int) -> tuple[int, int] | None:
   return (first, end) if first < end else None
 
 
-def _rows(values: jax.Array | np.ndarray, start: int, stop: int) -> np.ndarray:
+def _rows(values: jax.Array | np.ndarray | np.generic, start: int, stop: int) -> np.ndarray:
   """Some rows of an array that is on one device or on the host."""
   if isinstance(values, jax.Array) and stop - start < values.shape[0]:
     values = jax.lax.dynamic_slice_in_dim(values, start, stop - start)  # before it is copied

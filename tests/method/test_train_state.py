@@ -25,7 +25,9 @@ def one_device(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     first = jax.devices()[:1]
     create_mesh = sharding.create_mesh
-    patch.setattr(sharding, "create_mesh", lambda **sizes: create_mesh(**sizes, devices=first))
+    patch.setattr(
+      sharding, "create_mesh", lambda **sizes: create_mesh(**sizes | {"devices": first})
+    )
     return fresh(tmp_path_factory, data=1)
 
 

@@ -65,7 +65,7 @@ def one_device_by_default():
     patch.setattr(
       sharding,
       "create_mesh",
-      lambda data, fsdp, tensor: original(
+      lambda data, fsdp, tensor, devices=None: original(
         data, fsdp, tensor, devices=jax.devices()[: data * fsdp * tensor]
       ),
     )
