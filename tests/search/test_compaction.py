@@ -12,19 +12,19 @@ from dgia_jax.errors import UserError
 from dgia_jax.search import codes, compaction, index_files, index_paths
 from tests.search.small_index import DIM, write_index
 
-PATHS = [f"a/{n:04d}.jpg" for n in range(700)]
-GONE = {0, 5, 300, 699}
+PATHS = [f"a/{n:04d}.jpg" for n in range(70)]
+GONE = {0, 5, 40, 69}
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-  """An index of three parts with codes, four of whose images are gone."""
-  monkeypatch.setattr(codes, "MIN_ROWS", 500)
-  folder = write_index(tmp_path / "index", PATHS)
+  """An index of two parts with codes, four of whose images are gone."""
+  monkeypatch.setattr(codes, "MIN_ROWS", 50)
+  folder = write_index(tmp_path / "index", PATHS, part_rows=40)
   parts = index_files.read_parts(folder)
   index_paths.update(folder, parts)
   codes.update(folder, parts, DIM)
-  index_files.write_gone(folder, GONE, 3)
+  index_files.write_gone(folder, GONE, 2)
   return folder
 
 
@@ -49,16 +49,16 @@ def names(folder):
 
 def test_rows_that_are_gone_leave_the_disk(folder):
   expected = content(folder)
-  assert len(expected[0]) == 696
-  assert compaction.compact(folder, 256) == 4
+  assert len(expected[0]) == 66
+  assert compaction.compact(folder, 50) == 4
   assert content(folder) == expected
   assert names(folder) == ["data1", "index.json"]
-  assert [part.num_rows for part in index_files.read_parts(folder / "data1")] == [256, 256, 184]
+  assert [part.num_rows for part in index_files.read_parts(folder / "data1")] == [50, 16]
   everything = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
   assert b"a/0006.jpg" in everything and b"a/0005.jpg" not in everything
-  assert compaction.compact(folder, 256) == 0 and names(folder) == ["data1", "index.json"]
-  index_files.write_gone(folder / "data1", {1}, 3)
-  assert compaction.compact(folder, 256) == 1 and names(folder) == ["data2", "index.json"]
+  assert compaction.compact(folder, 50) == 0 and names(folder) == ["data1", "index.json"]
+  index_files.write_gone(folder / "data1", {1}, 2)
+  assert compaction.compact(folder, 50) == 1 and names(folder) == ["data2", "index.json"]
   assert content(folder) == tuple([column[0], *column[2:]] for column in expected)
 
 
@@ -69,13 +69,13 @@ def test_annotations_of_images_that_are_gone_leave_the_disk(folder):
   rows = [(path, 1, ["someone"]) for path in ("a/0000.jpg", "a/0001.jpg", "other/link.jpg")]
   annotated = [index_files.AnnotatedImage(*row) for row in rows]
   index_files.write_annotated(folder, annotated)
-  compaction.compact(folder, 256)
+  compaction.compact(folder, 50)
   assert index_files.read_annotated(folder / "data1") == annotated[1:]
 
 
 def test_an_index_may_become_empty(folder):
-  index_files.write_gone(folder, set(range(700)), 3)
-  assert compaction.compact(folder, 256) == 700
+  index_files.write_gone(folder, set(range(70)), 2)
+  assert compaction.compact(folder, 50) == 70
   assert index_files.read_rows(folder / "data1") == ([], set())
   assert not (folder / "data1" / "features.npy").exists()
 
@@ -102,7 +102,7 @@ def test_a_crash_at_any_moment_leaves_the_index_readable(folder, monkeypatch):
       patch.setattr(compaction, "_remove", mortal(compaction._remove))
       steps_left[0] = number
       try:
-        compaction.compact(folder, 256)
+        compaction.compact(folder, 50)
         break
       except KeyboardInterrupt:
         pass
