@@ -42,7 +42,7 @@ def test_the_training_marks_its_run(monkeypatch, tmp_path, oracle):
   given = {}
   monkeypatch.setattr(inputs, "load_splits", lambda config: tiny_run.splits())
   monkeypatch.setattr(train_lib, "train", lambda *arguments, **named: given.update(named))
-  train.train(oracle, tiny_run.config(), tmp_path, Console(file=io.StringIO()))
+  train.train(oracle, tiny_run.config(mesh__data=-1), tmp_path, Console(file=io.StringIO()))
   assert given["identity_labels"] == f"oracle {oracle}"
 
 

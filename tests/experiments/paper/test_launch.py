@@ -120,7 +120,7 @@ def test_the_training_can_take_its_own_lock_under_the_launchers(tmp_path):
   root = str(pathlib.Path(workdir.__file__).parents[2])
   program = (
     f"import sys; sys.path.insert(0, {root!r})\nfrom dgia_jax.training import workdir\n"
-    f"with workdir.locked(sys.argv[1], print):\n  pass\n{FINISH}"
+    f"with workdir.locked(workdir.resolve(sys.argv[1]), print):\n  pass\n{FINISH}"
   )
   (run,) = make_runs(tmp_path, program)
   run = dataclasses.replace(run, arguments=("-c", program, str(run.folder)))
