@@ -19,18 +19,18 @@ transformers (see `search.standalone`). `--dtype float16` halves the file of the
 `--push_to_hub USER/NAME` uploads the folder.
 """
 
+import contextlib
 import os
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import tokenizers
 
 from dgia_jax import cli, files, hub, remote, user_files
 from dgia_jax.data import tokenizer as tokenizer_lib
-from dgia_jax.data.text_cleaning import exportable_cleaning
 from dgia_jax.errors import UserError
 from dgia_jax.models import dual_encoder, pretrained
 from dgia_jax.models.pretrained import checkpoint_files
@@ -40,8 +40,6 @@ from dgia_jax.training import checkpoint, run_weights
 from dgia_jax.training import workdir as workdir_lib
 
 CARD = "README.md"
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-_SIGLIP_FILES = ("spiece.model", "special_tokens_map.json", "added_tokens.json")
 # What a folder of each format holds besides the tokenizer, card and checksums.
 FORMATS = {
   "transformers": (
@@ -117,29 +115,24 @@ def _convert(
   step, params, temperature = run_weights.load(run, choice, weights, setting="--run")
   image_size = tuple(config["dataset"]["image_size"])
   size = dual_encoder.named(config["model"]["name"])
-  card = _card(run, config, step, params, weights, form, notes)
-  is_new = not (out / CARD).exists()
+  details = {
+    "image_size": image_size,
+    "temperature": temperature,
+    "resize": config["dataset"]["resize"],
+  }
   try:
-    out.mkdir(parents=True, exist_ok=True)
-    # First, because it tells that the other files may be replaced, also if this is interrupted.
-    files.write_text(out / CARD, str(card))
-    (out / files.CHECKSUMS).unlink(missing_ok=True)  # of an earlier conversion to this folder
-    details = {
-      "image_size": image_size,
-      "temperature": temperature,
-      "resize": config["dataset"]["resize"],
-    }
-    if form == "transformers":
-      pretrained.write_folder(out, params, family=size.family, dtype=dtype, **details)
-    else:
-      standalone.write_folder(out, form, params, size, **details)
-    tokenizer_summary = _write_tokenizer(run, config["tokenizer"], out, size.family.is_siglip)
-    checked = (*_weights_files(form), tokenizer_lib.FILE)
-    files.write_checksums(out, filter(lambda name: (out / name).exists(), checked))
-  except UserError:  # a package is missing, or the format cannot hold the weights
-    if is_new:
-      (out / CARD).unlink(missing_ok=True)
-    raise
+    with _written_aside(out) as new:
+      tokenizer_summary = _write_tokenizer(run, config["tokenizer"], new, size.family.is_siglip)
+      vocabulary = [name for name in tokenizer_lib.VOCABULARIES if (new / name).exists()]
+      if form == "transformers":
+        pretrained.write_folder(new, params, family=size.family, dtype=dtype, **details)
+      else:
+        details["tokenizer"] = vocabulary[0] if vocabulary else None
+        standalone.write_folder(new, form, params, size, **details)
+      card = _card(run, config, step, params, weights, form, notes)
+      files.write_text(new / CARD, str(card))
+      files.write_checksums(new, [*_weights_files(form), *vocabulary])
+      _replace(out, new, form)
   except OSError as error:
     raise UserError(f"--out={out}: cannot be written ({error}); choose another") from error
   lines = [
@@ -151,6 +144,24 @@ def _convert(
   return "\n".join(lines)
 
 
+@contextlib.contextmanager
+def _written_aside(out: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields an empty folder for the files of a conversion, which keeps `out` as it is if it fails.
+
+  The folder is inside `out`, which is created, and is removed at the end.
+  """
+  is_new = not out.exists()
+  out.mkdir(parents=True, exist_ok=True)
+  try:
+    with tempfile.TemporaryDirectory(prefix=".converting-", dir=out) as folder:
+      yield pathlib.Path(folder)
+  except BaseException:
+    if is_new:
+      with contextlib.suppress(OSError):  # no longer empty
+        out.rmdir()
+    raise
+
+
 def _weights_files(form: str) -> list[str]:
   """The files of a format that hold weights."""
   return [name for name in FORMATS[form] if not name.endswith(".json")]
@@ -158,7 +169,18 @@ def _weights_files(form: str) -> list[str]:
 
 def _all_files(form: str) -> tuple[str, ...]:
   """The files that a folder of a format can hold."""
-  return (*FORMATS[form], *_TOKENIZER_FILES, *_SIGLIP_FILES, CARD, files.CHECKSUMS)
+  return (*FORMATS[form], *tokenizer_lib.EXPORTED_FILES, CARD, files.CHECKSUMS)
+
+
+def _replace(out: pathlib.Path, new: pathlib.Path, form: str) -> None:
+  """Moves the files of a conversion to their folder, and removes what is left of an earlier one."""
+  (out / files.CHECKSUMS).unlink(missing_ok=True)  # no longer those of the files
+  # The card first: it tells that the other files may be replaced, also if this is interrupted.
+  for name in (CARD, *_all_files(form)):
+    if (new / name).exists():
+      os.replace(new / name, out / name)
+    elif name != CARD:
+      (out / name).unlink(missing_ok=True)
 
 
 def _check_out(out: pathlib.Path, form: str) -> None:
@@ -184,6 +206,8 @@ def _check_out(out: pathlib.Path, form: str) -> None:
         f"--out={out} holds {', '.join(others)}, not written by a conversion, which would be"
         " replaced; choose a new folder"
       )
+    if folders := [name for name in others if (out / name).is_dir()]:
+      raise UserError(f"--out={out}: {folders[0]} is a folder there; choose a new folder")
   except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
     raise UserError(f"--out={out}: cannot be read ({error}); choose another") from error
 
@@ -208,6 +232,7 @@ def _card(
   results = user_files.read_json(path, "--run") if path.exists() else None
   return model_card.create(
     config,
+    run=run,
     step=step,
     weights=weights,
     num_parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
@@ -232,28 +257,8 @@ def _write_tokenizer(
     else:
       tokenizer = tokenizer_lib.load_tokenizer(run / workdir_lib.TOKENIZER)
   except UserError as error:
-    for name in _TOKENIZER_FILES:  # of an earlier conversion to the same folder
-      (out / name).unlink(missing_ok=True)
     return f"without a tokenizer: {error}"
-  tokenizer.save(out)
-  if isinstance(tokenizer, tokenizer_lib.SiglipTokenizer):  # saved as transformers reads it
-    return "with its tokenizer"
-  path, config_path = (out / name for name in _TOKENIZER_FILES)
-  backend = tokenizers.Tokenizer.from_file(str(path))
-  # Our encoder cleans captions before it calls the backend; transformers has only the backend.
-  own = [backend.normalizer] if backend.normalizer else []
-  backend.normalizer = tokenizers.normalizers.Sequence([exportable_cleaning(), *own])
-  backend.save(str(path))
-  files.write_json(
-    config_path,
-    {
-      "tokenizer_class": "PreTrainedTokenizerFast",
-      "model_max_length": tokenizer.context_length,
-      "pad_token": backend.id_to_token(tokenizer.pad_id),
-      "split_special_tokens": True,  # CLIP's padding is "!", which captions contain
-      "model_input_names": ["input_ids"],  # causal attention needs no mask for the padding
-    },
-  )
+  tokenizer.export(out)
   return "with its tokenizer"
 
 

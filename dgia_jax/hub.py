@@ -88,6 +88,15 @@ def check_name(name: str, setting: str) -> None:
     ) from error
 
 
+def is_name(name: str) -> bool:
+  """Whether a name is USER/NAME, as the hub accepts it."""
+  try:
+    check_name(name, "")
+  except UserError:
+    return False
+  return True
+
+
 def push(
   folder: pathlib.Path, name: str, file_names: Sequence[str], *, private: bool, setting: str
 ) -> str:

@@ -39,16 +39,17 @@ _mirrors: dict[pathlib.Path, "_Mirror"] = {}
 
 
 def local_copy(path: str | os.PathLike, setting: str) -> pathlib.Path:
-  """The path itself if it is local, else a copy of the file or folder in the local cache.
+  """A local path with `~` expanded, or a copy of a remote file or folder in the local cache.
 
   A copy is made once for every content of the folder, is complete or absent, and may be shared.
   Checkpoints are left out: `origin` of the copy leads to them.
 
   Raises:
-    UserError: there is no such file or folder, or it cannot be read.
+    UserError: there is no such remote file or folder, or it cannot be read; or the path is the home
+      of an unknown user.
   """
   if not is_remote(path):
-    return pathlib.Path(path)
+    return user_files.expanded(path, setting)
   url = bucket.checked(path, setting)
   with bucket.explained(url, setting):
     for _ in range(_ATTEMPTS):
@@ -77,7 +78,8 @@ def mirrored(
   """A local folder to read and write in place of a folder in a bucket; a local path as it is.
 
   The folder starts with the files of the bucket's folder, except for checkpoints. What the block
-  writes is uploaded by `publish`, and at the end of the block, whether or not it fails.
+  writes or deletes is written and deleted there by `publish`, and at the end of the block, whether
+  or not it fails.
 
   Args:
     path: local folder, or gs://BUCKET/FOLDER, which need not exist.
@@ -113,7 +115,7 @@ def mirrored(
 
 
 def publish(folder: pathlib.Path | str | None) -> None:
-  """Uploads what has changed in a `mirrored` folder; does nothing for any other folder.
+  """Brings the bucket of a `mirrored` folder up to date; does nothing for any other folder.
 
   Raises:
     UserError: the bucket cannot be written.
@@ -156,7 +158,7 @@ class _Mirror:
       self._uploaded[name] = _version(self.folder / name)
 
   def publish(self) -> None:
-    """Uploads new and changed files."""
+    """Uploads new and changed files, then removes those from the bucket that are deleted here."""
     if not self.writes:
       return
     self._is_complete = False
@@ -167,7 +169,18 @@ class _Mirror:
           continue
         bucket.file_system().put_file(str(path), f"{self.url}/{name}")
         self._uploaded[name] = version
+      # After the uploads: JSON that named a deleted file has been replaced by now.
+      for name in self._deleted():
+        with contextlib.suppress(FileNotFoundError):  # deleted there, too
+          bucket.file_system().rm_file(f"{self.url}/{name}")
+        del self._uploaded[name]
     self._is_complete = True
+
+  def _deleted(self) -> list[str]:
+    """Files that the bucket has and the folder had; none if the whole folder is gone."""
+    if not self.folder.is_dir():  # nobody here deletes it: a cleaner of temporary files, perhaps
+      return []
+    return [name for name in self._uploaded if not (self.folder / name).exists()]
 
   def claim(self) -> str:
     """Writes the owner's object, which shows that the bucket can be written; returns a warning."""

@@ -13,21 +13,37 @@ import safetensors.numpy
 from flax import nnx
 from huggingface_hub.errors import LocalTokenNotFoundError
 
-from dgia_jax import config, convert, hub
+from dgia_jax import config, convert, files, hub
 from dgia_jax.data import new_words
 from dgia_jax.data import tokenizer as tokenizer_lib
 from dgia_jax.errors import UserError
+from dgia_jax.models import dual_encoder, pretrained
 from dgia_jax.models import pixels as pixels_lib
-from dgia_jax.models import pretrained
+from dgia_jax.search import standalone
 from dgia_jax.search.retriever import Retriever
 from dgia_jax.training import workdir as workdir_lib
-from tests.helpers import vocabularies
+from tests.helpers import family_models, siglip_files, vocabularies
+from tests.helpers import known_run as known_run_lib
 from tests.helpers.known_run import CAPTIONS, IMAGE_SIZE, make_model
 from tests.helpers.odd_captions import odd_captions
 
 
 def convert_run(run, out, *more):
   return convert.main(["--run", str(run), "--out", str(out), *more])
+
+
+@pytest.fixture
+def siglip_run(tmp_path, monkeypatch):
+  """Function that writes a run of a SigLIP with a vocabulary of `siglip_files`."""
+  monkeypatch.setitem(dual_encoder.SIZES, "small_siglip", family_models.SIGLIP)
+
+  def write(kind):
+    pytest.importorskip("sentencepiece" if kind == "siglip" else "transformers")
+    vocabulary = getattr(siglip_files, f"write_{kind}")(tmp_path / kind)
+    (tmp_path / "siglip_run").mkdir()
+    return known_run_lib.write_run(tmp_path / "siglip_run", "small_siglip", vocabulary)
+
+  return write
 
 
 @pytest.mark.parametrize("choice, seed", [("best", 1), ("last", 2)])
@@ -319,3 +335,95 @@ def test_the_pipeline_of_transformers_ranks_captions_as_the_card_says(known_run,
   expected = np.exp(logits) / np.exp(logits).sum()
   scores = {result["label"]: result["score"] for result in names["results"]}
   np.testing.assert_allclose([scores[c] for c in captions], expected, atol=1e-5)
+
+
+def test_a_tilde_is_a_home_folder(known_run, tmp_path, capsys, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  shutil.copytree(known_run, tmp_path / "run")
+  assert convert_run("~/run", "~/out") == 0
+  assert "with its tokenizer" in capsys.readouterr().out
+  assert (tmp_path / "out" / "tokenizer.json").exists()
+
+
+def contents(folder):
+  return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_files_of_an_earlier_conversion_do_not_stay(known_run, tmp_path):
+  assert convert_run(known_run, tmp_path) == 0
+  names = contents(tmp_path).keys()
+  for name in ("spiece.model", "special_tokens_map.json", "added_tokens.json"):
+    (tmp_path / name).write_text("of a SigLIP")
+  (tmp_path / "vocab.json").write_text("somebody's")  # no conversion writes it
+  assert convert_run(known_run, tmp_path) == 0
+  assert contents(tmp_path).keys() == {*names, "vocab.json"}
+
+
+@pytest.mark.parametrize("kind", ["siglip", "siglip_2"])
+def test_a_siglip_model_takes_the_place_of_a_clip_model(
+  known_run, siglip_run, tmp_path, capsys, kind
+):
+  run, out = siglip_run(kind), tmp_path / "out"
+  assert convert_run(known_run, out) == 0 and convert_run(run, out) == 0
+  assert capsys.readouterr().out.count("with its tokenizer") == 2
+  assert (out / "tokenizer.json").exists() == (kind == "siglip_2")
+  ours, theirs = Retriever.open(run, batch_size=8), Retriever.open(out, batch_size=8)
+  np.testing.assert_array_equal(theirs.embed_texts(CAPTIONS), ours.embed_texts(CAPTIONS))
+  assert convert_run(known_run, out) == 0 and not (out / "spiece.model").exists()
+  ours, theirs = Retriever.open(known_run, batch_size=8), Retriever.open(out, batch_size=8)
+  np.testing.assert_array_equal(theirs.embed_texts(CAPTIONS), ours.embed_texts(CAPTIONS))
+
+
+@pytest.mark.parametrize("kind", ["none", "clip", "siglip", "siglip_2"])
+def test_the_description_of_programs_names_the_tokenizer(
+  known_run, siglip_run, tmp_path, monkeypatch, kind
+):
+  # Programs that take no time to be written.
+  monkeypatch.setitem(standalone.FORMATS, "stablehlo", lambda *_: b"program")
+  run = siglip_run(kind) if kind.startswith("siglip") else known_run
+  if kind == "none":
+    monkeypatch.setattr(workdir_lib, "TOKENIZER", "absent")
+  assert convert_run(run, tmp_path, "--format", "stablehlo") == 0
+  about = json.loads((tmp_path / standalone.DESCRIPTION).read_text())
+  name = about["text_encoder"]["tokenizer"]
+  assert name == {"none": None, "siglip": "spiece.model"}.get(kind, "tokenizer.json")
+  assert name is None or f"  {name}\n" in (tmp_path / "SHA256SUMS").read_text()
+
+
+@pytest.mark.parametrize("error", [UserError("too large"), OSError(28, "No space left on device")])
+def test_a_conversion_that_fails_changes_nothing(known_run, tmp_path, capsys, monkeypatch, error):
+  out = tmp_path / "out"
+
+  def write_folder(*_, **__):
+    raise error
+
+  with monkeypatch.context() as patch:
+    patch.setattr(pretrained, "write_folder", write_folder)
+    assert convert_run(known_run, out) == 2 and not out.exists()
+  assert convert_run(known_run, out) == 0
+  before = contents(out)
+  monkeypatch.setattr(pretrained, "write_folder", write_folder)
+  capsys.readouterr()
+  assert convert_run(known_run, out, "--checkpoint", "last") == 2
+  text = capsys.readouterr().err
+  assert ("too large" in text or "No space left" in text) and text.count("\n") == 1
+  assert contents(out) == before
+
+
+def test_a_folder_in_place_of_a_file_is_noticed_first(known_run, tmp_path, capsys):
+  assert convert_run(known_run, tmp_path) == 0
+  before = contents(tmp_path)
+  (tmp_path / "spiece.model").mkdir()
+  assert convert_run(known_run, tmp_path, "--checkpoint", "last") == 2
+  assert "spiece.model is a folder" in capsys.readouterr().err
+  (tmp_path / "spiece.model").rmdir()
+  assert contents(tmp_path) == before
+
+
+def test_checksums_are_those_of_the_files(known_run, tmp_path):
+  assert convert_run(known_run, tmp_path) == 0
+  lines = (tmp_path / "SHA256SUMS").read_text().splitlines()
+  assert [line.split("  ")[1] for line in lines] == ["model.safetensors", "tokenizer.json"]
+  for line in lines:
+    digest, name = line.split("  ")
+    assert files.sha256(tmp_path / name) == digest

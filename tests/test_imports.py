@@ -273,8 +273,12 @@ def test_training_imports_no_tensorflow(tmp_path):
 
 
 def test_the_tables_of_the_packages_are_complete():
-  from dgia_jax import method, training
+  from dgia_jax import method, models, training
+  from dgia_jax.models import pretrained
 
   assert [name for name in method.__all__ if f"{name}`" not in method.__doc__] == []
   modules = {path.stem for path in (PACKAGE / "training").glob("*.py")} - {"__init__"}
   assert [module for module in sorted(modules) if f"| `{module}` |" not in training.__doc__] == []
+  for package, folder in ((models, "models"), (pretrained, "models/pretrained")):
+    modules = {path.stem for path in (PACKAGE / folder).glob("*.py")} - {"__init__"}
+    assert [module for module in sorted(modules) if f"`{module}`" not in package.__doc__] == []

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import pytest
 
@@ -26,6 +27,13 @@ def test_local_paths_stay_as_they_are(tmp_path):
   with pytest.raises(UserError, match="--workdir=~nobody-here/run: no home folder"):
     with remote.mirrored("~nobody-here/run", "--workdir"):
       raise AssertionError
+
+
+def test_a_tilde_is_a_home_folder(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  assert remote.local_copy("~/run", "--run") == tmp_path / "run"
+  with pytest.raises(UserError, match="^--run=~nobody-here/run: no home folder"):
+    remote.local_copy("~nobody-here/run", "--run")
 
 
 def test_a_folder_is_copied_once_per_content(gcs):
@@ -139,6 +147,29 @@ def test_only_changed_files_are_uploaded_and_json_is_last(gcs):
       (folder / name).write_text("1")
     remote.publish(folder)
   assert uploads == ["z.npy", "b.json", "a.json"]
+
+
+def test_files_that_are_deleted_here_are_deleted_in_the_bucket(gcs):
+  for name in ("config.json", "tokenizer.json", "model", "checkpoints/1/state"):
+    gcs.put(f"{gcs.url}/run/{name}", b"{}")
+  with mirrored(gcs, writes=False) as follower:
+    (follower / "config.json").unlink()
+    remote.publish(follower)
+  with mirrored(gcs, claims=False) as folder:
+    (folder / "new").write_text("")
+    remote.publish(folder)
+    for name in ("tokenizer.json", "model", "new"):
+      (folder / name).unlink()
+    del gcs.objects[gcs.url.removeprefix("gs://"), "run/model"]  # another process was first
+    remote.publish(folder)
+    assert gcs.names(f"{gcs.url}/run") == ["checkpoints/1/state", "config.json"]
+
+
+def test_a_folder_that_vanishes_takes_nothing_with_it(gcs):
+  gcs.put(f"{gcs.url}/run/config.json", b"{}")
+  with mirrored(gcs, claims=False) as folder:
+    shutil.rmtree(folder)
+  assert gcs.names(f"{gcs.url}/run") == ["config.json"]
 
 
 def test_files_are_uploaded_if_the_block_fails(gcs):

@@ -17,6 +17,7 @@
 | `synth_pedes` | the built-in dataset: people, their images and captions are drawn |
 | `pairs` | the table of (image, caption) pairs of a split |
 | `tokenizer`, `siglip_tokenizer`, `token_ids` | captions to token ids |
+| `clip_vocabulary`, `text_cleaning` | the files of CLIP's vocabulary; the cleaning of captions |
 | `new_words` | tokens for words that a copied vocabulary lacks |
 | `batches`, `prefetch` | the input pipeline |
 """

@@ -25,19 +25,28 @@ def add_new_words(vocabulary: Tokenizer, captions: Sequence[str], min_count: int
     min_count: a word counts if it occurs at least so often in them.
 
   Raises:
-    UserError: the vocabulary does not cut captions into words.
+    UserError: the vocabulary does not cut captions into words, or has gaps.
   """
   if vocabulary.words("red coat") != ["red", "coat"]:
     raise UserError(
       f"config.tokenizer.new_words={min_count}: the vocabulary of config.pretrained does not cut"
       " captions into words; set it to 0"
     )
+  if vocabulary.has_gaps:
+    raise UserError(
+      f"config.tokenizer.new_words={min_count}: the ids of the vocabulary of config.pretrained have"
+      " gaps; set it to 0"
+    )
   counts = collections.Counter(word for caption in captions for word in vocabulary.words(caption))
-  new = [
+  frequent = [
     word
     for word, count in counts.items()
     if count >= min_count and len(vocabulary.pieces(word)) > 1 and not vocabulary.is_token(word)
   ]
+  # A word beside a digit or "_" (red_coat, 3xl) stays in pieces, so it does not count.
+  larger = vocabulary.with_words(frequent)
+  counts = dict(zip(frequent, larger.count_added(captions, vocabulary.vocab_size), strict=True))
+  new = [word for word in frequent if counts[word] >= min_count]
   # Equal captions in any order give equal ids.
   return vocabulary.with_words(sorted(new, key=lambda word: (-counts[word], word)))
 

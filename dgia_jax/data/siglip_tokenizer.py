@@ -7,21 +7,31 @@ take lower case. A masked word becomes the mask token of SigLIP 2's vocabulary, 
 token of SigLIP's, which has no mask.
 """
 
+import errno
 import json
+import os
 import pathlib
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import tokenizers
+from tokenizers import processors
 
-from dgia_jax import files
-from dgia_jax.data.text_cleaning import clean_caption
+from dgia_jax import files, full_disk
+from dgia_jax.data.clip_vocabulary import JSON_FILE
+from dgia_jax.data.text_cleaning import clean_caption, clean_first
 from dgia_jax.errors import UserError
 from dgia_jax.quiet_transformers import quiet_transformers
 
-_CONFIG = "tokenizer_config.json"
+CONFIG = "tokenizer_config.json"
+SENTENCEPIECE = "spiece.model"
 # On the hub: those of SigLIP, and of SigLIP 2.
-HUB_FILES = (("spiece.model", _CONFIG), ("tokenizer.json", _CONFIG))
+HUB_FILES = ((SENTENCEPIECE, CONFIG), (JSON_FILE, CONFIG))
+# What `SiglipTokenizer.export` writes; not every version of transformers has the last two.
+FILES = (SENTENCEPIECE, JSON_FILE, CONFIG, "special_tokens_map.json", "added_tokens.json")
+_MASK = "<mask>"
 
 
 class SiglipTokenizer:
@@ -43,10 +53,11 @@ class SiglipTokenizer:
     """
     self._reader = reader
     self.context_length = context_length
-    self.vocab_size = len(reader)
+    self.vocab_size = max(reader.get_vocab().values()) + 1  # not their number: ids may have gaps
     self.pad_id, self.end_id = reader.pad_token_id, reader.eos_token_id
-    unknown_id, mask_id = reader.unk_token_id, reader.mask_token_id
-    self.mask_id = unknown_id if mask_id is None else mask_id
+    unknown_id = reader.unk_token_id
+    # Only some versions call it their mask. What is not in the vocabulary has the unknown id.
+    self.mask_id = reader.convert_tokens_to_ids(_MASK)
     special = (self.pad_id, self.end_id, unknown_id, self.mask_id, reader.bos_token_id or 0)
     if None in special or max(special) > self.vocab_size // 2:
       raise ValueError("its padding, end and unknown token are not among the first ids")
@@ -67,15 +78,64 @@ class SiglipTokenizer:
       ids[row, : len(tokens)] = tokens
     return ids
 
-  def save(self, folder: pathlib.Path | str) -> None:
-    """Writes the files that transformers reads to the folder, which is created if absent."""
-    self._reader.save_pretrained(folder)
-    path = pathlib.Path(folder) / _CONFIG
-    content = json.loads(path.read_text(encoding="utf-8"))
-    content |= {"model_max_length": self.context_length, "padding_side": "right"}
+  def export(self, folder: pathlib.Path | str) -> None:
+    """Writes the files that transformers reads to the folder, which is created if absent.
+
+    SigLIP 2's then cleans captions itself, as far as `exportable_cleaning` goes. SigLIP's is a
+    sentencepiece model, to which only transformers' own cleaning can be added: lower case, and no
+    punctuation.
+    """
+    folder, written = pathlib.Path(folder), self._written_by_transformers()
+    config = json.loads(written[CONFIG]) | {
+      "model_max_length": self.context_length,
+      "padding_side": "right",
+      "model_input_names": ["input_ids"],  # SigLIP reads padding like text
+    }
+    if self._reader.is_fast:
+      # Its own class would be built from the vocabulary alone, without the cleaning.
+      config["tokenizer_class"] = "PreTrainedTokenizerFast"
+      config["split_special_tokens"] = True
+      config.pop("added_tokens_decoder", None)  # some versions repeat here what the backend lists
+      written[JSON_FILE] = self._cleaning_backend().to_str(pretty=True).encode()
+    else:
+      config["do_lower_case"] = True
     if hasattr(self._reader, "add_eos_token"):  # not every version saves these flags
-      content |= {"add_bos_token": False, "add_eos_token": True}
-    files.write_json(path, content)
+      config |= {"add_bos_token": False, "add_eos_token": True}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in written.keys() & set(FILES) - {CONFIG}:
+      files.write_bytes(folder / name, written[name])
+    files.write_json(folder / CONFIG, config)
+
+  def _written_by_transformers(self) -> dict[str, bytes]:
+    """{name: content} of the files that the reader saves; a full disk is an OSError."""
+    with tempfile.TemporaryDirectory() as folder:
+      try:
+        self._reader.save_pretrained(folder)
+      except Exception as error:  # `tokenizers` raises nothing more special
+        if full_disk.is_cause(error):
+          raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), folder) from error
+        raise
+      return {path.name: path.read_bytes() for path in pathlib.Path(folder).iterdir()}
+
+  def _cleaning_backend(self) -> tokenizers.Tokenizer:
+    """The reader's backend, which cleans captions first and ends them."""
+    content = json.loads(self._reader.backend_tokenizer.to_str())
+    # Added tokens are looked for before anything is cleaned, and cleaned captions have no line
+    # breaks, which are among them. Those that the model lacks stay: without them ids would move.
+    known = content["model"]["vocab"]
+    content["added_tokens"] = [
+      token
+      for token in content["added_tokens"]
+      if token["content"].strip() or token["content"] not in known
+    ]
+    content |= {"truncation": None, "padding": None}
+    backend = tokenizers.Tokenizer.from_str(json.dumps(content))
+    clean_first(backend)
+    end = self._reader.eos_token
+    backend.post_processor = processors.TemplateProcessing(
+      single=f"$A {end}", special_tokens=[(end, self.end_id)]
+    )
+    return backend
 
 
 def read(folder: pathlib.Path, context_length: int) -> SiglipTokenizer:

@@ -2,7 +2,7 @@
 
 import html
 
-from tokenizers import Regex, normalizers
+from tokenizers import Regex, Tokenizer, normalizers
 
 # The HTML entities that people's captions contain; html.unescape knows 2,231 names and all numbers.
 _ENTITIES = {
@@ -50,3 +50,9 @@ def exportable_cleaning() -> normalizers.Normalizer:
     normalizers.Lowercase(),
   ]
   return normalizers.Sequence(steps)
+
+
+def clean_first(backend: Tokenizer) -> None:
+  """Lets a tokenizer clean captions itself, before its own normalizer, for other programs."""
+  own = [backend.normalizer] if backend.normalizer else []
+  backend.normalizer = normalizers.Sequence([exportable_cleaning(), *own])

@@ -9,10 +9,7 @@ fails on "jekyll".) We read CLIP's files ourselves and let `tokenizers` merge, b
 needs an id inside CLIP's table.
 """
 
-import gzip
-import json
 import pathlib
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,23 +17,20 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, processors, trainers
 
 from dgia_jax import files, hub, user_files
-from dgia_jax.data import siglip_tokenizer
-from dgia_jax.data.siglip_tokenizer import SiglipTokenizer
-from dgia_jax.data.text_cleaning import clean_caption
+from dgia_jax.data import clip_vocabulary, siglip_tokenizer
+from dgia_jax.data.siglip_tokenizer import CONFIG, SiglipTokenizer
+from dgia_jax.data.text_cleaning import clean_caption, clean_first
 from dgia_jax.data.token_ids import NUM_SPECIAL, TokenIds
 from dgia_jax.errors import UserError
 
 # A caption is cut into contractions, words, single digits and runs of other signs.
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
-_CLIP_START, _CLIP_END = "<|startoftext|>", "<|endoftext|>"
-CLIP_FILES = ("vocab.json", "merges.txt")
-_CLIP_NUM_MERGES = 49152 - 256 - 2  # the merges CLIP uses, of those listed in its own file
-FILE = "tokenizer.json"
+CLIP_FILES, FILE = clip_vocabulary.FILES, clip_vocabulary.JSON_FILE
 # Files of a model's tokenizer on the hub: CLIP's, SigLIP's, or another's that transformers reads.
 HUB_FILES = (CLIP_FILES, *siglip_tokenizer.HUB_FILES, (FILE,))
-_HUB_FILES = (CLIP_FILES, (FILE,), ("vocab.txt", "tokenizer_config.json"))
-
-Merges = list[tuple[str, ...]]
+_HUB_FILES = (CLIP_FILES, (FILE,), ("vocab.txt", CONFIG))
+EXPORTED_FILES = siglip_tokenizer.FILES  # what both kinds of tokenizer export, or a part of it
+VOCABULARIES = (FILE, siglip_tokenizer.SENTENCEPIECE)  # the one of them that holds the tokens
 
 
 class Tokenizer(TokenIds):
@@ -47,8 +41,16 @@ class Tokenizer(TokenIds):
   """
 
   def __init__(self, backend: tokenizers.Tokenizer):
-    """Wraps a backend whose model holds the ordinary tokens and whose settings fix L."""
-    super().__init__(backend.get_vocab_size() + NUM_SPECIAL)
+    """Wraps a backend of `_with_special_ids`, whose settings fix L and the special ids.
+
+    Raises:
+      ValueError: it does not put a start and an end, the two highest ids, around a caption.
+    """
+    encoding = backend.encode("")
+    ids = [n for n, mask in zip(encoding.ids, encoding.attention_mask, strict=True) if mask]
+    if not ids or ids[-1] < NUM_SPECIAL or ids[0] != ids[-1] - 1:
+      raise ValueError("it does not put a start and an end around a caption")
+    super().__init__(ids[-1] + 1)
     self._backend = backend
     self.context_length = backend.truncation["max_length"]
 
@@ -81,8 +83,15 @@ class Tokenizer(TokenIds):
     """Whether a token has these letters, perhaps one that only other words are spelled with."""
     return self._backend.token_to_id(text) is not None
 
+  @property
+  def has_gaps(self) -> bool:
+    """Whether ids below the highest one are nobody's, as in some published vocabularies."""
+    return _num_ids(self._backend) != self._backend.get_vocab_size()
+
   def with_words(self, words: Sequence[str]) -> "Tokenizer":
     """A tokenizer with these words as tokens, in this order after all others but the special ids.
+
+    The vocabulary has no gaps: `tokenizers` would give their ids away, or ids that are in use.
 
     Args:
       words: as `words` gives them; `is_token` is False for each, as no two tokens can have the same
@@ -93,6 +102,19 @@ class Tokenizer(TokenIds):
       [tokenizers.AddedToken(word, single_word=True, normalized=True) for word in words]
     )
     return _with_special_ids(backend, self.context_length)
+
+  def count_added(self, captions: Sequence[str], vocab_size: int) -> list[int]:
+    """How often each of `added_words(vocab_size)` is encoded as its token; captions are not cut."""
+    backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+    backend.no_truncation()
+    backend.no_padding()
+    first = vocab_size - NUM_SPECIAL
+    encodings = backend.encode_batch_fast(
+      [clean_caption(caption) for caption in captions], add_special_tokens=False
+    )
+    ids = np.concatenate([np.zeros(0, np.int64), *(encoding.ids for encoding in encodings)])
+    added = ids[ids >= first].astype(np.int64) - first
+    return np.bincount(added, minlength=self.mask_id - first).tolist()
 
   def added_words(self, vocab_size: int) -> list[str]:
     """The words with which `with_words` enlarged a tokenizer of this V, in the order of ids."""
@@ -107,6 +129,23 @@ class Tokenizer(TokenIds):
     files.write_text(folder / FILE, self._backend.to_str(pretty=True))
     files.write_checksums(folder, [FILE])
 
+  def export(self, folder: pathlib.Path | str) -> None:
+    """Writes the files that transformers reads to the folder, which exists.
+
+    There the tokenizer itself cleans captions, as far as `exportable_cleaning` goes.
+    """
+    folder, backend = pathlib.Path(folder), tokenizers.Tokenizer.from_str(self._backend.to_str())
+    clean_first(backend)
+    files.write_text(folder / FILE, backend.to_str(pretty=True))
+    config = {
+      "tokenizer_class": "PreTrainedTokenizerFast",
+      "model_max_length": self.context_length,
+      "pad_token": backend.id_to_token(self.pad_id),
+      "split_special_tokens": True,  # CLIP's padding is "!", which captions contain
+      "model_input_names": ["input_ids"],  # causal attention needs no mask for the padding
+    }
+    files.write_json(folder / CONFIG, config)
+
 
 def load_tokenizer(folder: pathlib.Path | str) -> Tokenizer:
   """Reads the file that `Tokenizer.save` wrote; raises UserError if it is missing or damaged."""
@@ -120,9 +159,12 @@ def load_tokenizer(folder: pathlib.Path | str) -> Tokenizer:
   except Exception as error:  # the library raises plain exceptions
     reason = " ".join(str(error).split())[:200]
     raise UserError(f"{path} is damaged ({reason}); restore it from a copy of the run") from error
-  if backend.truncation is None or backend.post_processor is None:
-    raise UserError(f"{path} was not saved by dgia_jax: it does not fix a context length")
-  return Tokenizer(backend)
+  try:
+    if backend.truncation is None or not is_saved(folder):
+      raise ValueError("it does not fix a context length, start and end")
+    return Tokenizer(backend)
+  except ValueError as error:
+    raise UserError(f"{path} was not saved by dgia_jax: {error}") from error
 
 
 def folder_tokenizer(
@@ -143,8 +185,9 @@ def folder_tokenizer(
 
 def is_saved(folder: pathlib.Path | str) -> bool:
   """Whether a folder holds the file of `Tokenizer.save` rather than a published tokenizer."""
-  post_processor = _read_json(pathlib.Path(folder) / FILE).get("post_processor") or {}
-  return "<start>" in post_processor.get("special_tokens", {})
+  post_processor = clip_vocabulary.read_object(pathlib.Path(folder) / FILE).get("post_processor")
+  special = post_processor.get("special_tokens") if isinstance(post_processor, dict) else None
+  return isinstance(special, dict) and "<start>" in special
 
 
 def pretrained_tokenizer(
@@ -171,7 +214,7 @@ def pretrained_tokenizer(
     )
   if is_siglip:
     return siglip_tokenizer.read(path, context_length)
-  if path.is_file() or _is_clip(path):
+  if path.is_file() or clip_vocabulary.is_clip(path):
     return clip_tokenizer(path, context_length)
   return _transformers_tokenizer(path, context_length)
 
@@ -219,26 +262,7 @@ def clip_tokenizer(path: pathlib.Path | str, context_length: int = 77) -> Tokeni
   Raises:
     UserError: the files are missing or damaged, or are not CLIP's.
   """
-  path = pathlib.Path(path)
-  vocab, merges = _read_clip_bpe(path) if path.is_file() else _read_folder(path)
-  tokens = sorted(vocab, key=vocab.get)
-  if (
-    [vocab[token] for token in tokens] != list(range(len(tokens)))
-    or tokens[-2:] != [_CLIP_START, _CLIP_END]
-    or any(tokens[-3] in pair for pair in merges)
-    # `tokenizers` panics, rather than raises, when a merge involves an unknown token.
-    or not all(len(pair) == 2 and {*pair, "".join(pair)} <= vocab.keys() for pair in merges)
-  ):
-    raise UserError(
-      f"tokenizer.name: {path} is not a CLIP vocabulary: its merges must use known tokens only,"
-      f" and it must end with a token that no merge uses, {_CLIP_START} and {_CLIP_END}"
-    )
-  model = models.BPE(
-    vocab={token: vocab[token] for token in tokens[:-3]},
-    merges=[pair for pair in merges if "".join(pair) != tokens[-3]],
-    end_of_word_suffix="</w>",
-  )
-  backend = tokenizers.Tokenizer(model)
+  backend = tokenizers.Tokenizer(clip_vocabulary.read(pathlib.Path(path)))
   backend.pre_tokenizer = _word_splitter(mark_word_start=False)
   return _with_special_ids(backend, context_length)
 
@@ -273,61 +297,20 @@ def _with_special_ids(backend: tokenizers.Tokenizer, context_length: int) -> Tok
   """Puts mask, start and end above the backend's own ids; cuts and pads to `context_length`."""
   if context_length < 3:
     raise UserError(f"tokenizer.context_length={context_length} leaves no room for a token: use 3+")
-  size = backend.get_vocab_size()
+  size, pad_token = _num_ids(backend), backend.id_to_token(0)
+  if pad_token is None:
+    raise UserError("tokenizer.name: no token of the vocabulary has the id 0, which pads captions")
   backend.post_processor = processors.TemplateProcessing(
     single="<start> $A <end>", special_tokens=[("<start>", size + 1), ("<end>", size + 2)]
   )
   backend.enable_truncation(context_length)
-  backend.enable_padding(length=context_length, pad_id=0, pad_token=backend.id_to_token(0))
+  backend.enable_padding(length=context_length, pad_id=0, pad_token=pad_token)
   return Tokenizer(backend)
 
 
-def _is_clip(folder: pathlib.Path) -> bool:
-  """Whether the vocabulary in a folder has CLIP's start token."""
-  vocab = _read_json(folder / CLIP_FILES[0])
-  if not (folder / CLIP_FILES[1]).is_file():
-    model = _read_json(folder / FILE).get("model")
-    vocab = model.get("vocab") if isinstance(model, dict) else {}
-  return isinstance(vocab, dict) and _CLIP_START in vocab
+def _num_ids(backend: tokenizers.Tokenizer) -> int:
+  """One more than the highest id of a backend's own tokens: where ids have gaps, not their number.
 
-
-def _read_json(path: pathlib.Path) -> dict:
-  """The JSON object in a file; {} if the file is missing, damaged, or holds something else."""
-  try:
-    content = json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError):
-    return {}
-  return content if isinstance(content, dict) else {}
-
-
-def _read_folder(folder: pathlib.Path) -> tuple[dict[str, int], Merges]:
-  """CLIP's vocabulary and merges from a folder as the hub stores it."""
-  vocab_path, merges_path = (folder / file for file in CLIP_FILES)
-  try:
-    if vocab_path.is_file() and merges_path.is_file():
-      lines = merges_path.read_text(encoding="utf-8").split("\n")
-      pairs = [line for line in lines if line.strip() and not line.startswith("#version")]
-      vocab = json.loads(vocab_path.read_text(encoding="utf-8"))
-    else:
-      content = json.loads((folder / FILE).read_text(encoding="utf-8"))
-      vocab, pairs = content["model"]["vocab"], content["model"]["merges"]
-  except FileNotFoundError as error:
-    names = " and ".join(CLIP_FILES)
-    raise UserError(f"tokenizer.name: {folder} holds neither {names} nor {FILE}") from error
-  except (ValueError, KeyError) as error:
-    raise UserError(f"tokenizer.name: a file in {folder} can't be read ({error!r})") from error
-  return vocab, [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in pairs]
-
-
-def _read_clip_bpe(path: pathlib.Path) -> tuple[dict[str, int], Merges]:
-  """The same from CLIP's own file, which lists only merges; ids follow from their order."""
-  try:
-    lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
-  except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-    raise UserError(f"tokenizer.name: {path} is not bpe_simple_vocab_16e6.txt.gz") from error
-  merges = [tuple(line.split(" ")) for line in lines[1 : _CLIP_NUM_MERGES + 1]]
-  # CLIP numbers bytes that have a printable character first, and the other bytes after them.
-  letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-  tokens = letters + [letter + "</w>" for letter in letters]
-  tokens += ["".join(pair) for pair in merges] + [_CLIP_START, _CLIP_END]
-  return {token: number for number, token in enumerate(tokens)}, merges
+  Ids of special tokens must be above all others, because the text tower finds the end by its id.
+  """
+  return max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1

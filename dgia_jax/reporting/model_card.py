@@ -3,12 +3,14 @@
 The text, model_card.md, is filled in from the run's config and results. Nothing in it is guessed.
 """
 
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from dgia_jax import hub
 from dgia_jax.models import dual_encoder
 from dgia_jax.models.pretrained import is_shipped
 from dgia_jax.reporting.score_labels import DIRECTIONS, SCORES, percents
@@ -48,14 +50,16 @@ _OWN_TOKENIZER = (
   " `&#233;`) and for text\nthat was decoded with a wrong encoding."
 )
 _PUBLISHED_TOKENIZER = (
-  "The tokenizer is SigLIP's own. Training gave it captions in lower case, padded to their longest"
-  " length: padding changes\nthe features."
+  "The tokenizer is SigLIP's own. As in training, it makes captions lower case and pads them to"
+  " their longest length: padding\nchanges the features. Training also resolved HTML entities and"
+  " repaired characters, as SigLIP 2's does, SigLIP's not."
 )
 
 
 def create(
   config: Mapping[str, Any],
   *,
+  run: pathlib.Path,
   step: int,
   num_parameters: int,
   feature_width: int,
@@ -70,6 +74,7 @@ def create(
 
   Args:
     config: of the run.
+    run: its folder.
     step: of the checkpoint.
     num_parameters: of both towers.
     feature_width: D.
@@ -81,6 +86,8 @@ def create(
     notes: Markdown by the author of the run, placed after the facts.
   """
   dataset, start = config["dataset"]["name"], config["pretrained"]
+  is_local = _is_local(start, run)
+  source = _source(start, is_local)
   family = dual_encoder.named(config["model"]["name"]).family
   published = family.is_siglip and config["tokenizer"]["name"]
   title = f"{config['model']['name']} on {dataset}"
@@ -107,20 +114,20 @@ def create(
     notes=f"\n{notes.strip()}\n" if notes else "",
     family=family.name,
     usage=usage,
-    licence="Apache-2.0" if is_ours else _foreign_licence(dataset, start),
+    licence="Apache-2.0" if is_ours else _foreign_licence(dataset, source),
     model=config["model"]["name"],
     num_parameters=num_parameters,
     height=height,
     width=width,
     context_length=context_length,
     feature_width=feature_width,
-    start=_start(start),
+    start=source or "random weights",
     num_epochs=config["num_epochs"],
     batch_size=config["batch_size"],
     seed=config["seed"],
     step=step,
     scores=_scores_text(name, scores, results),
-    limits="\n".join(f"- {limit}" for limit in _limits(dataset, start, scores, results)),
+    limits="\n".join(f"- {limit}" for limit in _limits(dataset, source, scores, results)),
     last_limit=_LABELLED_LIMIT if identity_labels else _UNLABELLED_LIMIT,
   )
   data = ModelCardData(
@@ -135,7 +142,7 @@ def create(
       else "feature-extraction"
     ),
     tags=["siglip" if family.is_siglip else "clip", _TAG],
-    base_model=start if start and not _is_local(start) else None,
+    base_model=start if start and not is_local else None,
     datasets=None if dataset == "custom" else dataset,
     model_name=title,
     eval_results=_eval_results(scores, results) or None,
@@ -169,24 +176,31 @@ def _pipeline(context_length: int, *, is_square: bool) -> str:
   )
 
 
-def _foreign_licence(dataset: str, start: str) -> str:
+def _foreign_licence(dataset: str, source: str) -> str:
   """Whose terms hold for weights that depend on data or weights of others."""
   data = "the training data" if dataset == "custom" else f"`{dataset}`"
-  sources = ([] if dataset == _DRAWN_DATASET else [data]) + ([_start(start)] if start else [])
+  sources = ([] if dataset == _DRAWN_DATASET else [data]) + ([source] if source else [])
   return f"the terms of {' and of '.join(sources)}; read them before you pass the weights on"
 
 
-def _is_local(pretrained: str) -> bool:
-  """Whether weights came from this machine; names on the hub are `owner/name`."""
-  path = pathlib.Path(pretrained)
-  return is_shipped(pretrained) or path.is_absolute() or path.exists() or len(path.parts) > 2
+def _is_local(pretrained: str, run: pathlib.Path) -> bool:
+  """Whether weights came from this machine; models on the hub are `owner/name`.
+
+  The path of a run can have that form, too. Seen from another folder than the one where training
+  started, it is found from the folders around the run that started from it.
+  """
+  if is_shipped(pretrained) or not hub.is_name(pretrained):
+    return True
+  around = run.absolute().parents
+  return os.path.exists(pretrained) or any((folder / pretrained).exists() for folder in around)
 
 
-def _start(pretrained: str) -> str:
-  """The initial weights; of a local path only the last part, because cards are passed on."""
-  if not pretrained:
-    return "random weights"
-  return f"`{pathlib.Path(pretrained).name if _is_local(pretrained) else pretrained}`"
+def _source(pretrained: str, is_local: bool) -> str:
+  """The initial weights, "" for random ones.
+
+  Of a local path only the last part, because cards are passed on.
+  """
+  return f"`{pathlib.Path(pretrained).name if is_local else pretrained}`" if pretrained else ""
 
 
 def _scores(results: Mapping[str, Any] | None, step: int) -> tuple[str, Mapping[str, Any]]:
@@ -217,7 +231,7 @@ def _scores_text(name: str, scores: Mapping[str, Any], results: Mapping[str, Any
 
 
 def _limits(
-  dataset: str, start: str, scores: Mapping[str, Any], results: Mapping[str, Any] | None
+  dataset: str, source: str, scores: Mapping[str, Any], results: Mapping[str, Any] | None
 ) -> Sequence[str]:
   """What this model cannot do, or what is not known about it."""
   measured = f"on `{results['dataset']}` only" if scores and results else "on no dataset"
@@ -227,7 +241,7 @@ def _limits(
   ]
   if dataset == _DRAWN_DATASET:
     text = "A program drew the figures it was trained on and composed their captions."
-    if not start:  # initial weights may have learned from either
+    if not source:  # initial weights may have learned from either
       text += " It has learned neither from photographs nor from descriptions by people."
     limits.append(text)
   else:
@@ -235,8 +249,8 @@ def _limits(
       f"Its notions of gender, age and looks come from the captions of `{dataset}`, with their"
       " errors and prejudices."
     )
-  if start:
-    limits.append(f"It also inherits the errors and prejudices of {_start(start)}.")
+  if source:
+    limits.append(f"It also inherits the errors and prejudices of {source}.")
   return limits
 
 

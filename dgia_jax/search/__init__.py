@@ -1,6 +1,7 @@
 """Searching a folder of images by description, with a trained model.
 
-- `retriever`: `Retriever` opens a model and embeds images and descriptions.
+- `retriever`: `Retriever` opens a model and embeds images and descriptions; `image_tensors` takes
+  PyTorch's tensors.
 - `standalone`: writes both towers as programs that run without this package.
 - `gallery`: features on the devices, searched exactly.
 - `exact`: the order of results, by cosines in float64.

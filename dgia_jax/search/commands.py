@@ -202,6 +202,7 @@ def draw_sheet(
   """
   if not any(results):
     raise UserError(f"--sheet={path}: no image was found that could be drawn")
+  path = user_files.expanded(path, "--sheet")
   height = contact_sheet.CELL_HEIGHT
   try:
     # Each file is read once and reduced at once: large pictures would fill the memory.

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dgia_jax import files
+from dgia_jax import files, user_files
 from dgia_jax.errors import UserError
 from dgia_jax.search.index import SearchIndex
 
@@ -28,7 +28,7 @@ def export(index: SearchIndex, path: pathlib.Path | str, file_format: str) -> No
   Raises:
     UserError: the format needs a package that is missing, or the file cannot be written.
   """
-  path = pathlib.Path(path)
+  path = user_files.expanded(path, "--out")
   try:
     with files.replacing(path) as partial:
       FORMATS[file_format](index, partial)

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from dgia_jax import user_files
 from dgia_jax.data import images as images_lib
 from dgia_jax.errors import UserError
 from dgia_jax.models import pretrained
@@ -256,9 +257,9 @@ def _plain(folder: pathlib.Path | str) -> pathlib.Path:
 
 def _address(model: pathlib.Path | str) -> str:
   """The name of a model that holds in every folder: of a local one, the absolute path."""
-  if pretrained.is_shipped(model) or not os.path.exists(model):
-    return str(model)
-  return str(pathlib.Path(model).absolute())
+  path = user_files.expanded(model, "--run")
+  is_local = not pretrained.is_shipped(model) and path.exists()
+  return str(path.absolute() if is_local else model)
 
 
 def _also(listing: image_files.Listing) -> str:

@@ -25,6 +25,7 @@ from dgia_jax.data.token_ids import TokenIds
 from dgia_jax.errors import UserError
 from dgia_jax.method import losses
 from dgia_jax.models import backend, dual_encoder, embedder, pretrained
+from dgia_jax.search import image_tensors
 from dgia_jax.search.gallery import Gallery
 from dgia_jax.training import array_digests
 from dgia_jax.training import workdir as workdir_lib
@@ -71,7 +72,11 @@ class Retriever:
       resize: the filter that images were resized with in training.
       mesh: None uses all devices of this process.
       batch_size: default number of images or texts embedded at once.
+
+    Raises:
+      UserError: the tokenizer is another model's.
     """
+    _check_tokenizer(tokenizer, params["text"])
     self.mesh = mesh or sharding.create_mesh(devices=jax.local_devices())
     self.image_size, self.resize = tuple(image_size), resize
     self._tokenizer = tokenizer
@@ -219,7 +224,7 @@ class Retriever:
     """
     if isinstance(images, str | os.PathLike | PIL.Image.Image | Mapping):
       images = [images]
-    elif (isinstance(images, np.ndarray) or _is_tensor(images)) and images.ndim < 4:
+    elif (isinstance(images, np.ndarray) or image_tensors.is_tensor(images)) and images.ndim < 4:
       images = [images]
     pixels = images_lib.ordered_map(self._pixels, images, 0)
     num_images = len(images) if hasattr(images, "__len__") else None
@@ -301,8 +306,8 @@ class Retriever:
       if "image" not in image:
         raise UserError(f"a row of the dataset has no key 'image', only {sorted(image)}")
       image = image["image"]
-    if _is_tensor(image):
-      image = _array_of_tensor(image)
+    if image_tensors.is_tensor(image):
+      image = image_tensors.as_array(image)
     if isinstance(image, str | os.PathLike):
       try:
         return self.read_image(image)
@@ -327,28 +332,30 @@ class Retriever:
     return self._embedder.whole_batch(batch_size or self.batch_size, num_inputs)
 
 
+def _check_tokenizer(tokenizer: Any, text_params: Mapping[str, Any]) -> None:
+  """Raises UserError if a text tower has tables for other ids or lengths than the tokenizer gives.
+
+  JAX would read the nearest row in place of one that a table lacks, without a word.
+  """
+  num_tokens, num_positions = (
+    text_params[f"{table}_embedding"].shape[0] for table in ("token", "position")
+  )
+  # The special ids of `TokenIds` are the last of the table. SigLIP's table may have unused rows.
+  is_padded = not isinstance(tokenizer, TokenIds) and tokenizer.vocab_size < num_tokens
+  if (
+    tokenizer.vocab_size != num_tokens and not is_padded
+  ) or tokenizer.context_length != num_positions:
+    raise UserError(
+      f"the tokenizer is of another model: it has {tokenizer.vocab_size:,} tokens and texts of"
+      f" {tokenizer.context_length}, the model's text tower has {num_tokens:,} and {num_positions}"
+    )
+
+
 def _finite(features_NxD: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
   """The features; raises UserError if one is not finite."""
   if not np.isfinite(features_NxD).all():
     raise UserError("the model gives features that are NaN or infinite: its weights are damaged")
   return features_NxD
-
-
-def _is_tensor(image: Any) -> bool:
-  """Whether this is a PyTorch tensor; PyTorch need not be installed."""
-  return type(image).__module__.split(".")[0] == "torch" and hasattr(image, "detach")
-
-
-def _array_of_tensor(image: Any) -> np.ndarray:
-  """A tensor (3, height, width), uint8 or floats from 0 to 1, as uint8 (height, width, 3)."""
-  pixels = image.detach().cpu().numpy()
-  if pixels.ndim != 3 or pixels.shape[0] != 3 or not pixels.size:
-    raise UserError(f"an image tensor has the shape {pixels.shape}: give (3, height, width)")
-  if np.issubdtype(pixels.dtype, np.floating):
-    if not (pixels.min() >= 0 and pixels.max() <= 1):  # false for NaN as well
-      raise UserError("an image tensor of floats has values outside 0 to 1: do not normalise it")
-    pixels = np.rint(pixels * 255).astype(np.uint8)
-  return np.ascontiguousarray(pixels.transpose(1, 2, 0))
 
 
 def _hub_folder(name: str, setting: str) -> pathlib.Path:

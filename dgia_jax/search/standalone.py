@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dgia_jax import files
-from dgia_jax.data import tokenizer as tokenizer_lib
 from dgia_jax.errors import UserError
 from dgia_jax.method import losses
 from dgia_jax.models import dual_encoder
@@ -42,6 +41,7 @@ def write_folder(
   image_size: tuple[int, int],
   resize: str,
   temperature: float,
+  tokenizer: str | None,
 ) -> None:
   """Writes the programs of both towers and their description.
 
@@ -53,6 +53,7 @@ def write_folder(
     image_size: (height, width) in pixels of the model's images.
     resize: the filter that images were resized with in training, for the description.
     temperature: tau, the divisor of the cosines in training, for the description.
+    tokenizer: the file of its vocabulary in the folder; None if that could not be found.
 
   Raises:
     UserError: a tower is too large for one file, or a package is missing.
@@ -86,7 +87,7 @@ def write_folder(
     },
     "text_encoder": {
       "file": text_file,
-      "tokenizer": tokenizer_lib.FILE,
+      "tokenizer": tokenizer,
       "input": {"shape": ["b", context_length], "dtype": "int32"},
       "output": features,
     },

@@ -112,3 +112,23 @@ def test_signs_and_digits_are_no_words(vocabulary):
   ]  # fmt: skip
   larger = new_words.add_new_words(vocabulary, ["12 ... ?! 34"] * 3, 1)
   assert larger.vocab_size == vocabulary.vocab_size
+
+
+@pytest.mark.parametrize(
+  "joined", ["crimson_coat", "crimson5", "3crimson", "crimson\u200dx", "_crimson"]
+)
+def test_only_words_that_become_the_token_are_counted(vocabulary, joined):
+  captions = [f"{joined}.", "crimson"]
+  assert vocabulary.words(joined)[0] == "crimson" or vocabulary.words(joined)[-1] == "crimson"
+  assert new_words.add_new_words(vocabulary, captions, 2).vocab_size == vocabulary.vocab_size
+  larger = new_words.add_new_words(vocabulary, [*captions, "crimson."], 2)
+  first = vocabulary.vocab_size
+  assert larger.added_words(first) == ["crimson"]
+  ids = larger.encode([*captions, "crimson."])
+  assert np.count_nonzero(ids == first - 3) == 2 == larger.count_added(captions, first)[0] + 1
+
+
+def test_words_beyond_the_context_are_counted(vocabulary):
+  captions = ["a " * 40 + "crimson"] * 2
+  larger = new_words.add_new_words(vocabulary, captions, 2)
+  assert larger.added_words(vocabulary.vocab_size) == ["crimson"]

@@ -4,11 +4,13 @@ import json
 
 import numpy as np
 import pytest
+import tokenizers
 
 from dgia_jax.data import siglip_tokenizer
 from dgia_jax.data import tokenizer as tokenizer_lib
 from dgia_jax.errors import UserError
 from tests.helpers import siglip_files
+from tests.helpers.odd_captions import odd_captions
 
 LENGTH = 12
 CAPTIONS = [
@@ -72,17 +74,64 @@ def test_special_tokens_in_a_caption_are_text(tmp_path, write):
 
 
 @pytest.mark.parametrize("write", [siglip_files.write_siglip, siglip_files.write_siglip_2])
-def test_a_saved_tokenizer_is_read_back(tmp_path, write):
+def test_an_exported_tokenizer_is_read_back(tmp_path, write):
   pytest.importorskip("sentencepiece")
   transformers = pytest.importorskip("transformers")
   tokenizer = read(write(tmp_path / "published"))
-  tokenizer.save(tmp_path / "saved")
+  tokenizer.export(tmp_path / "saved")
   saved = tokenizer_lib.folder_tokenizer(tmp_path / "saved", LENGTH, is_siglip=True)
   np.testing.assert_array_equal(saved.encode(CAPTIONS), tokenizer.encode(CAPTIONS))
+  for name in ("vocab_size", "pad_id", "end_id", "mask_id", "word_ids", "context_length"):
+    assert getattr(saved, name) == getattr(tokenizer, name), name
   reader = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
-  lower = [caption.lower() for caption in CAPTIONS]
-  ids = reader(lower, padding="max_length", truncation=True)["input_ids"]
-  np.testing.assert_array_equal(ids, tokenizer.encode(CAPTIONS))
+  inputs = reader(CAPTIONS, padding="max_length", truncation=True)
+  np.testing.assert_array_equal(inputs["input_ids"], tokenizer.encode(CAPTIONS))
+  assert list(inputs) == ["input_ids"]
+  assert {path.name for path in (tmp_path / "saved").iterdir()} <= set(siglip_tokenizer.FILES)
+
+
+def test_an_exported_siglip_2_cleans_captions_as_training_does(tmp_path):
+  transformers = pytest.importorskip("transformers")
+  folder = siglip_files.write_siglip_2(tmp_path / "published")
+  backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+  # As in Gemma's vocabulary, line breaks are tokens, which are looked for in raw text.
+  backend.add_tokens([tokenizers.AddedToken("coat", normalized=False)])
+  content = json.loads(backend.to_str())
+  number = max(content["model"]["vocab"].values()) + 1
+  content["model"]["vocab"]["\n"] = number
+  content["added_tokens"].append(content["added_tokens"][-1] | {"id": number, "content": "\n"})
+  (folder / "tokenizer.json").write_text(json.dumps(content))
+  tokenizer = read(folder)
+  tokenizer.export(tmp_path / "saved")
+  reader = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
+  captions = odd_captions(seed=2, count=1000)
+  ids = np.array(reader(captions, padding="max_length", truncation=True)["input_ids"])
+  different = (ids != tokenizer.encode(captions)).any(axis=1)
+  assert different.sum() <= 2, [c for c, d in zip(captions, different, strict=True) if d]
+
+
+def test_the_mask_is_found_by_its_name(tmp_path):
+  """Not every version of transformers knows that it is the mask."""
+  folder = siglip_files.write_siglip_2(tmp_path)
+  path = folder / "tokenizer_config.json"
+  config = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+  del config["mask_token"]
+  path.write_text(json.dumps(config))
+  tokenizer = read(folder)
+  assert tokenizer._reader.mask_token is None and tokenizer.mask_id == 4
+
+
+def test_a_full_disk_is_an_os_error(tmp_path):
+  tokenizer = read(siglip_files.write_siglip_2(tmp_path / "published"))
+
+  class Reader:
+    def save_pretrained(self, folder):
+      raise Exception("No space left on device (os error 28)")  # as `tokenizers` does
+
+  tokenizer._reader = Reader()
+  with pytest.raises(OSError, match="No space left"):
+    tokenizer.export(tmp_path / "out")
+  assert not (tmp_path / "out").exists()
 
 
 def test_mistakes_end_in_one_line(tmp_path):

@@ -19,9 +19,9 @@ IMAGE_SIZE = (64, 32)
 CAPTIONS = ["a man with a red coat", "A woman wears   BLUE shoes, a bag & a hat", "red, red!"]
 
 
-def make_model(tokenizer, seed):
+def make_model(tokenizer, seed, name="tiny"):
   return dual_encoder.create(
-    "tiny",
+    name,
     image_size=IMAGE_SIZE,
     context_length=tokenizer.context_length,
     vocab_size=tokenizer.vocab_size,
@@ -29,21 +29,29 @@ def make_model(tokenizer, seed):
   )
 
 
-def write_run(folder):
-  """Writes checkpoints 1 (the best) and 2, with the weights that the step as seed gives."""
+def write_run(folder, model="tiny", vocabulary=""):
+  """Writes checkpoints 1 (the best) and 2, with the weights that the step as seed gives.
+
+  `vocabulary` is the folder of a SigLIP tokenizer, if `model` is the name of a SigLIP.
+  """
   run_config = config.base()
   run_config.dataset.image_size = IMAGE_SIZE
-  run_config.model.name = "tiny"
-  run_config.tokenizer.name = ""
+  run_config.model.name = model
+  run_config.tokenizer.name = str(vocabulary)
+  if vocabulary:
+    run_config.tokenizer.context_length = 16
   run_config.loss.temperature = 0.05
   workdir_lib.claim(folder, run_config)
-  tokenizer = tokenizer_lib.train_tokenizer(CAPTIONS, context_length=16, vocab_size=300)
-  tokenizer.save(folder / workdir_lib.TOKENIZER)
+  if vocabulary:
+    tokenizer = tokenizer_lib.pretrained_tokenizer(str(vocabulary), 16, is_siglip=True)
+  else:
+    tokenizer = tokenizer_lib.train_tokenizer(CAPTIONS, context_length=16, vocab_size=300)
+    tokenizer.save(folder / workdir_lib.TOKENIZER)
   with contextlib.closing(checkpoint.Checkpoints(folder)) as checkpoints:
     for step, score in ((1, 5.0), (2, 3.0)):
       state = train_state.TrainState(
         step=jnp.asarray(step),
-        params=nnx.to_pure_dict(nnx.state(make_model(tokenizer, step), nnx.Param)),
+        params=nnx.to_pure_dict(nnx.state(make_model(tokenizer, step, model), nnx.Param)),
         opt_state=(),
         bank=memory_bank.create(8, 64),
       )

@@ -1,6 +1,7 @@
 """A model card states what the run's config and results state, and nothing else."""
 
 import json
+import pathlib
 import re
 import shutil
 
@@ -20,13 +21,20 @@ RESULTS = {
 
 
 def create(
-  results=None, dataset="cuhk_pedes", pretrained="", model="vit_b_16", size=(384, 128), form=None
+  results=None,
+  dataset="cuhk_pedes",
+  pretrained="",
+  model="vit_b_16",
+  size=(384, 128),
+  form=None,
+  run=pathlib.Path("/gone/run"),
 ):
   settings = config.base().to_dict() | {"pretrained": pretrained}
   settings["dataset"] = settings["dataset"] | {"name": dataset, "image_size": size}
   settings["model"] = settings["model"] | {"name": model}
   return model_card.create(
     settings,
+    run=run,
     step=7,
     num_parameters=1234567,
     feature_width=512,
@@ -127,8 +135,17 @@ def test_a_card_contains_no_paths_of_the_machine(shipped_mini, tmp_path):
   assert start("") == "| initial weights | random weights |"
   assert start("openai/clip") == "| initial weights | `openai/clip` |"
   assert start("mini") == "| initial weights | `mini` |"
-  for folder in (tmp_path / "warm", "/gone/since/warm", "runs/many/warm"):
+  for folder in (tmp_path / "warm", "/gone/since/warm", "runs/many/warm", "~/warm", "../warm"):
     assert start(str(folder)) == "| initial weights | `warm` |"
+
+
+def test_a_path_that_looks_like_a_hub_name_is_found_from_the_run(tmp_path):
+  (tmp_path / "runs" / "first").mkdir(parents=True)
+  for place, expected in (("runs", None), ("other/runs", None)):
+    card = create(pretrained="runs/first", run=tmp_path / place / "second")
+    assert card.data.base_model is expected and "| initial weights | `first` |" in card.text
+  card = create(pretrained="runs/first", run=pathlib.Path("/gone/runs/second"))
+  assert card.data.base_model == "runs/first"
 
 
 def test_a_card_shows_the_options_of_the_dataset_and_the_notes_of_the_author(

@@ -276,3 +276,16 @@ def test_every_command_and_format_exists():
   }
   for name, needed in flags.items():
     assert callable(getattr(commands, search_cli.parse([name, *needed]).command))
+
+
+def test_a_tilde_is_a_home_folder(known_run, image_folder, tmp_path, capsys, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  (tmp_path / "run").symlink_to(known_run)
+  argv = ["index", "--run=~/run", f"--images={image_folder}", "--out=~/i"]
+  assert search_cli.main(argv) == 0
+  assert json.loads((tmp_path / "i" / "index.json").read_text())["model"] == str(tmp_path / "run")
+  ask = ["query", "--index=~/i", "--run=~/run", "a red coat", "--sheet=~/s.png"]
+  assert search_cli.main(ask) == 0 and (tmp_path / "s.png").exists()
+  assert search_cli.main(["export", "--index=~/i", "--format=npy", "--out=~/f.npy"]) == 0
+  assert (tmp_path / "f.npy").exists()
+  capsys.readouterr()

@@ -13,11 +13,14 @@ from PIL import Image
 
 import dgia_jax
 from dgia_jax import convert, sharding
+from dgia_jax.data import tokenizer as tokenizer_lib
 from dgia_jax.errors import UserError
 from dgia_jax.method import losses
 from dgia_jax.models import pixels as pixels_lib
 from dgia_jax.search import exact
 from dgia_jax.search.retriever import Gallery, Retriever
+from dgia_jax.training import workdir as workdir_lib
+from tests.helpers import siglip_files
 from tests.helpers.known_run import IMAGE_SIZE, make_model
 from tests.helpers.meshes import mesh_of
 
@@ -90,6 +93,52 @@ def test_a_hugging_face_folder_gives_the_same_features(known_run, paths, tmp_pat
   np.testing.assert_array_equal(theirs.embed_texts(TEXTS), ours.embed_texts(TEXTS))
   # The folder keeps the position table of oblong images as a square, which rounds.
   np.testing.assert_allclose(theirs.embed_images(paths), ours.embed_images(paths), atol=1e-5)
+
+
+@pytest.mark.parametrize("length, vocab_size", [(16, 265), (15, 300)])
+def test_a_tokenizer_of_another_model_is_refused(known_run, tmp_path, length, vocab_size):
+  run, out = tmp_path / "run", tmp_path / "out"
+  shutil.copytree(known_run, run)
+  convert.convert(run, out)
+  texts = ["a man with a red coat", "A woman wears   BLUE shoes, a bag & a hat", "red, red!"]
+  other = tokenizer_lib.train_tokenizer(texts, length, vocab_size)
+  for folder, place in ((run, run / workdir_lib.TOKENIZER), (out, out)):
+    Retriever.open(folder)
+    other.save(place)
+    with pytest.raises(UserError, match="^the tokenizer is of another model: it has") as error:
+      Retriever.open(folder)
+    assert f" {other.vocab_size} tokens and texts of {length}, " in str(error.value)
+
+
+@pytest.mark.parametrize(
+  "unused_rows, positions, fits", [(0, 10, True), (8, 10, True), (-1, 10, False), (8, 11, False)]
+)
+def test_siglips_table_of_tokens_may_have_unused_rows(
+  known_run, tmp_path, unused_rows, positions, fits
+):
+  pytest.importorskip("transformers")
+  folder = siglip_files.write_siglip_2(tmp_path / "siglip2")
+  tokenizer = tokenizer_lib.pretrained_tokenizer(str(folder), 10, is_siglip=True)
+  retriever = Retriever.from_run(known_run)
+  text = retriever._params["text"] | {
+    "token_embedding": np.zeros((tokenizer.vocab_size + unused_rows, 2), np.float32),
+    "position_embedding": np.zeros((positions, 2), np.float32),
+  }
+  params, graphdef = retriever._params | {"text": text}, retriever._embedder._graphdef
+  create = lambda: Retriever(graphdef, params, tokenizer, IMAGE_SIZE, "bilinear")
+  if fits:
+    create()
+  else:
+    with pytest.raises(UserError, match="^the tokenizer is of another model: it has"):
+      create()
+
+
+def test_a_tilde_is_a_home_folder(known_run, monkeypatch):
+  monkeypatch.setenv("HOME", str(known_run.parent))
+  expected = Retriever.open(known_run)
+  assert Retriever.from_pretrained(f"~/{known_run.name}").digest() == expected.digest()
+  with pytest.raises(UserError, match="^model=~nobody-here/a: no home folder is known"):
+    Retriever.from_pretrained("~nobody-here/a")
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])

@@ -110,5 +110,6 @@ def test_a_tower_that_no_file_can_hold_is_refused(tmp_path):
       image_size=IMAGE_SIZE,
       resize="bilinear",
       temperature=0.02,
+      tokenizer=None,
     )
   assert not (tmp_path / "out").exists()

@@ -3,7 +3,8 @@
 - `load_pretrained` (`load`): weights of OpenAI, of Hugging Face, of open_clip or of the released
   program become the parameters of a model.
 - `write_folder` (`hugging_face`): parameters become a folder that transformers loads.
-- `read_config` (`config_json`, `open_clip_config`): the model that a folder describes.
+- `read_config` (`config_json`, `open_clip_config`): the model that a folder describes, a
+  `CheckpointConfig` (`checkpoint_config`).
 - `read_resize` (`preprocessor_config`, `open_clip_config`): the filter that its images are
   resized with.
 - `local_copy`, `is_shipped` (`shipped`): the models that the package carries, by name.
@@ -11,7 +12,7 @@
   the tables in `tensor_names`.
 
 Behind them: `checkpoint_files` finds and opens a checkpoint, `torch_file` reads torch's format
-without torch, `position_embedding` resizes position tables.
+without torch, `position_fit` finds the grid of a position table, `position_embedding` resizes it.
 """
 
 from dgia_jax.models.pretrained.checkpoint_config import CheckpointConfig

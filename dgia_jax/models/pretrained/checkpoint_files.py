@@ -58,7 +58,7 @@ def read(name_or_path: str) -> CheckpointFiles:
   Raises:
     UserError: there is no such checkpoint, or it cannot be read.
   """
-  path = user_files.expanded(shipped.local_copy(name_or_path, "pretrained"), "pretrained")
+  path = shipped.local_copy(name_or_path, "pretrained")
   if user_files.exists(path, "pretrained"):
     if path.is_dir():
       return _read_folder(path)
@@ -123,10 +123,12 @@ def _read_folder(folder: pathlib.Path) -> CheckpointFiles:
     for path in _indexed_files(folder):
       tensors |= _read_safetensors(path)
     return CheckpointFiles(tensors, folder)
-  for name in (_OPEN_CLIP_FILE, _TORCH_FILE, _OPEN_CLIP_TORCH_FILE):
+  others = (_OPEN_CLIP_FILE, _TORCH_FILE, _OPEN_CLIP_TORCH_FILE)
+  for name in others:
     if (folder / name).exists():
       return CheckpointFiles(_read_file(folder / name), folder)
-  raise UserError(f"pretrained={folder} holds neither {WEIGHTS_FILE} nor {_TORCH_FILE}")
+  names = " nor ".join((WEIGHTS_FILE, _INDEX_FILE, *others))
+  raise UserError(f"pretrained={folder} holds neither {names}")
 
 
 def _read_file(path: pathlib.Path) -> dict[str, np.ndarray]:

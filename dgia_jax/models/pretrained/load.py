@@ -5,23 +5,20 @@ everything that does not fit is reported together.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
 from dgia_jax.errors import UserError
 from dgia_jax.models import dual_encoder, families
 from dgia_jax.models.families import Family
-from dgia_jax.models.pretrained import checkpoint_files, position_embedding, tensor_names
+from dgia_jax.models.pretrained import checkpoint_files, position_fit, tensor_names
 from dgia_jax.models.pretrained import params as params_lib
 from dgia_jax.models.pretrained.checkpoint_config import CheckpointConfig
 
 _MAX_PROBLEMS = 20  # in one message
-_MAX_PATCHES = 2**20  # in a position table; a larger number is damage, not a model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,21 +59,28 @@ def load_pretrained(
   if checkpoint.folder:
     stored = checkpoint_files.read_config(checkpoint.folder)
     checkpoint_files.check_preprocessing(checkpoint.folder, stored)
-  tensors, table, dropped = _encoder_tensors(name_or_path, checkpoint.tensors)
+  table, prefix = _find_convention(name_or_path, checkpoint.tensors)
+  tensors, dropped = _encoder_tensors(checkpoint.tensors, prefix)
   flat = params_lib.flatten(template)
+  size = params_lib.size_of(flat, family)
   _check_layout(name_or_path, table, stored, family)
-  _check_size(name_or_path, stored, params_lib.size_of(flat, family))
-  patch = flat["image/patch_embedding"].shape[0]
-  grid = (image_size[0] // patch, image_size[1] // patch)
-  problems = _config_problems(stored, flat, family)
+  _check_size(name_or_path, stored, size)
+  problems = _config_problems(stored, flat, size)
   (name,) = table[tensor_names.POSITION_EMBEDDING].names
   _, width = flat[tensor_names.POSITION_EMBEDDING].shape
   positions = tensors.get(name, np.empty(0))
   # `read_params` reports a table that is missing, of another width or not of floats.
   if positions.shape[1:] == (width,) and jnp.issubdtype(positions.dtype, jnp.floating):
+    patch = size.patch_size
+    grid = (image_size[0] // patch, image_size[1] // patch)
+    num_others = 0 if family.is_siglip else 1
     try:
-      num_others = 0 if family.is_siglip else 1
-      tensors[name] = _fit_positions(positions, num_others, stored.grid if stored else None, grid)
+      if stored:
+        tensors[name] = position_fit.from_folder(positions, num_others, stored.grid, grid)
+      else:
+        resolution = checkpoint.tensors.get(f"{prefix}input_resolution")
+        side = position_fit.stated_side(resolution, patch)
+        tensors[name] = position_fit.from_file(positions, num_others, side, prefix, grid)
     except ValueError as error:
       problems.append(f"{name} {error}")
   params, mismatches = params_lib.read_params(tensors, flat, table)
@@ -92,10 +96,10 @@ def load_pretrained(
   return Pretrained(params, dropped)
 
 
-def _encoder_tensors(
+def _find_convention(
   name_or_path: str, tensors: Mapping[str, np.ndarray]
-) -> tuple[dict[str, np.ndarray], dict[str, tensor_names.Rule], tuple[str, ...]]:
-  """The encoders' weights by their plain names, the table of those names, and all other names."""
+) -> tuple[dict[str, tensor_names.Rule], str]:
+  """The table of the encoders' names and the prefix before them; raises UserError without both."""
   convention = tensor_names.find_convention(tensors)
   if convention is None:
     raise UserError(
@@ -103,7 +107,13 @@ def _encoder_tensors(
       " visual.class_embedding, vision_model.embeddings.class_embedding or (SigLIP)"
       " vision_model.head.probe"
     )
-  table, prefix = convention
+  return convention
+
+
+def _encoder_tensors(
+  tensors: Mapping[str, np.ndarray], prefix: str
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+  """The encoders' weights by their plain names, and all other names."""
   weights, dropped = {}, []
   for name, tensor in tensors.items():
     plain_name = name.removeprefix(prefix)
@@ -111,7 +121,7 @@ def _encoder_tensors(
       weights[plain_name] = tensor
     else:
       dropped.append(name)
-  return weights, table, tuple(sorted(dropped))
+  return weights, tuple(sorted(dropped))
 
 
 def _check_layout(
@@ -150,24 +160,25 @@ def _advice(stored: CheckpointConfig | None, family: Family) -> str:
 
 
 def _config_problems(
-  stored: CheckpointConfig | None, flat: Mapping[str, Any], family: Family
+  stored: CheckpointConfig | None, flat: Mapping[str, Any], size: dual_encoder.Size
 ) -> list[str]:
   """Differences between the checkpoint's config and the model, in the words of our settings."""
-  problems = list(stored.unsupported) if stored else []
+  problems, family = list(stored.unsupported) if stored else [], size.family
   if stored and stored.size.family != family:
     theirs, ours = stored.size.family, family
     problems.append(
       f"it is a model of {theirs.name} with the activation {theirs.activation}, and"
       f" config.model.name one of {ours.name} with {ours.activation}"
     )
+  # A file does not say how many heads it has. A named size has those of its name; of others only
+  # OpenAI's habit is known.
+  is_unnamed_clip = family is families.CLIP and not dual_encoder.names_of(size)
   for tower in ("image", "text"):
-    _, width, _, model_heads, _ = flat[f"{tower}/blocks/attention/qkv/kernel"].shape
+    width, model_heads = getattr(size, tower).width, getattr(size, tower).heads
     if stored:
       heads = getattr(stored.size, tower).heads
-    elif family is families.CLIP:
-      heads = width // 64  # as in all of OpenAI's
     else:
-      heads = model_heads  # not in the file
+      heads = width // 64 if is_unnamed_clip else model_heads
     if heads != model_heads:
       problems.append(f"its {tower} tower has {heads} attention heads, the model {model_heads}")
   if stored:
@@ -180,45 +191,3 @@ def _config_problems(
         f"its vocabulary has {stored.vocab_size:,} tokens, config.tokenizer's {vocab_size:,}"
       )
   return problems
-
-
-def _fit_positions(
-  table: Float[np.ndarray, "_ U"],
-  num_others: int,
-  trained: tuple[int, int] | None,
-  grid: tuple[int, int],
-) -> Float[np.ndarray, "_ U"]:
-  """Resizes a checkpoint's position table from its own grid to the model's.
-
-  Args:
-    table: of the checkpoint: the class token's row, if there is one, then one row per patch.
-    num_others: 1 with a class token, else 0.
-    trained: the checkpoint's grid according to its config; None without a config.
-    grid: (ny, nx) of the model.
-
-  Raises:
-    ValueError: the table does not have the grid of its config.
-  """
-  num_patches = len(table) - num_others
-  if trained is not None:
-    # transformers' tables are squares, of oblong images too.
-    side = max(trained)
-    if num_patches != side**2:
-      raise ValueError(
-        f"has {len(table)} positions, image_size and patch_size in its config.json need"
-        f" {num_others + side**2}"
-      )
-    if trained[0] != trained[1]:
-      table = position_embedding.from_square(table, trained)
-  elif num_patches == grid[0] * grid[1]:
-    # As in the released code: a table with as many patches as the model's has the model's grid,
-    # any other is a square.
-    trained = grid
-  else:
-    side = math.isqrt(max(num_patches, 0))
-    if not 0 < num_patches == side**2 <= _MAX_PATCHES:
-      raise ValueError(f"has {len(table)} positions, which are no class token and square grid")
-    trained = (side, side)
-  if trained == grid:
-    return table
-  return position_embedding.resize(np.asarray(table, np.float32), trained, grid)

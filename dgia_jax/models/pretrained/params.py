@@ -29,7 +29,7 @@ def read_params(
   Args:
     tensors: name -> array; all must be used.
     template: path -> array or `jax.ShapeDtypeStruct`; all must be filled.
-    table: `tensor_names.OPENAI` or `tensor_names.HUGGING_FACE`.
+    table: `OPENAI`, `HUGGING_FACE` or `SIGLIP` of `tensor_names`.
 
   Returns:
     Nested dict of float32 arrays, and one short text for each tensor that does not fit.

@@ -25,8 +25,8 @@ def local_copy(source: str | os.PathLike, setting: str) -> pathlib.Path:
   """Where a model is on this machine.
 
   Args:
-    source: the name of a shipped model, a local path, or one at gs://. Any other name stays as it
-      is: it may be one on the Hugging Face hub.
+    source: the name of a shipped model, a local path, in which `~` is expanded, or one at gs://.
+      Any other name stays as it is: it may be one on the Hugging Face hub.
     setting: the setting or flag that holds it, for error messages.
 
   Raises:

@@ -51,7 +51,11 @@ def test_a_folder_with_torch_weights(folder):
 
 
 def test_missing_and_damaged_weights_are_named(folder):
-  with pytest.raises(UserError, match="neither model.safetensors nor pytorch_model.bin"):
+  names = (
+    "model.safetensors nor model.safetensors.index.json nor open_clip_model.safetensors nor"
+    " pytorch_model.bin nor open_clip_pytorch_model.bin"
+  )
+  with pytest.raises(UserError, match=f"holds neither {names}$"):
     checkpoint_files.read(str(folder))
   (folder / "model.safetensors").write_bytes(b"12345678 no such thing")
   with pytest.raises(UserError, match="model.safetensors is damaged"):

@@ -1,5 +1,6 @@
 """CLIP checkpoints of every kind load, and those that do not fit are refused."""
 
+import dataclasses
 import json
 import os
 
@@ -11,7 +12,8 @@ from flax import nnx
 
 from dgia_jax.errors import UserError
 from dgia_jax.models import dual_encoder, pretrained
-from dgia_jax.models.pretrained import position_embedding
+from dgia_jax.models.pretrained import params as params_lib
+from dgia_jax.models.pretrained import position_embedding, tensor_names
 from tests.helpers import golden_data, model_b
 
 
@@ -319,3 +321,63 @@ def test_a_git_lfs_pointer_is_recognised(folder, template):
   for path in (folder, folder / "best.pth"):
     with pytest.raises(UserError, match="is only a Git LFS pointer .*; run `git lfs pull`"):
       load(path, template)
+
+
+def save_file(path, size, image_size, positions=None, prefix="", **more):
+  """Writes one file with OpenAI's names and random weights; returns the model's parameters."""
+  _, params = model_b.split(model_b.create(image_size, size))
+  tensors = params_lib.write_tensors(params, tensor_names.OPENAI)
+  if positions is not None:
+    tensors["visual.positional_embedding"] = positions
+  tensors = {prefix + name: tensor for name, tensor in tensors.items()} | more
+  safetensors.numpy.save_file(tensors, path)
+  return params
+
+
+def test_a_file_of_a_named_size_has_the_heads_of_its_name(tmp_path):
+  """32 numbers per head, as in vit_h_14's image tower 80; OpenAI's models have 64."""
+  path, size = tmp_path / "tiny.safetensors", dual_encoder.SIZES["tiny"]
+  params = save_file(path, size, (64, 32))
+  assert_equal(load(path, params, (64, 32)).params, params)
+
+
+def test_a_file_of_an_unnamed_size_has_the_heads_of_openais_models(tmp_path):
+  size = dataclasses.replace(dual_encoder.SIZES["tiny"], feature_width=32)
+  params = save_file(tmp_path / "file.safetensors", size, (64, 32))
+  with pytest.raises(UserError, match="its image tower has 1 attention heads, the model 2"):
+    load(tmp_path / "file.safetensors", params, (64, 32))
+
+
+@pytest.mark.parametrize(
+  "prefix, resolution, is_square",
+  [("", 64, True), ("", None, True), ("model.base_model.", None, False)],
+  ids=["OpenAI's archive", "published", "of the released program"],
+)
+def test_as_many_patches_can_be_a_square_or_the_models_grid(
+  tmp_path, prefix, resolution, is_square
+):
+  """16 patches: 4 x 4 of images of 64 x 64, 8 x 2 of 128 x 32."""
+  table = np.random.default_rng(0).standard_normal((17, 128), np.float32)
+  more = {} if resolution is None else {f"{prefix}input_resolution": np.array(resolution)}
+  path = tmp_path / "file.safetensors"
+  params = save_file(path, model_b.SIZE, (128, 32), table, prefix, **more)
+  expected = position_embedding.resize(table, (4, 4), (8, 2)) if is_square else table
+  loaded = load(path, params, (128, 32)).params["image"]["position_embedding"]
+  np.testing.assert_array_equal(loaded, expected)
+
+
+def test_a_file_that_does_not_say_which_grid_it_has_is_refused(tmp_path):
+  path = tmp_path / "file.safetensors"
+  params = save_file(path, model_b.SIZE, (128, 32), prefix="state_dict.module.")
+  message = "has 17 positions, which can be a grid of 4 x 4 or of 8 x 2: the file does not say"
+  with pytest.raises(UserError, match=message):
+    load(path, params, (128, 32))
+  _, square = model_b.split(nnx.eval_shape(lambda: model_b.create((64, 64))))
+  load(path, square, (64, 64))
+
+
+def test_a_folder_says_which_grid_it_has(tmp_path):
+  _, params = model_b.split(model_b.create((128, 32)))
+  pretrained.write_folder(tmp_path, params, image_size=(128, 32))
+  loaded = load(tmp_path, params, (128, 32)).params["image"]["position_embedding"]
+  np.testing.assert_allclose(loaded, params["image"]["position_embedding"], rtol=0, atol=1e-6)
