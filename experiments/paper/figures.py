@@ -155,7 +155,7 @@ def precision(
 
 
 def people(points_by_setting: Mapping[str, Sequence[Mapping]], path: pathlib.Path) -> None:
-  """Features of test people on a plane: one colour per person, one panel per setting.
+  """Features of people on a plane: one colour per person, one panel per setting.
 
   Args:
     points_by_setting: as measured by `measures.tsne`.

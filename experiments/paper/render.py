@@ -263,7 +263,7 @@ def complexity(data: CollectedResults) -> ReportContent:
 
 
 def tsne(data: CollectedResults) -> ReportContent:
-  """Supplement Figure 1: features of some test people on a plane, for the first seed."""
+  """Supplement Figure 1: features of some people on a plane, for the first seed."""
   points_by_setting = {}
   for setting in data.experiment.settings:
     if measured := data.measured(setting.label):

@@ -203,7 +203,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     ),
     Experiment(
       name="tsne",
-      title="Features of test people",
+      title="Features of some people",
       printed_in="Supplement, Figure 1",
       form="tsne",
       settings=(Setting("B", BASELINE), WHOLE),
