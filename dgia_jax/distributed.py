@@ -166,7 +166,7 @@ def summed(array: np.ndarray) -> np.ndarray:
 @contextlib.contextmanager
 def termination(
   notify: Callable[[str], None] = cli.print_to_stderr,
-) -> Iterator[Callable[[], bool]]:
+) -> Iterator[Callable[[int], bool]]:
   """Lets SIGTERM and Ctrl-C stop training after the current step; see `stop_signals`.
 
   After the block, both end a single process again. One of several goes on to ignore SIGTERM,
@@ -176,23 +176,23 @@ def termination(
     notify: receives one line when the first signal arrives.
 
   Yields:
-    A function to call after each step, and again after other work: whether to save and stop. All
-    processes must call it equally often. A signal to one of them makes all stop at the same call.
+    A function of the number of steps done, to call after each step and again after other work:
+    whether to save and stop. A signal to one of several processes makes all of them stop after the
+    same step.
   """
   if not several():
     with stop_signals.watched(notify) as signals:
-      yield signals.stop_requested
+      yield lambda step: signals.stop_requested()
     return
-  # JAX listens for SIGTERM and lets the processes agree on a number that none has reached, without
-  # a collective before it. Ctrl-C therefore becomes a SIGTERM. Calls are counted rather than steps,
-  # so that a signal during an evaluation is honoured before the next step.
-  calls = itertools.count(1)
+  # JAX listens for SIGTERM and lets the processes agree on a step that none has reached, without a
+  # collective before it. Ctrl-C therefore becomes a SIGTERM. Orbax asks JAX, too, with the step of
+  # a checkpoint: other numbers than steps would be mixed up with these.
   terminate = lambda: os.kill(os.getpid(), signal.SIGTERM)
   with stop_signals.watched(notify, (signal.SIGINT,), terminate) as signals:
 
-    def stop_requested() -> bool:
+    def stop_requested(step: int) -> bool:
       signals.stop_requested()
-      return multihost_utils.reached_preemption_sync_point(next(calls))
+      return multihost_utils.reached_preemption_sync_point(step)
 
     yield stop_requested
 

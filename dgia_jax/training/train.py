@@ -162,7 +162,7 @@ def _train_loop(
   save: EvaluateAndSave,
   state: train_state.TrainState,
   steps_done: int,
-  stop_requested: Callable[[], bool],
+  stop_requested: Callable[[int], bool],
   transform_batch: TransformBatch | None,
   mining: dict[str, Any],
 ) -> int:
@@ -205,9 +205,9 @@ def _train_loop(
           state, output = train_step(state, batch)
         log.after_step(step, output)
         profiler.after_step(step, output)
-        is_stopping = stop_requested()
+        is_stopping = stop_requested(step)
         if save.after_step(step, state, log, is_stopping) and not is_stopping:
-          is_stopping = stop_requested()  # again, because an evaluation may take long
+          is_stopping = stop_requested(step)  # again, because an evaluation may take long
   return step
 
 
