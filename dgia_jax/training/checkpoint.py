@@ -130,6 +130,7 @@ class Checkpoints:
         self._manager = self._create_manager()
       if jax.process_index() == 0:
         checkpoint_record.amend(self._folder / str(step), record, score)
+      distributed.wait_for_all()  # a process that restores this checkpoint must read the new record
       self._scores[step] = score
       steps = list(self._manager.all_steps())
       kept = checkpoint_manager.kept(steps, self._keep, self._scores)
