@@ -67,9 +67,16 @@ def test_a_run_is_scored_on_other_devices_than_it_was_trained_on(tmp_path):
     assert scored["last"][direction] == pytest.approx(trained["last"][direction])
 
 
+def stand_in(kind, **attributes):
+  """A mock that the checks of types take for an instance."""
+  fake = mock.MagicMock(**attributes)
+  fake.__class__ = kind
+  return fake
+
+
 def test_every_process_restores_the_checkpoints_that_the_first_one_chose(monkeypatch):
   """A disk that the processes share may show a process an old listing."""
-  checkpoints, steps = mock.Mock(), []
+  checkpoints, steps = stand_in(checkpoint.Checkpoints), []
   checkpoints.latest.return_value, checkpoints.best.return_value = 10, None  # as seen here
 
   def restore(step, *arguments):
@@ -82,11 +89,12 @@ def test_every_process_restores_the_checkpoints_that_the_first_one_chose(monkeyp
   monkeypatch.setattr(evaluate, "_facts", lambda *arguments: {})
   monkeypatch.setattr(evaluate, "_write", lambda *arguments: None)
   checkpoints.restore = restore
-  evaluator = mock.Mock(**{
+  evaluator = stand_in(evaluate.Evaluator, **{
     "score.return_value": ({}, None), "score_corrected.return_value": {},
     "score_average.return_value": None,
   })  # fmt: skip
-  results = evaluate.report(mock.MagicMock(), checkpoints, mock.Mock(), evaluator)
+  setup, console = stand_in(setup_lib.TrainingSetup), stand_in(Console)
+  results = evaluate.report(setup, checkpoints, console, evaluator)
   assert steps == [15, 5] == [results["last"]["step"], results["best"]["step"]]
 
 
