@@ -207,7 +207,8 @@ def _train_loop(
         profiler.after_step(step, output)
         is_stopping = stop_requested(step)
         if save.after_step(step, state, log, is_stopping) and not is_stopping:
-          is_stopping = stop_requested(step)  # again, because an evaluation may take long
+          # Again, because an evaluation may take long. Several processes agree on the next step.
+          is_stopping = stop_requested(step)
   return step
 
 
