@@ -294,6 +294,8 @@ class _Batches(Iterator[Batch]):
           raise self._killed(exit_codes[0]) from None
         continue
       if error is None:
+        # The first batch may come before a worker was seen; after its death it is not listed.
+        self._processes.update(_worker_processes())
         return batch
       if isinstance(error, RuntimeError) and "terminated unexpectedly" in str(error):
         raise self._killed(re.search(r"exit code (-?\d+)|$", str(error))[1]) from error

@@ -46,8 +46,7 @@ def run(workdir, **fields):
   return train.train(config, workdir, Console(file=io.StringIO()), tiny_run.splits())
 
 
-@pytest.fixture(autouse=True)
-def small_meshes(monkeypatch):
+def _allow_small_meshes(patch):
   """Meshes smaller than the eight devices of this process exist."""
   original = sharding.create_mesh
 
@@ -56,7 +55,12 @@ def small_meshes(monkeypatch):
       devices = jax.devices()[: data * fsdp * tensor]
     return original(data, fsdp, tensor, devices)
 
-  monkeypatch.setattr(sharding, "create_mesh", create)
+  patch.setattr(sharding, "create_mesh", create)
+
+
+@pytest.fixture(autouse=True)
+def small_meshes(monkeypatch):
+  _allow_small_meshes(monkeypatch)
 
 
 @pytest.fixture
@@ -282,12 +286,7 @@ def test_nonsense_is_refused_in_one_line(parts, fields, words):
 def finished(tmp_path_factory):
   """Working directory and results of a run with everything switched on."""
   with pytest.MonkeyPatch.context() as patch:
-    original = sharding.create_mesh
-    patch.setattr(
-      sharding,
-      "create_mesh",
-      lambda data, fsdp, tensor: original(data, fsdp, tensor, devices=jax.devices()[:1]),
-    )
+    _allow_small_meshes(patch)
     workdir = tmp_path_factory.mktemp("everything")
     return workdir, run(workdir, **ALL)
 
