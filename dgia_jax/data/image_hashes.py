@@ -5,7 +5,6 @@ same. (The change time cannot be set by a program, so a copy that preserves modi
 noticed.) The memory is one JSON file per dataset; without it all files are read again.
 """
 
-import hashlib
 import json
 import pathlib
 import time
@@ -50,7 +49,7 @@ def hash_files(
       if path in known and known[path][1:] == facts:
         return known[path]
       # The facts are older than the content: if the file changes in between, they never match.
-      return [hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest(), *facts]
+      return [files.sha256(pathlib.Path(path)), *facts]
     except OSError:
       return None  # the build reads the file again and reports the reason
 

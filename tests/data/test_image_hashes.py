@@ -7,6 +7,7 @@ import pathlib
 
 import pytest
 
+from dgia_jax import files
 from dgia_jax.data import image_hashes
 
 DAY_NS = 24 * 3600 * 10**9
@@ -23,14 +24,14 @@ def paths(tmp_path, monkeypatch):
 
 @pytest.fixture
 def reads(monkeypatch):
-  """Names of the files that are read, memory excepted."""
-  names, read_bytes = [], pathlib.Path.read_bytes
+  """Names of the files that are read, in parts: a file may be larger than the memory."""
+  names, sha256 = [], files.sha256
 
   def counted(path):
     names.append(path.name)
-    return read_bytes(path)
+    return sha256(path)
 
-  monkeypatch.setattr(pathlib.Path, "read_bytes", counted)
+  monkeypatch.setattr(files, "sha256", counted)
   return names
 
 
