@@ -122,6 +122,9 @@ def _convert(
   }
   try:
     with _written_aside(out) as new:
+      # The oldest file reaches a bucket first, and the card says that the others may be replaced.
+      card = _card(run, config, step, params, weights, form, notes)
+      files.write_text(new / CARD, str(card))
       tokenizer_summary = _write_tokenizer(run, config["tokenizer"], new, size.family.is_siglip)
       vocabulary = [name for name in tokenizer_lib.VOCABULARIES if (new / name).exists()]
       if form == "transformers":
@@ -129,8 +132,6 @@ def _convert(
       else:
         details["tokenizer"] = vocabulary[0] if vocabulary else None
         standalone.write_folder(new, form, params, size, **details)
-      card = _card(run, config, step, params, weights, form, notes)
-      files.write_text(new / CARD, str(card))
       files.write_checksums(new, [*_weights_files(form), *vocabulary])
       _replace(out, new, form)
   except OSError as error:

@@ -13,7 +13,7 @@ import safetensors.numpy
 from flax import nnx
 from huggingface_hub.errors import LocalTokenNotFoundError
 
-from dgia_jax import config, convert, files, hub
+from dgia_jax import config, convert, files, hub, remote
 from dgia_jax.data import new_words
 from dgia_jax.data import tokenizer as tokenizer_lib
 from dgia_jax.errors import UserError
@@ -301,6 +301,25 @@ def test_an_interrupted_conversion_can_be_repeated(known_run, tmp_path, monkeypa
     patch.setattr(convert.files, "write_checksums", write_checksums)
     assert convert_run(known_run, tmp_path) == 130
   assert convert_run(known_run, tmp_path) == 0 and (tmp_path / "SHA256SUMS").exists()
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_the_card_reaches_a_bucket_first(known_run, siglip_run, tmp_path, kind):
+  """Without it, a conversion whose upload was interrupted would count as somebody else's files."""
+  run = known_run if kind == "clip" else siglip_run(kind)
+  assert convert_run(run, tmp_path / "out") == 0
+  assert min((tmp_path / "out").iterdir(), key=remote._rank).name == "README.md"
+
+
+def test_damaged_scores_are_noticed_before_the_weights_are_written(
+  known_run, tmp_path, capsys, monkeypatch
+):
+  shutil.copytree(known_run, tmp_path / "run")
+  (tmp_path / "run" / workdir_lib.RESULTS).write_text("{")
+  monkeypatch.setattr(pretrained, "write_folder", None)
+  assert convert_run(tmp_path / "run", tmp_path / "out") == 2
+  assert "results.json is damaged" in capsys.readouterr().err
+  assert not (tmp_path / "out").exists()
 
 
 def test_the_help_begins_with_a_whole_sentence(capsys):
