@@ -22,6 +22,8 @@ _TORCH_FILE = "pytorch_model.bin"
 # As open_clip names them.
 _OPEN_CLIP_FILE = "open_clip_model.safetensors"
 _OPEN_CLIP_TORCH_FILE = "open_clip_pytorch_model.bin"
+# The files that a folder can hold its weights in, as a whole, in the order of preference.
+_WEIGHTS_FILES = (WEIGHTS_FILE, _OPEN_CLIP_FILE, _TORCH_FILE, _OPEN_CLIP_TORCH_FILE)
 # Config and weights of a model on the hub, the preferred form of the weights first.
 HUB_FILES = (
   (config_json.FILE, WEIGHTS_FILE),
@@ -40,7 +42,7 @@ class CheckpointFiles:
 
   Attributes:
     tensors: by name, in the dtypes of the files.
-    folder: the folder of the model, with its config; None for a single file.
+    folder: the folder of the model, with its config; None for a single file without one.
   """
 
   tensors: dict[str, np.ndarray]
@@ -62,7 +64,7 @@ def read(name_or_path: str) -> CheckpointFiles:
   if user_files.exists(path, "pretrained"):
     if path.is_dir():
       return _read_folder(path)
-    return CheckpointFiles(_read_file(path), None)
+    return CheckpointFiles(_read_file(path), _folder_of(path))
   folder = hub.fetch(
     name_or_path,
     *HUB_FILES,
@@ -123,12 +125,25 @@ def _read_folder(folder: pathlib.Path) -> CheckpointFiles:
     for path in _indexed_files(folder):
       tensors |= _read_safetensors(path)
     return CheckpointFiles(tensors, folder)
-  others = (_OPEN_CLIP_FILE, _TORCH_FILE, _OPEN_CLIP_TORCH_FILE)
-  for name in others:
+  for name in _WEIGHTS_FILES[1:]:
     if (folder / name).exists():
       return CheckpointFiles(_read_file(folder / name), folder)
-  names = " nor ".join((WEIGHTS_FILE, _INDEX_FILE, *others))
+  names = " nor ".join((WEIGHTS_FILE, _INDEX_FILE, *_WEIGHTS_FILES[1:]))
   raise UserError(f"pretrained={folder} holds neither {names}")
+
+
+def _folder_of(path: pathlib.Path) -> pathlib.Path | None:
+  """The folder of a file if that is a model's whose weights the file holds.
+
+  A file of another name may belong to another model than the config beside it.
+  """
+  if path.name not in _WEIGHTS_FILES:
+    return None
+  try:
+    read_config(path.parent)
+  except UserError:  # of no CLIP or SigLIP, or absent
+    return None
+  return path.parent
 
 
 def _read_file(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -1,6 +1,6 @@
 """A checkpoint's position table for the grid of a model: which grid the table has, then resizing.
 
-A folder's config says what images its model was trained on. A single file does not say it, except
+A folder's config says what images its model was trained on. A file alone does not say it, except
 for OpenAI's archives, and tables of as many positions can be of different grids.
 """
 

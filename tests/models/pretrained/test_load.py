@@ -381,3 +381,27 @@ def test_a_folder_says_which_grid_it_has(tmp_path):
   pretrained.write_folder(tmp_path, params, image_size=(128, 32))
   loaded = load(tmp_path, params, (128, 32)).params["image"]["position_embedding"]
   np.testing.assert_allclose(loaded, params["image"]["position_embedding"], rtol=0, atol=1e-6)
+
+
+def test_a_file_has_the_grid_of_the_config_beside_it(tmp_path):
+  """A table written for oblong images is mapped back as transformers does, not just resized."""
+  _, params = model_b.split(model_b.create((128, 32)))
+  pretrained.write_folder(tmp_path, params, image_size=(128, 32))
+  loaded = load(tmp_path / "model.safetensors", params, (128, 32)).params["image"]
+  np.testing.assert_allclose(
+    loaded["position_embedding"], params["image"]["position_embedding"], rtol=0, atol=1e-6
+  )
+
+
+def test_the_config_of_another_program_beside_a_file_is_ignored(tmp_path):
+  params = save_file(tmp_path / "model.safetensors", model_b.SIZE, (64, 64))
+  (tmp_path / "config.json").write_text('{"model_type": "t5"}')
+  assert_equal(load(tmp_path / "model.safetensors", params, (64, 64)).params, params)
+
+
+def test_a_file_of_another_name_is_not_described_by_the_config_beside_it(tmp_path):
+  """Such as the checkpoint of a program that started from the model of the folder."""
+  _, published = model_b.split(model_b.create((64, 64)))
+  pretrained.write_folder(tmp_path, published, image_size=(64, 64))
+  params = save_file(tmp_path / "best.safetensors", model_b.SIZE, (96, 32))
+  assert_equal(load(tmp_path / "best.safetensors", params, (96, 32)).params, params)
