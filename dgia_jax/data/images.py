@@ -56,6 +56,10 @@ class UnreadableImageError(Exception):
     return f"{self.path}: {self.reason}"
 
 
+class TooLargeImageError(UnreadableImageError):
+  """An image that did not fit into the memory, perhaps only while others were decoded."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageFacts:
   """Size in pixels and PIL mode of a file, as stored."""
@@ -88,7 +92,7 @@ def read_bytes(path: pathlib.Path | str) -> bytes:
   except OSError as error:
     raise UnreadableImageError(str(path), error.strerror or str(error)) from error
   except MemoryError as error:
-    raise UnreadableImageError(str(path), "too large for the memory") from error
+    raise TooLargeImageError(str(path), "too large for the memory") from error
 
 
 def decode(content: bytes, path: pathlib.Path | str) -> Image.Image:
@@ -204,7 +208,7 @@ def _opened(file: io.BufferedIOBase, path: pathlib.Path | str) -> Iterator[Image
     with Image.open(file, formats=decoded_formats()) as image:
       yield image
   except MemoryError as error:
-    raise UnreadableImageError(str(path), "too large for the memory") from error
+    raise TooLargeImageError(str(path), "too large for the memory") from error
   except Exception as error:
     # Decoders of damaged files raise almost anything: OSError, SyntaxError, struct.error, ...
     unknown = isinstance(error, Image.UnidentifiedImageError)

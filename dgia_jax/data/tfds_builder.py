@@ -128,6 +128,12 @@ class PersonSearch(tfds.core.ShardBasedBuilder, skip_registration=True):
     with contextlib.closing(contents):
       for number, (row, content) in enumerate(zip(shard, contents, strict=True)):
         config.on_image()
+        if isinstance(content, images_lib.TooLargeImageError):
+          # Never skipped: the same files would give another dataset on a machine that is less busy.
+          raise UserError(
+            f"{self.name}: cannot read image {content}; decode fewer at once (--workers 1), or make"
+            " the image smaller"
+          )
         if isinstance(content, images_lib.UnreadableImageError):
           if not config.skip_unreadable:
             raise UserError(
@@ -236,7 +242,8 @@ def build(
     data_dir: absolute path of the root of the built datasets.
     holdout: number of train people to move to "val".
     skip_unreadable: leave out images that are missing or cannot be decoded, instead of stopping.
-      They are listed in `builder.info.metadata["skipped"]`.
+      They are listed in `builder.info.metadata["skipped"]`. One that does not fit into the memory
+      always stops the build.
     workers: reading and decoding threads, 0 for one per core.
 
   Raises:

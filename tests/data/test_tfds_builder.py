@@ -275,6 +275,19 @@ def test_no_readable_image_is_an_error_even_when_skipping(tmp_path):
   assert _everything_in(tmp_path / "out") == []
 
 
+def test_an_image_that_does_not_fit_into_the_memory_is_never_skipped(tmp_path, monkeypatch):
+  """Perhaps it only failed because several threads were decoding."""
+
+  def upright_rgb(image):
+    raise MemoryError
+
+  fake_datasets.custom(tmp_path / "in")
+  monkeypatch.setattr(images, "upright_rgb", upright_rgb)
+  with pytest.raises(UserError, match="too large for the memory; decode fewer at once"):
+    _build("custom", tmp_path / "in", tmp_path / "out", skip_unreadable=True)
+  assert _everything_in(tmp_path / "out") == []
+
+
 @pytest.mark.parametrize("field", ["split", "file_path"])
 def test_faulty_annotation_stops_before_anything_is_written(tmp_path, field):
   entries = fake_datasets.cuhk_pedes(tmp_path / "in")
