@@ -146,14 +146,20 @@ def read(folder: pathlib.Path, context_length: int) -> SiglipTokenizer:
     context_length: L, ids per caption, at least 2.
 
   Raises:
-    UserError: transformers cannot read the files, or they are not those of a SigLIP model.
+    UserError: transformers cannot read the files, or they are not those of a SigLIP model, or they
+      have changed since a conversion wrote them.
   """
   if context_length < 2:
     raise UserError(f"tokenizer.context_length={context_length} leaves no room for a token: use 2+")
   try:
+    for path in (folder / SENTENCEPIECE, folder / JSON_FILE):
+      if path.is_file() and files.differs_from_checksum(path):
+        raise UserError(f"{path} is damaged (its checksum differs); restore it from a copy")
     with quiet_transformers() as transformers:
       reader = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     return SiglipTokenizer(reader, context_length)
+  except UserError:
+    raise
   except ImportError as error:
     raise UserError(
       f"tokenizer.name: SigLIP's tokenizer in {folder} needs two packages:"

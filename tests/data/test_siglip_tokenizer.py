@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tokenizers
 
+from dgia_jax import files
 from dgia_jax.data import siglip_tokenizer
 from dgia_jax.data import tokenizer as tokenizer_lib
 from dgia_jax.errors import UserError
@@ -140,6 +141,17 @@ def test_mistakes_end_in_one_line(tmp_path):
   with pytest.raises(UserError, match="holds no tokenizer of a SigLIP model") as error:
     siglip_tokenizer.read(tmp_path, LENGTH)
   assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["spiece.model", "tokenizer.json"])
+def test_a_vocabulary_that_differs_from_its_checksum_is_refused(tmp_path, name):
+  folder = siglip_files.write_siglip_2(tmp_path)
+  if name == "spiece.model":
+    (folder / name).write_bytes(b"a vocabulary")
+  files.write_checksums(folder, [name])
+  (folder / name).write_bytes((folder / name).read_bytes() + b" ")
+  with pytest.raises(UserError, match=f"{name} is damaged .its checksum differs"):
+    read(folder)
 
 
 def test_a_tokenizer_whose_special_ids_are_the_last_is_refused(tmp_path):
