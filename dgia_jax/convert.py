@@ -22,6 +22,7 @@ transformers (see `search.standalone`). `--dtype float16` halves the file of the
 import contextlib
 import os
 import pathlib
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,6 +41,7 @@ from dgia_jax.training import checkpoint, run_weights
 from dgia_jax.training import workdir as workdir_lib
 
 CARD = "README.md"
+_UNFINISHED = ".converting-"  # how folders begin that hold the files of a conversion until its end
 # What a folder of each format holds besides the tokenizer, card and checksums.
 FORMATS = {
   "transformers": (
@@ -149,12 +151,15 @@ def _convert(
 def _written_aside(out: pathlib.Path) -> Iterator[pathlib.Path]:
   """Yields an empty folder for the files of a conversion, which keeps `out` as it is if it fails.
 
-  The folder is inside `out`, which is created, and is removed at the end.
+  The folder is inside `out`, which is created, and is removed at the end; so are those of
+  conversions that were killed.
   """
   is_new = not out.exists()
   out.mkdir(parents=True, exist_ok=True)
   try:
-    with tempfile.TemporaryDirectory(prefix=".converting-", dir=out) as folder:
+    for unfinished in out.glob(f"{_UNFINISHED}*"):
+      shutil.rmtree(unfinished, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=out) as folder:
       yield pathlib.Path(folder)
   except BaseException:
     if is_new:

@@ -429,6 +429,15 @@ def test_a_conversion_that_fails_changes_nothing(known_run, tmp_path, capsys, mo
   assert contents(out) == before
 
 
+def test_what_a_killed_conversion_left_is_removed(tmp_path):
+  (tmp_path / ".converting-1").mkdir()
+  (tmp_path / ".converting-1" / "model.safetensors").write_text("weights")
+  (tmp_path / ".other").mkdir()
+  with convert._written_aside(tmp_path):
+    pass
+  assert [path.name for path in tmp_path.iterdir()] == [".other"]
+
+
 def test_a_folder_in_place_of_a_file_is_noticed_first(known_run, tmp_path, capsys):
   assert convert_run(known_run, tmp_path) == 0
   before = contents(tmp_path)
