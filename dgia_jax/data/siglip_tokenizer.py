@@ -85,7 +85,9 @@ class SiglipTokenizer:
     sentencepiece model, to which only transformers' own cleaning can be added: lower case, and no
     punctuation.
     """
-    folder, written = pathlib.Path(folder), self._written_by_transformers()
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = self._written_by_transformers(folder)
     config = json.loads(written[CONFIG]) | {
       "model_max_length": self.context_length,
       "padding_side": "right",
@@ -101,14 +103,16 @@ class SiglipTokenizer:
       config["do_lower_case"] = True
     if hasattr(self._reader, "add_eos_token"):  # not every version saves these flags
       config |= {"add_bos_token": False, "add_eos_token": True}
-    folder.mkdir(parents=True, exist_ok=True)
     for name in written.keys() & set(FILES) - {CONFIG}:
       files.write_bytes(folder / name, written[name])
     files.write_json(folder / CONFIG, config)
 
-  def _written_by_transformers(self) -> dict[str, bytes]:
-    """{name: content} of the files that the reader saves; a full disk is an OSError."""
-    with tempfile.TemporaryDirectory() as folder:
+  def _written_by_transformers(self, parent: pathlib.Path) -> dict[str, bytes]:
+    """{name: content} of the files that the reader saves, to a temporary folder in `parent`.
+
+    A full disk is an OSError, as when other files of `parent` are written.
+    """
+    with tempfile.TemporaryDirectory(prefix=".tokenizer-", dir=parent) as folder:
       try:
         self._reader.save_pretrained(folder)
       except Exception as error:  # `tokenizers` raises nothing more special
