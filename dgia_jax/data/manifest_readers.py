@@ -98,6 +98,7 @@ def read_table(source: str, columns: Columns) -> Iterator[Example]:
 def read_folders(source: str, columns: Columns) -> Iterator[Example]:
   """Examples of FOLDER/PERSON/x.jpg with x.txt, or FOLDER/SPLIT/PERSON/x.jpg; images are paths."""
   del columns
+  _check_folder(source, "folders")
   for folder, names in folder_walk.walk(source, _stop_at):
     relative = os.path.relpath(folder, source)
     parts = [] if relative == os.curdir else relative.split(os.sep)
@@ -113,6 +114,7 @@ def read_folders(source: str, columns: Columns) -> Iterator[Example]:
 
 def read_imagefolder(source: str, columns: Columns) -> Iterator[Example]:
   """Examples of metadata files; images are paths, and a subfolder may name the split."""
+  _check_folder(source, "imagefolder")
   for file in _metadata_files(source):
     part = os.path.relpath(os.path.dirname(file), source)
     for example in _examples_of_rows(_table_rows(file), columns):
@@ -334,6 +336,11 @@ def _decoded(raw: bytes, place: str) -> str:
 
 def _check_regular(file: str) -> None:
   user_files.check_regular(pathlib.Path(file), "source")
+
+
+def _check_folder(source: str, form: str) -> None:
+  if not os.path.isdir(source):
+    raise UserError(f"{source} is no folder: --form {form} takes a folder")
 
 
 def _files(source: str, ending: str) -> list[str]:

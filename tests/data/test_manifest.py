@@ -317,6 +317,12 @@ def test_missing_images_are_counted(tmp_path, capsys):
   assert len(written) == 8
 
 
+@pytest.mark.parametrize("form", ["folders", "imagefolder"])
+def test_a_form_of_folders_takes_no_file(tmp_path, form):
+  with pytest.raises(UserError, match=f"t.csv is no folder: --form {form} takes a folder"):
+    manifest.make(str(_csv(tmp_path)), tmp_path / "out", form=form)
+
+
 def test_an_unreadable_folder_is_named(tmp_path, monkeypatch):
   def scandir(path):
     raise PermissionError(13, "Permission denied", path)
