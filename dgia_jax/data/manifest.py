@@ -66,16 +66,20 @@ def make(
 
   Raises:
     UserError: the source cannot be read, has no split, or none of the files that it names exists,
-      or `out` already has annotations, or images where some would be written.
+      or `images` is no folder, or `out` already has annotations, or images where some would be
+      written; or one of the three is not on this machine.
   """
-  out = user_files.expanded(out, "--out").absolute()
-  source = os.path.abspath(os.path.expanduser(source))
+  out = user_files.local_path(out, "--out").absolute()
+  source = os.path.abspath(user_files.local_path(source, "source"))
   file = out / FILE
   if user_files.exists(file, "--out"):
     raise UserError(f"{file} exists already: choose another --out, or delete it")
+  if images:
+    images = os.path.abspath(user_files.local_path(images, "--images"))
+    if not os.path.isdir(images):
+      raise UserError(f"no folder {images} (--images)")
   reader = READERS[form or form_of(source)]
-  folder = source if os.path.isdir(source) else os.path.dirname(source)
-  folder = pathlib.Path(os.path.abspath(os.path.expanduser(images)) if images else folder)
+  folder = pathlib.Path(images or (source if os.path.isdir(source) else os.path.dirname(source)))
   entry_of: dict[tuple, dict[str, Any]] = {}
   paths: dict[str, None] = {}  # of files, each once, in order
   without_caption, store = 0, ImageStore(out / IMAGES)

@@ -290,6 +290,19 @@ def test_images_in_another_folder_are_asked_for(tmp_path, capsys):
   assert "are not in" not in capsys.readouterr().out
 
 
+def test_a_folder_of_images_that_is_missing_or_remote_is_named(tmp_path):
+  make = lambda **options: manifest.make(str(table), **{"out": tmp_path / "out", **options})
+  table = _csv(tmp_path)
+  with pytest.raises(UserError, match=f"no folder {tmp_path}/pictures .--images."):
+    make(images=f"{tmp_path}/pictures")
+  with pytest.raises(UserError, match="--images=gs://bucket/pictures: remote paths"):
+    make(images="gs://bucket/pictures")
+  with pytest.raises(UserError, match="--out=gs://bucket/out: remote paths"):
+    make(out="gs://bucket/out")
+  with pytest.raises(UserError, match="source=gs://bucket/t.csv: remote paths"):
+    manifest.make("gs://bucket/t.csv", tmp_path / "out")
+
+
 @pytest.mark.parametrize("path", ["images/anna/0.png", "images\\anna\\0.png", "{absolute}"])
 def test_images_are_found_as_the_check_finds_them(tmp_path, path):
   _rows(tmp_path / "images")
