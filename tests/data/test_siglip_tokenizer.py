@@ -35,7 +35,6 @@ def theirs(transformers, folder, captions):
 
 
 def test_siglip(tmp_path):
-  pytest.importorskip("sentencepiece")
   transformers = pytest.importorskip("transformers")
   folder = siglip_files.write_siglip(tmp_path)
   tokenizer = read(folder)
@@ -65,7 +64,6 @@ def test_siglip_2(tmp_path):
 
 @pytest.mark.parametrize("write", [siglip_files.write_siglip, siglip_files.write_siglip_2])
 def test_special_tokens_in_a_caption_are_text(tmp_path, write):
-  pytest.importorskip("sentencepiece")
   tokenizer = read(write(tmp_path))
   plain = tokenizer.encode(["a man"])[0]
   num_words = int(np.flatnonzero(plain == tokenizer.end_id)[0])
@@ -77,7 +75,6 @@ def test_special_tokens_in_a_caption_are_text(tmp_path, write):
 
 @pytest.mark.parametrize("write", [siglip_files.write_siglip, siglip_files.write_siglip_2])
 def test_an_exported_tokenizer_is_read_back(tmp_path, write):
-  pytest.importorskip("sentencepiece")
   transformers = pytest.importorskip("transformers")
   tokenizer = read(write(tmp_path / "published"))
   tokenizer.export(tmp_path / "saved")

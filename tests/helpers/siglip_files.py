@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import pytest
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
@@ -17,9 +18,11 @@ SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")  # the first ids of Sig
 
 
 def write_siglip(folder: pathlib.Path) -> pathlib.Path:
-  """SigLIP's: a sentencepiece model whose first ids are padding, end and unknown."""
-  import sentencepiece
+  """SigLIP's: a sentencepiece model whose first ids are padding, end and unknown.
 
+  A test without the package is skipped.
+  """
+  sentencepiece = pytest.importorskip("sentencepiece")
   folder.mkdir(exist_ok=True)
   sentencepiece.SentencePieceTrainer.train(
     sentence_iterator=iter(CAPTIONS), model_prefix=str(folder / "spiece"), vocab_size=36,
