@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import tokenizers
+from absl import logging
 from tokenizers import models, pre_tokenizers, processors, trainers
 
 from dgia_jax import files, hub, user_files
@@ -44,7 +45,7 @@ class Tokenizer(TokenIds):
     """Wraps a backend of `_with_special_ids`, whose settings fix L and the special ids.
 
     Raises:
-      ValueError: it does not put a start and an end, the two highest ids, around a caption.
+      ValueError: it does not put a start and an end, whose ids follow each other, around a caption.
     """
     encoding = backend.encode("")
     ids = [n for n, mask in zip(encoding.ids, encoding.attention_mask, strict=True) if mask]
@@ -148,7 +149,11 @@ class Tokenizer(TokenIds):
 
 
 def load_tokenizer(folder: pathlib.Path | str) -> Tokenizer:
-  """Reads the file that `Tokenizer.save` wrote; raises UserError if it is missing or damaged."""
+  """Reads the file that `Tokenizer.save` wrote; raises UserError if it is missing or damaged.
+
+  Logs a warning if tokens have no row of their own in a model's table. Earlier releases wrote such
+  files for vocabularies with gaps, and their runs must still open.
+  """
   path = pathlib.Path(folder) / FILE
   if not path.is_file():
     raise UserError(f"{path} is missing: the folder holds no saved tokenizer")
@@ -162,9 +167,15 @@ def load_tokenizer(folder: pathlib.Path | str) -> Tokenizer:
   try:
     if backend.truncation is None or not is_saved(folder):
       raise ValueError("it does not fix a context length, start and end")
-    return Tokenizer(backend)
+    tokenizer = Tokenizer(backend)
   except ValueError as error:
     raise UserError(f"{path} was not saved by dgia_jax: {error}") from error
+  if _num_ids(backend) > tokenizer.mask_id:
+    logging.warning(
+      "%s has tokens with ids from that of the mask, %d, on: the model reads rows of other tokens"
+      " for them; train a new run", path, tokenizer.mask_id,
+    )  # fmt: skip
+  return tokenizer
 
 
 def folder_tokenizer(

@@ -47,9 +47,11 @@ def test_special_ids_are_above_a_gap(gapped, tmp_path):
   assert (saved.mask_id, saved.vocab_size) == (10, 13)
 
 
-def test_a_saved_vocabulary_keeps_the_ids_that_it_was_saved_with(gapped, tmp_path):
-  """Earlier releases put the special ids behind the number of tokens."""
+def test_a_saved_vocabulary_keeps_the_ids_that_it_was_saved_with(gapped, tmp_path, caplog):
+  """Earlier releases put the special ids behind the number of tokens, others ids above them."""
   tokenizer_lib.pretrained_tokenizer(str(gapped), 6).save(tmp_path)
+  tokenizer_lib.load_tokenizer(tmp_path)
+  assert not caplog.text
   (tmp_path / "SHA256SUMS").unlink()
   path = tmp_path / "tokenizer.json"
   content = json.loads(path.read_text())
@@ -59,6 +61,7 @@ def test_a_saved_vocabulary_keeps_the_ids_that_it_was_saved_with(gapped, tmp_pat
   tokenizer = tokenizer_lib.load_tokenizer(tmp_path)
   assert (tokenizer.mask_id, tokenizer.end_id, tokenizer.vocab_size) == (5, 7, 8)
   assert tokenizer.encode(["a coat"]).tolist() == [[6, 2, 9, 7, 0, 0]]
+  assert "tokens with ids from that of the mask, 5, on" in caplog.text
 
 
 def test_new_words_need_a_vocabulary_without_gaps(gapped):
