@@ -123,9 +123,7 @@ def _vocabulary_folder(source: str) -> pathlib.Path | None:
   """
   if not source:
     return None
-  path = user_files.expanded(
-    pretrained.local_copy(source, "config.pretrained"), "config.pretrained"
-  )
+  path = pretrained.local_copy(source, "config.pretrained")
   if workdir_lib.is_run(path):
     return path / workdir_lib.TOKENIZER
   if not user_files.exists(path, "config.pretrained"):
