@@ -146,6 +146,7 @@ class Retriever:
     # Imported here: Orbax is slow to import and only runs need it.
     from dgia_jax.training import run_weights
 
+    folder = user_files.expanded(folder, setting)
     config = workdir_lib.read_config(folder, setting)
     size = dual_encoder.named(config["model"]["name"])
     settings, image_size = config["tokenizer"], tuple(config["dataset"]["image_size"])
@@ -154,7 +155,7 @@ class Retriever:
         settings["name"], settings["context_length"], size.family.is_siglip
       )
     else:
-      tokenizer = tokenizer_lib.load_tokenizer(pathlib.Path(folder) / workdir_lib.TOKENIZER)
+      tokenizer = tokenizer_lib.load_tokenizer(folder / workdir_lib.TOKENIZER)
     _, params, _ = run_weights.load(folder, choice, weights, setting=setting)
     graphdef, _ = _abstract_model(
       size,
@@ -173,7 +174,7 @@ class Retriever:
     Raises:
       UserError: a file is missing or damaged, or the model is of another kind.
     """
-    folder = pathlib.Path(folder)
+    folder = user_files.expanded(folder, "model")
     config = pretrained.read_config(folder)
     family, image_size = config.size.family, config.image_size
     graphdef, template = _abstract_model(

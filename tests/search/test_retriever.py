@@ -136,9 +136,13 @@ def test_siglips_table_of_tokens_may_have_unused_rows(
 def test_a_tilde_is_a_home_folder(known_run, monkeypatch):
   monkeypatch.setenv("HOME", str(known_run.parent))
   expected = Retriever.open(known_run)
-  assert Retriever.from_pretrained(f"~/{known_run.name}").digest() == expected.digest()
+  for create in (Retriever.from_pretrained, Retriever.from_run):
+    assert create(f"~/{known_run.name}").digest() == expected.digest()
   with pytest.raises(UserError, match="^model=~nobody-here/a: no home folder is known"):
     Retriever.from_pretrained("~nobody-here/a")
+  for create in (Retriever.from_run, Retriever.from_hugging_face):
+    with pytest.raises(UserError, match="^model=~nobody-here/a: no home folder is known"):
+      create("~nobody-here/a")
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
