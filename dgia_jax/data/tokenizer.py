@@ -17,7 +17,7 @@ import tokenizers
 from absl import logging
 from tokenizers import models, pre_tokenizers, processors, trainers
 
-from dgia_jax import files, hub, user_files
+from dgia_jax import files, hub, remote, user_files
 from dgia_jax.data import clip_vocabulary, siglip_tokenizer
 from dgia_jax.data.siglip_tokenizer import CONFIG, SiglipTokenizer
 from dgia_jax.data.text_cleaning import clean_caption, clean_first
@@ -207,15 +207,16 @@ def pretrained_tokenizer(
   """A published tokenizer: CLIP's, SigLIP's, or any other that transformers reads.
 
   Args:
-    name: a folder, CLIP's own `bpe_simple_vocab_16e6.txt.gz`, or a model on the Hugging Face hub
-      such as "openai/clip-vit-base-patch16", which is looked up in the local cache first.
+    name: a folder or CLIP's own `bpe_simple_vocab_16e6.txt.gz`, both also at gs://, or a model on
+      the Hugging Face hub such as "openai/clip-vit-base-patch16", which is looked up in the local
+      cache first.
     context_length: L, ids per caption, at least 3.
     is_siglip: whether a SigLIP model reads the ids; they are then the tokenizer's own.
 
   Raises:
     UserError: no tokenizer can be reached under this name, or its files are damaged.
   """
-  path = user_files.expanded(name, "tokenizer.name")
+  path = remote.local_copy(name, "tokenizer.name")
   if not user_files.exists(path, "tokenizer.name"):
     path = hub.fetch(
       name,

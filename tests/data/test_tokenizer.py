@@ -15,6 +15,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 
+from dgia_jax import remote
 from dgia_jax.data import tokenizer as tokenizer_lib
 from dgia_jax.errors import UserError
 from tests.helpers import vocabularies
@@ -226,6 +227,12 @@ def test_other_vocabularies_are_saved_and_found_in_a_models_folder(bert_folder, 
 def test_clip_is_read_without_transformers(clip_folder, monkeypatch):
   monkeypatch.setitem(sys.modules, "transformers", None)
   assert tokenizer_lib.pretrained_tokenizer(str(clip_folder)).vocab_size == len(TOKENS)
+
+
+def test_a_vocabulary_in_a_bucket_is_copied(clip_folder, monkeypatch):
+  copies = {"gs://bucket/clip": clip_folder}
+  monkeypatch.setattr(remote, "local_copy", lambda path, setting: copies[path])
+  assert tokenizer_lib.pretrained_tokenizer("gs://bucket/clip").vocab_size == len(TOKENS)
 
 
 def test_save_and_load(tokenizer, tmp_path):
