@@ -32,6 +32,8 @@ HUB_FILES = ((SENTENCEPIECE, CONFIG), (JSON_FILE, CONFIG))
 # What `SiglipTokenizer.export` writes; not every version of transformers has the last two.
 FILES = (SENTENCEPIECE, JSON_FILE, CONFIG, "special_tokens_map.json", "added_tokens.json")
 _MASK = "<mask>"
+# What transformers writes to the config about the folder that was read, not about the tokenizer.
+_ABOUT_THE_READER = ("is_local", "local_files_only", "name_or_path")
 
 
 class SiglipTokenizer:
@@ -101,6 +103,8 @@ class SiglipTokenizer:
       written[JSON_FILE] = self._cleaning_backend().to_str(pretty=True).encode()
     else:
       config["do_lower_case"] = True
+    for name in _ABOUT_THE_READER:
+      config.pop(name, None)
     if hasattr(self._reader, "add_eos_token"):  # not every version saves these flags
       config |= {"add_bos_token": False, "add_eos_token": True}
     for name in written.keys() & set(FILES) - {CONFIG}:

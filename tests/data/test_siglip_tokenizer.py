@@ -87,6 +87,8 @@ def test_an_exported_tokenizer_is_read_back(tmp_path, write):
   np.testing.assert_array_equal(inputs["input_ids"], tokenizer.encode(CAPTIONS))
   assert list(inputs) == ["input_ids"]
   assert {path.name for path in (tmp_path / "saved").iterdir()} <= set(siglip_tokenizer.FILES)
+  config = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
+  assert not {"is_local", "local_files_only", "name_or_path"} & config.keys()
 
 
 def test_an_exported_siglip_2_cleans_captions_as_training_does(tmp_path):
