@@ -41,7 +41,8 @@ def _dispatch(arguments: list[str]) -> int:
     return 0
   if command in PROGRAMS:
     return importlib.import_module(PROGRAMS[command]).main(arguments[1:])
-  from dgia_jax import main as run_main  # imported here: JAX, which the programs above need later
+  # imported here, because it imports JAX, which `data`, `search` and `convert` load later
+  from dgia_jax import main as run_main
 
   modes = tuple(run_main.REQUIRED)
   if command in modes:

@@ -128,7 +128,7 @@ def open_dataset(
 
 
 def missing_images(paths: Iterable[str], images: str) -> list[str]:
-  """Those of some paths of annotations whose image `--images` would not find; files outside count.
+  """The paths for which `--images` would find no file; files outside the folder count as found.
 
   Args:
     paths: as the annotations have them.

@@ -30,8 +30,8 @@ CLIP_FILES, FILE = clip_vocabulary.FILES, clip_vocabulary.JSON_FILE
 # Files of a model's tokenizer on the hub: CLIP's, SigLIP's, or another's that transformers reads.
 HUB_FILES = (CLIP_FILES, *siglip_tokenizer.HUB_FILES, (FILE,))
 _HUB_FILES = (CLIP_FILES, (FILE,), ("vocab.txt", CONFIG))
-EXPORTED_FILES = siglip_tokenizer.FILES  # what both kinds of tokenizer export, or a part of it
-VOCABULARIES = (FILE, siglip_tokenizer.SENTENCEPIECE)  # the one of them that holds the tokens
+EXPORTED_FILES = siglip_tokenizer.FILES  # each kind of tokenizer exports some of these
+VOCABULARIES = (FILE, siglip_tokenizer.SENTENCEPIECE)  # a folder has one of these two
 
 
 class Tokenizer(TokenIds):
@@ -86,13 +86,14 @@ class Tokenizer(TokenIds):
 
   @property
   def has_gaps(self) -> bool:
-    """Whether ids below the highest one are nobody's, as in some published vocabularies."""
+    """Whether no token has some id below the highest one, as in some published vocabularies."""
     return _num_ids(self._backend) != self._backend.get_vocab_size()
 
   def with_words(self, words: Sequence[str]) -> "Tokenizer":
     """A tokenizer with these words as tokens, in this order after all others but the special ids.
 
-    The vocabulary has no gaps: `tokenizers` would give their ids away, or ids that are in use.
+    The vocabulary has no gaps: otherwise `tokenizers` may assign ids inside a gap, or ids already
+    in use.
 
     Args:
       words: as `words` gives them; `is_token` is False for each, as no two tokens can have the same
