@@ -7,7 +7,7 @@ Trains the missing runs, takes the measurements that a table needs beyond the sc
 Markdown, CSV, PNG and PDF files to WORKDIR/report/DATASET; options that change the results are
 added to the name of that folder. Tables share finished runs, and interrupted runs resume.
 `--dry_run` prints the training commands of the missing runs instead, one per line, for a job array
-or `xargs -P N -I CMD sh -c CMD`.
+or `tr '\\n' '\\0' | xargs -0 -P N -I CMD sh -c CMD`.
 """
 
 import argparse
@@ -46,6 +46,11 @@ def _run(arguments: Sequence[str]) -> None:
   flags = _parse(arguments)
   options, named = _options(flags)
   plans = _plan(flags.experiment, options)
+  for plan in plans:
+    if plan.conflicts:  # among the commands of a dry run, this would be taken for one
+      note = f"{plan.experiment.name}: {plan.not_applicable}"
+      print(note, file=sys.stderr if flags.dry_run else sys.stdout, flush=True)
+  plans = [plan for plan in plans if plan.runs]
   selected = _select_runs(plans, flags.only, flags.shard)
   if flags.dry_run:
     _print_commands(selected)
@@ -215,7 +220,7 @@ def _schedule(dataset: tables.Dataset, flags: argparse.Namespace) -> str:
 
 
 def _plan(name: str, options: runs.Options) -> list[collect.Plan]:
-  """The runs of the experiment with this name, or of all; says which settings are excluded.
+  """The runs of the experiment with this name, or of all.
 
   Raises:
     UserError: the experiment is unknown, or has no setting that the options allow.
@@ -226,12 +231,9 @@ def _plan(name: str, options: runs.Options) -> list[collect.Plan]:
     experiments = [_look_up(tables.EXPERIMENTS, name, "experiment", ALL)]
   plans = [collect.plan(experiment, options) for experiment in experiments]
   for plan in plans:
-    line = f"{plan.experiment.name}: {plan.not_applicable}"
     if not plan.runs and name != ALL:
-      raise UserError(line)
-    if plan.conflicts:
-      _print_line(f"# {line}")  # among the commands of a dry run, a shell ignores this line
-  return [plan for plan in plans if plan.runs]
+      raise UserError(f"{plan.experiment.name}: {plan.not_applicable}")
+  return plans
 
 
 def _look_up(table: Mapping[str, Value], name: str, flag: str, *more: str) -> Value:

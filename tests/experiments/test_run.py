@@ -2,7 +2,9 @@
 
 import dataclasses
 import errno
+import os
 import shlex
+import subprocess
 import sys
 
 import pytest
@@ -69,9 +71,25 @@ def test_settings_that_a_variant_excludes_are_left_out(tmp_path, capsys, dataset
   commands = planned(capsys, "gates", *arguments)  # gates need each pair's own caption
   assert [command[4].split("/")[-1].split(".")[0] for command in commands] == ["DGIA", "half-rate"]
   assert run.main(["all", *arguments, "--dry_run"]) == 0
-  lines = [line for line in capsys.readouterr().out.splitlines() if "not applicable" in line]
-  assert [line.split(":")[0] for line in lines] == ["# global", "# strict_mining", "# gates"]
+  lines = [line for line in capsys.readouterr().err.splitlines() if "not applicable" in line]
+  assert [line.split(":")[0] for line in lines] == ["global", "strict_mining", "gates"]
   assert "gate-pair, gate-rank, gate-neighbours, gate-running (config.caption_ex" in lines[-1]
+
+
+def test_a_dry_run_is_read_by_xargs_and_a_shell(tmp_path, capsys, monkeypatch):
+  arguments = ["gates", "--workdir", str(tmp_path / "it's a"), "--variant", "plus", *WARM[2:]]
+  commands = planned(capsys, *arguments)
+  assert run.main([*arguments, "--dry_run"]) == 0
+  printed = capsys.readouterr().out
+  (tmp_path / "python").write_text('#!/bin/sh\nprintf "%s|" python "$@"; echo\n')
+  (tmp_path / "python").chmod(0o755)
+  monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+  done = subprocess.run(
+    """tr '\\n' '\\0' | xargs -0 -I CMD sh -c CMD""", shell=True, input=printed,
+    capture_output=True, text=True, check=True,
+  )  # fmt: skip
+  seen = [line.split("|")[:-1] for line in done.stdout.splitlines()]
+  assert [command for command in seen if "/start." not in command[4]] == commands != []
 
 
 def test_a_report_names_the_settings_that_are_left_out(tmp_path):
