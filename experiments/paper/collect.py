@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import pathlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ class Plan(NamedTuple):
   Attributes:
     experiment: with the settings that the options allow.
     runs: of these settings.
-    conflicts: {label of any other setting: why the options exclude it}.
+    conflicts: {label of any other setting: why it is excluded}.
   """
 
   experiment: tables.Experiment
@@ -29,11 +30,12 @@ class Plan(NamedTuple):
 
   @property
   def not_applicable(self) -> str:
-    """The excluded settings and a reason, in one line; "" if there are none."""
-    if not self.conflicts:
-      return ""
-    reason = next(iter(self.conflicts.values()))
-    return f"not applicable with these options: {', '.join(self.conflicts)} ({reason})"
+    """The excluded settings and their reasons, in one line; "" if there are none."""
+    by_kind = {}  # reasons that differ in values only are of one kind
+    for label, reason in self.conflicts.items():
+      by_kind.setdefault(re.sub(r"=\S+", "", reason), []).append(label)
+    parts = [f"{', '.join(ls)} ({self.conflicts[ls[0]]})" for ls in by_kind.values()]
+    return f"not applicable with these options: {'; '.join(parts)}" if parts else ""
 
 
 @dataclasses.dataclass(frozen=True)
