@@ -1,6 +1,13 @@
 """Tables that are not in the paper: what identities are worth, and ideas beyond the method."""
 
-from experiments.paper.settings import BASELINE, WHOLE, Experiment, Setting, only
+from experiments.paper.settings import (
+  BASELINE,
+  LOCAL_IS_ON,
+  WHOLE,
+  Experiment,
+  Setting,
+  only,
+)
 
 # `dgia_jax.method.strict_mining`.
 RECIPROCAL = {"strict_mining.reciprocal": True}
@@ -34,12 +41,12 @@ ADDITIONS = (
         only("consistency", local_association__modality="none"),
         description="baseline with the distorted view, without mined relations",
       ),
-      Setting("method", {}, description="all four losses, mined relations"),
+      Setting("method", {}, description="the whole method, mined relations"),
       Setting(
         "oracle_relations",
         {},
         oracle="relations",
-        description="ORACLE: all four losses, true relations",
+        description="ORACLE: the whole method, true relations",
       ),
       Setting(
         "oracle_captions",
@@ -166,6 +173,7 @@ ADDITIONS = (
           f"{loss}-x{weight:g}",
           {f"loss.weights.{loss}": weight},
           description=f"DGIA; {name} loss with weight {weight:g}",
+          needs=LOCAL_IS_ON if loss == "local" else {},
         )
         for loss, name, weights in (
           ("itc", "contrastive", (3.0, 10.0)),

@@ -89,16 +89,24 @@ class CollectedResults:
 def plan(experiment: tables.Experiment, options: runs.Options) -> Plan:
   """The runs of an experiment. A variant may exclude settings: `:plus` has no gated bank, say.
 
+  A setting that the options make the same run as an earlier one is excluded, too.
+
   Raises:
     UserError: the options do not work with any setting.
   """
-  planned, conflicts = {}, {}
+  planned, conflicts, labels = {}, {}, {}
   for setting in experiment.settings:
     try:
-      planned[setting.label] = [runs.make_run(options, setting, seed) for seed in options.seeds]
+      of_seeds = [runs.make_run(options, setting, seed) for seed in options.seeds]
     except UserError as error:
       runs.check(options)  # otherwise it is not the setting's fault
       conflicts[setting.label] = str(error)
+      continue
+    earlier = labels.setdefault(of_seeds[0].folder, setting.label)
+    if earlier == setting.label:
+      planned[setting.label] = of_seeds
+    else:
+      conflicts[setting.label] = f"the same run as {earlier}"
   allowed = tuple(setting for setting in experiment.settings if setting.label in planned)
   return Plan(dataclasses.replace(experiment, settings=allowed), planned, conflicts)
 

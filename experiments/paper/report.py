@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dgia_jax import config as config_lib
 from dgia_jax import files
 from experiments.paper import report_names, runs, tables
 from experiments.paper.collect import CollectedResults
@@ -189,21 +190,23 @@ def _lines(content: ReportContent, data: CollectedResults, command: str) -> Iter
 def _runs_table(data: CollectedResults) -> Table:
   """The config changes, number of finished runs and training time of each setting."""
   header = ("setting", "description", "changed fields", "finished", "training s per run", "device")
-  rows = []
+  options, rows = data.options, []
+  whole = runs.resolve(options, runs.fields_of(options, tables.WHOLE, options.seeds[0], None))
   for setting in data.experiment.settings:
+    changed = config_lib.differences(data.runs[setting.label][0].config, whole)
     finished = [results for _, results in data.finished(setting.label)]
     seconds = [
       results["wall_time_seconds"] for results in finished if "wall_time_seconds" in results
     ]
-    changes = [f"{name}={value}" for name, value in setting.fields.items()]
+    fields = {**setting.fields, **setting.needs, **setting.fields}
+    changes = [f"{name}={value}" for name, value in fields.items() if name in changed]
     changes += [f"{name} x {factor}" for name, factor in setting.factors.items()]
-    fields = ", ".join(changes)
     rows.append(
       (
         setting.label,
         setting.description,
-        fields or "none",
-        f"{len(finished)} of {len(data.options.seeds)}",
+        ", ".join(changes) or "none",
+        f"{len(finished)} of {len(options.seeds)}",
         f"{np.mean(seconds):.0f}" if seconds else "",
         ", ".join(sorted({results.get("device", "") for results in finished})),
       )

@@ -130,7 +130,7 @@ def fields_of(
   options: Options, setting: tables.Setting, seed: int, start: ExperimentRun | None
 ) -> dict[str, Any]:
   """{config field: value} that a run changes in its dataset's config; `start` is of `start_of`."""
-  common = {**tables.COMMON, **schedule_of(options).fields, **options.overrides}
+  common = {**setting.needs, **tables.COMMON, **schedule_of(options).fields, **options.overrides}
   if start is not None:
     common |= {"pretrained": str(start.folder)}
   fields = common | setting.fields

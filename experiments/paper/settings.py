@@ -16,6 +16,8 @@ class Setting:
     oracle: name of the oracle in `experiments.oracle` that provides relations or captions.
     description: for labels that do not explain themselves.
     factors: numbers that multiply config fields, whatever these are in the dataset's config.
+    needs: config fields without which the label would be untrue, for variants that change them;
+      `--set` takes precedence.
   """
 
   label: str
@@ -23,6 +25,7 @@ class Setting:
   oracle: str = ""
   description: str = ""
   factors: Fields = dataclasses.field(default_factory=dict)
+  needs: Fields = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,15 +54,19 @@ class Experiment:
 def only(*losses: str, **fields: Any) -> Fields:
   """Config fields that keep the contrastive loss and the named ones, and switch off the others.
 
-  `__` in the name of another field stands for a dot.
+  Captions of global neighbours are exchanged only beside the global loss. `__` in the name of
+  another field stands for a dot.
   """
   off = {
     f"loss.weights.{name}": 0.0 for name in ("local", "global", "consistency") if name not in losses
   }
+  if "global" not in losses:
+    off["caption_exchange.prob"] = 0.0
   return off | {name.replace("__", "."): value for name, value in fields.items()}
 
 
 BASELINE = only()
 LOCAL = only("local")
 LOCAL_AND_GLOBAL = only("local", "global")
+LOCAL_IS_ON = {"loss.weights.local": 1.0, "local_association.modality": "both"}  # not in `:plus`
 WHOLE = Setting("DGIA", {})

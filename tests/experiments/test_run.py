@@ -72,8 +72,8 @@ def test_settings_that_a_variant_excludes_are_left_out(tmp_path, capsys, dataset
   assert [command[4].split("/")[-1].split(".")[0] for command in commands] == ["DGIA", "half-rate"]
   assert run.main(["all", *arguments, "--dry_run"]) == 0
   lines = [line for line in capsys.readouterr().err.splitlines() if "not applicable" in line]
-  assert [line.split(":")[0] for line in lines] == ["global", "strict_mining", "gates"]
-  assert "gate-pair, gate-rank, gate-neighbours, gate-running (config.caption_ex" in lines[-1]
+  assert [line.split(":")[0] for line in lines] == ["global", "strict_mining", "gates", "ideas"]
+  assert "gate-pair, gate-rank, gate-neighbours, gate-running (config.caption_ex" in lines[2]
 
 
 def test_a_dry_run_is_read_by_xargs_and_a_shell(tmp_path, capsys, monkeypatch):
@@ -98,6 +98,11 @@ def test_a_report_names_the_settings_that_are_left_out(tmp_path):
   (text,) = (path.read_text() for path in tmp_path.rglob("gates.md"))
   assert "\nSettings that are not applicable with these options: gate-pair, gate-rank," in text
   assert "| gate-pair |" not in text and "| half-rate |" in text
+  assert run.main(["modules", *arguments]) == 0
+  (text,) = (path.read_text() for path in tmp_path.rglob("modules.md"))
+  changed = "loss.weights.local=1.0, local_association.modality=both"
+  assert f"| B+LRC+GSRC-FR+IASC-CL | with both and consistency: DGIA | {changed} | 0 of 1" in text
+  assert "| B | contrastive loss only | loss.weights.global=0.0, loss.weights.consist" in text
 
 
 def test_an_experiment_without_any_applicable_setting_is_an_error(tmp_path, capsys, monkeypatch):

@@ -11,7 +11,7 @@ from ml_collections import config_flags
 from dgia_jax import config as config_lib
 from dgia_jax import run_flags
 from dgia_jax.errors import UserError
-from experiments.paper import runs, tables
+from experiments.paper import collect, runs, tables
 from tests.helpers import fabricated, fake_datasets
 from tests.helpers.paths import ROOT
 
@@ -30,11 +30,43 @@ def folders(name: str, **fields: Any) -> list[pathlib.Path]:
   return [runs.make_run(options(**fields), s, 0).folder for s in EXPERIMENTS[name].settings]
 
 
-@pytest.mark.parametrize("dataset", tables.DATASETS)
-def test_settings_resolve_to_checked_configs_that_differ(dataset):
+@pytest.mark.parametrize(
+  "dataset, variant",
+  [*((name, "") for name in tables.DATASETS), ("cuhk_pedes", "strong"), ("synth_pedes", "plus"),
+   ("custom", "plus"), ("custom", "mini_plus"), ("custom", "tiny_plus")],
+)  # fmt: skip
+def test_settings_resolve_to_checked_configs_that_differ(dataset, variant):
+  chosen = options(dataset=dataset, variant=variant)
   for experiment in EXPERIMENTS.values():
-    paths = [runs.make_run(options(dataset=dataset), s, 3).folder for s in experiment.settings]
+    planned = collect.plan(experiment, chosen)
+    paths = [run.folder for (run,) in planned.runs.values()]
     assert len(set(paths)) == len(paths), experiment.name
+    if not variant:
+      assert not planned.conflicts
+    for label, (run,) in planned.runs.items():
+      weights, relations = run.config.loss.weights, run.config.local_association.modality
+      if label in ("B", "baseline", "augmented", "B+LRC", "BFE", "oracle_captions"):
+        assert run.config.caption_exchange.prob == weights["global"] == 0, label
+      if "+LRC" in label or "BFE" in label or label.startswith("local-x"):
+        assert weights["local"] > 0 and relations != "none", label
+
+
+def test_settings_that_a_variant_makes_one_run_are_one_row():
+  planned = collect.plan(EXPERIMENTS["ideas"], options(variant="plus"))
+  assert planned.not_applicable == (
+    "not applicable with these options: no-local, exchange, exchange+no-local, patch-drop,"
+    " new-words, plus (the same run as DGIA);"
+    " masked-clean (the same run as exchange+no-local+masked-clean)"
+  )
+  assert [len(collect.plan(EXPERIMENTS[name], options(variant="plus")).runs)
+          for name in ("modules", "local", "reference")] == [5, 4, 5]  # fmt: skip
+
+
+def test_an_override_changes_what_a_label_needs():
+  labels = ("B+LRC", "B+LRC+GSRC-FR+IASC-CL")
+  chosen = options(variant="plus", overrides={"loss.weights.local": 0.5})
+  planned = collect.plan(EXPERIMENTS["modules"], chosen)
+  assert {planned.runs[label][0].config.loss.weights["local"] for label in labels} == {0.5}
 
 
 def test_a_setting_changes_the_fields_it_names():
