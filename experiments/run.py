@@ -21,7 +21,7 @@ import sys
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
-from dgia_jax import cli, full_disk
+from dgia_jax import cli, full_disk, user_files
 from dgia_jax.errors import UserError
 from experiments.paper import collect, launch, report, runs, tables, targets
 
@@ -120,9 +120,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
   parser.add_argument("experiment", help=f"{', '.join(tables.EXPERIMENTS)}, or {ALL}")
   parser.add_argument("--dataset", default="synth_pedes", help=", ".join(tables.DATASETS))
   parser.add_argument("--seeds", default="0", help="comma-separated")
-  parser.add_argument(
-    "--workdir", type=pathlib.Path, default=pathlib.Path("runs/paper"), help="default: runs/paper"
-  )
+  parser.add_argument("--workdir", default="runs/paper", help="default: runs/paper")
   parser.add_argument("--variant", default="", help="of the config file, such as paper or tiny")
   parser.add_argument(
     "--schedule", help="a schedule from experiments/paper/tables.py, or `config` for the config's"
@@ -157,7 +155,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
   parser.add_argument(
     "--report_only", action="store_true", help="report what exists; do not train or measure"
   )
-  return parser.parse_args(arguments)
+  flags = parser.parse_args(arguments)
+  flags.workdir = user_files.local_path(flags.workdir, "--workdir")
+  return flags
 
 
 def _options(flags: argparse.Namespace) -> tuple[runs.Options, list[targets.Target]]:

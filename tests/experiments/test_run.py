@@ -177,10 +177,12 @@ def test_set_variant_schedule_and_source_reach_the_command(tmp_path, capsys):
     (["main", "--source", "custom:huge=x"], "no variant 'huge'"),
     (["main", "--set", "batch_size=0"], "config.batch_size=0"),
     (["main", "--set", "no.such=1"], "--set no.such=1"),
+    (["main", "--workdir", "gs://bucket/paper"], "--workdir=gs://bucket/paper: remote paths"),
   ],
 )
-def test_mistakes_end_in_one_line_and_code_2(tmp_path, capsys, arguments, message):
-  assert run.main([*arguments, "--workdir", str(tmp_path), "--dry_run"]) == 2
+def test_mistakes_end_in_one_line_and_code_2(tmp_path, capsys, monkeypatch, arguments, message):
+  monkeypatch.chdir(tmp_path)
+  assert run.main(["--workdir", str(tmp_path), *arguments, "--dry_run"]) == 2
   error = capsys.readouterr().err
   assert error.startswith("error: ") and message in error and error.count("\n") == 1
   assert list(tmp_path.iterdir()) == []
@@ -216,6 +218,12 @@ def test_missing_packages_are_named_before_training(
   assert message in error and 'pip install -e ".[experiments]"' in error
   assert error.count("\n") == 1
   assert run.main([*arguments[:1], "--workdir", str(tmp_path), "--dry_run"]) == 0
+
+
+def test_a_workdir_in_the_home_folder(tmp_path, capsys, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  (command,) = planned(capsys, "main", "--workdir", "~/paper")
+  assert command[4].startswith(f"--workdir={tmp_path}/paper/runs/")
 
 
 @pytest.mark.parametrize("report_only", [[], ["--report_only"]])
