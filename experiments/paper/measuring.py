@@ -57,7 +57,7 @@ def stored_or_new(
   path = run.folder / FOLDER / _file_name(name, target if is_other else None, options.split, choice)
   stored = _read(path)
   if stored is not None:
-    is_same = not is_other or _is_of(stored.get(DATA), settings)
+    is_same = not is_other or _is_of(stored.get(DATA), settings, compute)
     if is_same:
       return stored
     if not compute:
@@ -98,14 +98,20 @@ def _read(path: pathlib.Path) -> dict[str, Any] | None:
     raise UserError(f"{path} is damaged ({error}): delete it") from error
 
 
-def _is_of(description: dict[str, Any] | None, settings: ConfigDict) -> bool:
+def _is_of(description: dict[str, Any] | None, settings: ConfigDict, compute: bool) -> bool:
   """Whether a measurement is of the data that these settings lead to.
 
-  An earlier release did not store a description. Data that are not here cannot be compared.
+  An earlier release did not store a description. Data that are not here cannot be compared, which
+  matters only where they are measured again.
   """
   if description is None:
     return True
-  content = dataset_content.identify(settings)
+  try:
+    content = dataset_content.identify(settings)
+  except UserError:
+    if compute:
+      raise
+    return True
   return all(description["content"].get(name) == value for name, value in content.items())
 
 

@@ -68,6 +68,8 @@ def test_a_measurement_on_another_dataset_belongs_to_its_content(tmp_path, measu
   assert files_of(tmp_path) == {"cross_dataset-custom-tiny-last.json"}
   with pytest.raises(UserError, match="no folder"):
     take(Target("custom", "tiny", str(tmp_path / "missing")))
+  pathlib.Path(second.source, "annotations.json").unlink()
+  assert take(second, compute=False) == after
 
 
 def test_a_drawn_dataset_belongs_to_its_options(tmp_path, measured):
