@@ -172,7 +172,10 @@ def cross_dataset(data: CollectedResults) -> ReportContent:
     tested = tables.DATASETS[target.name].title
     published = paper_numbers.cross_dataset(data.paper_title, tested)
     rows += _score_rows(of_target, f"{own.title} → {target.title}", published)
-  note = "No other dataset to test on: add one with `--source NAME[:VARIANT]=FOLDER`."
+  note = (
+    "No other dataset to test on: add one with `--source NAME[:VARIANT]=FOLDER`. "
+    f"`--source {own.name}` is the runs' own dataset, {own.label}."
+  )
   return ReportContent(
     rows=tuple(rows),
     notes=() if data.targets else (note,),

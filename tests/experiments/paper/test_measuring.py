@@ -111,6 +111,13 @@ def test_named_and_implied_targets(tmp_path):
   ]  # fmt: skip
 
 
+def test_the_report_says_that_a_source_is_the_runs_own(tmp_path):
+  arguments = ["--variant", "scratch", "--workdir", str(tmp_path), "--report_only"]
+  assert run_lib.main(["cross_dataset", "--source", "synth_pedes", *arguments]) == 0
+  (text,) = (path.read_text() for path in tmp_path.rglob("cross_dataset.md"))
+  assert "`--source synth_pedes` is the runs' own dataset, synth_pedes:scratch." in text
+
+
 def test_the_report_names_the_variant(tmp_path):
   chosen = options(tmp_path)
   run = runs.make_run(chosen, SETTING, 0)
