@@ -49,6 +49,7 @@ def train_with_starts(
   runs: Sequence[ExperimentRun], jobs: int, print_line: PrintLine
 ) -> dict[str, str]:
   """Like `train`, for the unfinished runs, after the runs from which they start."""
+  slots.of_jobs(jobs, len(missing(runs)))  # refuses before the starts are trained
   problems = _train_starts(missing_starts(runs), jobs, print_line)
   unfinished = missing(runs)
   starts = missing([run.start for run in unfinished if run.start is not None])
@@ -107,11 +108,11 @@ def train(runs: Sequence[ExperimentRun], jobs: int, print_line: PrintLine) -> di
     {run title: reason} of the runs that are not finished.
 
   Raises:
-    UserError: there are fewer GPUs than jobs.
+    UserError: there are fewer GPUs than jobs and runs.
   """
   if not runs:
     return {}
-  launcher = _Launcher(slots.of_jobs(jobs), print_line, len(runs))
+  launcher = _Launcher(slots.of_jobs(jobs, len(runs)), print_line, len(runs))
   with _terminated_as_interrupt(), concurrent.futures.ThreadPoolExecutor(jobs) as pool:
     futures = {run.title: pool.submit(launcher.train, run) for run in runs}
     try:

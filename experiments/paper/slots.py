@@ -11,11 +11,11 @@ DEVICE_FILES = pathlib.Path("/dev")  # holds nvidia0, nvidia1, ..
 
 
 class Slot(NamedTuple):
-  """Of one job; None where the job shares all that there is.
+  """The core and the GPU reserved for one job; None: shared with the others.
 
   Attributes:
-    core: its only core.
-    gpu: its only GPU, as CUDA_VISIBLE_DEVICES names it.
+    core: its number.
+    gpu: as CUDA_VISIBLE_DEVICES names it.
   """
 
   core: int | None = None
@@ -27,25 +27,25 @@ class Slot(NamedTuple):
     return None if self.gpu is None else {**os.environ, VISIBLE: self.gpu}
 
 
-def of_jobs(jobs: int) -> list[Slot]:
+def of_jobs(jobs: int, num_runs: int) -> list[Slot]:
   """One slot per job: a core each if there are as many cores, and a GPU each if there are GPUs.
 
-  A single job uses all GPUs.
+  `--jobs 1` uses all GPUs. Fewer runs than jobs need fewer slots.
 
   Raises:
-    UserError: there are fewer GPUs than jobs.
+    UserError: there are fewer GPUs than slots.
   """
   cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
   if jobs == 1:
     return [Slot()]
-  gpus = _gpus()
-  if gpus and len(gpus) < jobs:
+  gpus, count = _gpus(), min(jobs, num_runs)
+  if gpus and len(gpus) < count:
     raise UserError(
       f"--jobs {jobs}: each job trains on a GPU of its own, and there {_are(len(gpus))}: give"
       f" --jobs {len(gpus)}, or set JAX_PLATFORMS=cpu to train on the CPU"
     )
   has_own_core = jobs == len(cores)
-  return [Slot(cores[i] if has_own_core else None, gpus[i] if gpus else None) for i in range(jobs)]
+  return [Slot(cores[i] if has_own_core else None, gpus[i] if gpus else None) for i in range(count)]
 
 
 def _gpus() -> list[str]:

@@ -148,10 +148,11 @@ def test_every_job_sees_its_own_gpu(tmp_path, monkeypatch):
   write = (
     "import os, sys; open(sys.argv[1] + '/gpu', 'w').write(os.environ['CUDA_VISIBLE_DEVICES'])"
   )
-  planned = make_runs(tmp_path, f"import time; time.sleep(0.2); {write}; {FINISH}", seeds=(0, 1))
+  planned = make_runs(tmp_path, f"import time; time.sleep(0.2); {write}; {FINISH}", seeds=(0, 1, 2))
   with pytest.raises(UserError, match="--jobs 3"):
-    launch.train(planned, jobs=3, print_line=lambda text: None)
-  assert launch.train(planned, jobs=2, print_line=lambda text: None) == {}
+    launch.train_with_starts(planned, jobs=3, print_line=lambda text: None)
+  del planned[2]
+  assert launch.train(planned, jobs=3, print_line=lambda text: None) == {}
   assert {(run.folder / "gpu").read_text() for run in planned} == {"0", "1"}
   assert launch.train([], jobs=3, print_line=lambda text: None) == {}  # nothing to refuse
 
