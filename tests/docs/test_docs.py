@@ -18,7 +18,10 @@ from tests.helpers import tiny_run
 from tests.helpers.paths import ROOT
 
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
-PAGES = sorted([ROOT / "README.md", CONTRIBUTING, *(ROOT / "docs").glob("*.md")])
+PAGES = sorted(
+  [ROOT / "README.md", CONTRIBUTING, *(ROOT / "docs").glob("*.md"),
+   *(ROOT / "experiments").glob("**/README.md")]
+)  # fmt: skip
 
 TRAIN = """
 import sys
@@ -105,9 +108,11 @@ def test_the_patch_that_adds_a_loss_applies_and_trains(tmp_path):
   assert "loss_margin" in done.stdout and "loss_itc" in done.stdout
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_and_pictures_exist(page):
-  links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+  text = page.read_text()
+  links = re.findall(r"\]\(([^)\s]+)\)", text)
+  links += re.findall(r"^\[[^\]]+\]: (\S+)$", text, re.MULTILINE)
   for link in links:
     if not link.startswith("http"):
       file, _, anchor = link.partition("#")
