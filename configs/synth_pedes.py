@@ -40,7 +40,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def _from_scratch(is_small: bool) -> ConfigDict:
-  """From random weights: relations start late, since early ones are wrong and cost 2 to 7 R@1."""
+  """From random weights: relations start late, since early ones are mostly wrong."""
   config = recipes.from_scratch(config_lib.base())
   config.dataset.name = "synth_pedes"
   config.batch_size = 64
