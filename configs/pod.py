@@ -1,12 +1,11 @@
 """CUHK-PEDES at global batch 4,096 and up, on a pod: the released recipe with a scaled rate.
 
-  python -m dgia_jax.main --config pod --workdir runs/pod \\
-      --config.dataset.source=FOLDER/CUHK-PEDES
+  python -m dgia_jax.main --config pod --workdir runs/pod --config.dataset.data_dir=gs://BUCKET/data
 
-`--config pod:16384` takes another global batch, and its rate by the same rule. Memory: 4,096 pairs
-over 256 chips are 16 pairs per chip; where a chip's share does not fit, add
---config.gradient_accumulation=4 (one more forward pass, any batch). For other data see
-configs/custom.py, which shows the settings that name it.
+The dataset is built beforehand (docs/scaling.md). `--config pod:16384` takes another global batch,
+and its rate by the same rule. Memory: 4,096 pairs over 256 chips are 16 pairs per chip; where a
+chip's share does not fit, add --config.gradient_accumulation=4 (one more forward pass, any batch).
+For other data see configs/custom.py, which shows the settings that name it.
 
 Expected: unknown. Neither this batch nor this rate has been run on real data: watch
 `gradient_norm` (see `dgia_jax.method.optimizer.scaled_learning_rate`) and the first epochs' scores.
