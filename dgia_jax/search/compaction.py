@@ -8,17 +8,23 @@ and the next indexing removes what it left behind.
 
 import itertools
 import pathlib
-import shutil
+import re
+from collections.abc import Iterator
 
 import numpy as np
 
 from dgia_jax.search import codes, index_files, index_paths
 
-# All that is beside index.json before the first compaction.
-_DATA = (
-  index_files.FEATURES, index_files.GONE, index_files.ANNOTATED, index_files.PARTS,
-  index_files.FILES, index_paths.FOLDER, codes.FOLDER,
-)  # fmt: skip
+_any_of = lambda *names: re.compile("|".join(map(re.escape, names)))
+# What an index writes besides gone.json, by subfolder; all else in its folder is the user's.
+_NAMES = {
+  "": _any_of(index_files.FEATURES, index_files.ANNOTATED),
+  index_files.PARTS: index_files.PART_NAME,
+  index_files.FILES: index_files.PART_NAME,
+  index_paths.FOLDER: _any_of(index_paths.TEXT, index_paths.STOPS, index_paths.ABOUT),
+  codes.FOLDER: _any_of(codes.CODES, codes.ROWS, codes.ABOUT),
+}
+_PARTIAL = re.compile(r"\.(.+)\.partial")  # of a write that was interrupted
 
 
 def compact(out: pathlib.Path, part_rows: int) -> int:
@@ -48,8 +54,10 @@ def compact(out: pathlib.Path, part_rows: int) -> int:
     return 0
 
   new = index_files.next_data_folder(out, about)
+  new.mkdir()
+  index_files.write_gone(new, set(), 0)  # first: it shows whose folder this is
   for folder in (index_files.PARTS, index_files.FILES):
-    (new / folder).mkdir(parents=True)
+    (new / folder).mkdir()
   features, rows = index_files.open_features(data, parts, width), np.flatnonzero(usable)
   new_parts = []
   for number, start in enumerate(range(0, len(rows), part_rows)):
@@ -69,18 +77,47 @@ def compact(out: pathlib.Path, part_rows: int) -> int:
 
 
 def remove_former_data(out: pathlib.Path) -> None:
-  """Removes data that index.json does not name: an interrupted compaction leaves such behind."""
+  """Removes data that index.json does not name: an interrupted compaction leaves such behind.
+
+  Images may be in the folder of their index, so only files that an index writes are removed.
+  """
   about = index_files.read_about(out, "--out")
   current = index_files.data_folder(out, about)
   for folder in index_files.data_folders(out):
-    if folder != current:
-      for path in [folder / name for name in _DATA] if folder == out else [folder]:
-        _remove(path)
+    is_other_index = folder != out and (folder / index_files.ABOUT).exists()
+    if folder != current and not is_other_index:
+      _remove_data(folder)
+
+
+def _remove_data(folder: pathlib.Path) -> None:
+  """Removes the data of an index from a folder, if there is any, and the folder if it is empty."""
+  gone = folder / index_files.GONE
+  if gone.is_symlink() or not gone.is_file():  # all data of an index have this file
+    return
+  for path in [*_own_files(folder)]:
+    _remove(path)
+  for name in filter(None, _NAMES):
+    _remove_if_empty(folder / name)
+  _remove(gone)  # last: it shows whose folder this is
+  _remove_if_empty(folder)
+
+
+def _own_files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+  """The files that an index has written to a folder of data, except for gone.json; no links."""
+  for name, names in _NAMES.items():
+    if not (name and (folder / name).is_symlink()):
+      for path in (folder / name).glob("*"):
+        partial = _PARTIAL.fullmatch(path.name)
+        is_own = names.fullmatch(partial[1] if partial else path.name)
+        if is_own and path.is_file() and not path.is_symlink():
+          yield path
 
 
 def _remove(path: pathlib.Path) -> None:
-  """Removes a file or a folder, if it is there."""
-  if path.is_dir():
-    shutil.rmtree(path)
-  else:
-    path.unlink(missing_ok=True)
+  """Removes a file; tests stop here."""
+  path.unlink()
+
+
+def _remove_if_empty(folder: pathlib.Path) -> None:
+  if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
+    folder.rmdir()

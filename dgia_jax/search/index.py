@@ -229,7 +229,7 @@ def _claim(out: pathlib.Path, about: dict[str, Any]) -> pathlib.Path:
   """
   if not (out / ABOUT).exists():
     for folder in index_files.data_folders(out):
-      if any((folder / index_files.PARTS).glob("*.json")):
+      if index_files.part_paths(folder):
         raise UserError(
           f"--out={out} is damaged: {ABOUT} is missing, so nothing tells which model made its"
           " features; delete the folder and index again"

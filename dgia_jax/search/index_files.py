@@ -7,6 +7,7 @@ is noticed rather than searched.
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -33,6 +34,7 @@ _MEND = "delete the index's folder and index again"
 # Far more than the captions of all images of a large index; a larger file is damaged.
 _MAX_SEALED_BYTES = 2**34
 _DATA_NAME = re.compile(r"data\d+")
+PART_NAME = re.compile(r"[0-9]{5,}\.json")
 _KEYS = ("format", "model", "model_digest", "images", "feature_width")
 
 
@@ -106,13 +108,15 @@ def data_folder(folder: pathlib.Path | str, about: dict[str, Any]) -> pathlib.Pa
 
 def data_folders(folder: pathlib.Path) -> list[pathlib.Path]:
   """All places where data of an index may be, also those that index.json does not name."""
-  return [folder, *(path for path in folder.iterdir() if _DATA_NAME.fullmatch(path.name))]
+  named = [path for path in folder.iterdir() if _DATA_NAME.fullmatch(path.name)]
+  return [folder, *(path for path in named if path.is_dir() and not path.is_symlink())]
 
 
 def next_data_folder(folder: pathlib.Path, about: dict[str, Any]) -> pathlib.Path:
-  """The place for the data of the next compaction."""
+  """The place for the data of the next compaction, where nothing is yet."""
   number = int(about.get(DATA, "").removeprefix("data") or 0)
-  return folder / f"data{number + 1}"
+  places = (folder / f"data{following}" for following in itertools.count(number + 1))
+  return next(place for place in places if not os.path.lexists(place))
 
 
 @contextlib.contextmanager
@@ -155,8 +159,8 @@ def read_parts(folder: pathlib.Path | str) -> list[Part]:
   """The complete parts of an index, in order. Raises UserError if one is damaged."""
   parts, next_row = [], 0
   # By number, as the names of 100,000 parts and more differ in length.
-  number_of = lambda path: int(path.stem) if path.stem.isdecimal() else -1
-  paths = sorted((pathlib.Path(folder) / PARTS).glob("*.json"), key=number_of)
+  number_of = lambda path: int(path.stem)
+  paths = sorted(part_paths(folder), key=number_of)
   for number, path in enumerate(paths):
     content = _read_sealed(path)
     try:
@@ -177,6 +181,12 @@ def read_parts(folder: pathlib.Path | str) -> list[Part]:
     parts.append(part)
     next_row = part.stop_row
   return parts
+
+
+def part_paths(folder: pathlib.Path | str) -> list[pathlib.Path]:
+  """The files that list the parts of an index, in any order."""
+  paths = (pathlib.Path(folder) / PARTS).glob("*.json")
+  return [path for path in paths if PART_NAME.fullmatch(path.name)]
 
 
 def write_part(out: pathlib.Path, part: Part) -> None:

@@ -108,10 +108,49 @@ def test_a_crash_at_any_moment_leaves_the_index_readable(folder, monkeypatch):
         pass
     assert content(folder) == expected, number
     compaction.remove_former_data(folder)  # as the next indexing does
-    assert content(folder) == expected and len(names(folder)) in (2, 7), number
+    filled = {path.relative_to(folder).parts[0] for path in folder.rglob("*") if path.is_file()}
+    assert content(folder) == expected and len(filled) in (2, 7), number
     shutil.rmtree(folder)
     shutil.copytree(whole, folder)
   assert 20 < number < 99 and content(folder) == expected
+
+
+def files_of(folder):
+  return {
+    str(path.relative_to(folder))
+    for path in folder.rglob("*")
+    if path.is_symlink() or not path.is_dir()
+  }
+
+
+def test_files_of_the_user_stay(folder):
+  """Images may be in the folder of their index."""
+  users = ["data1/a.jpg", "data2/features.npy", "data3/parts/00000.json", "files/x.jpg"]
+  users += ["parts/1.json", "paths/notes.txt", "codes/codes.npy.bak", "data05/a/b.jpg", "a/1.jpg"]
+  for name in users:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("mine")
+  (folder / "data6").mkdir()
+  (folder / "data7").symlink_to(folder.parent / "elsewhere")
+  (folder / "data8").symlink_to(folder / "a")
+  write_index(folder / "data9", PATHS[:2])  # an index of its own
+  before, expected = files_of(folder / "data9"), content(folder)
+  compaction.remove_former_data(folder)
+  assert content(folder) == expected
+  assert compaction.compact(folder, 50) == 4
+  assert content(folder) == expected
+  about = index_files.read_about(folder)
+  assert about["data"] == "data4"  # the first name that is free
+  for _ in range(2):
+    compaction.remove_former_data(folder)
+    others = {name for name in files_of(folder) if not name.startswith(("data4/", "data9/"))}
+    assert others == {*users, "index.json", "data7", "data8"}
+    assert all((folder / name).read_text() == "mine" for name in users)
+    assert files_of(folder / "data9") == before and (folder / "data6").is_dir()
+  assert content(folder) == expected
+  (folder / "features.npy").write_text("mine")  # an export, say
+  compaction.remove_former_data(folder)
+  assert (folder / "features.npy").exists()
 
 
 def test_an_index_names_no_other_place(folder):

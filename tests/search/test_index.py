@@ -139,7 +139,7 @@ def test_parts_are_in_the_order_of_their_numbers(tmp_path):
   (tmp_path / "parts").mkdir()
   for number in range(11):
     index_files.write_part(tmp_path, index_files.Part(number, number, 1, 7, []))
-    (tmp_path / "parts" / f"{number:05d}.json").rename(tmp_path / "parts" / f"{number}.json")
+  (tmp_path / "parts" / "00010.json").rename(tmp_path / "parts" / "000010.json")
   assert [part.first_row for part in index_files.read_parts(tmp_path)] == list(range(11))
 
 
