@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import os
 import pathlib
 
@@ -35,12 +36,21 @@ class Listing:
   Attributes:
     files: sorted by path.
     unsupported: suffix -> number of images of types that are not decoded here.
-    unreadable: (path, reason) of folders that cannot be listed.
+    unreadable: (path, reason) of folders that cannot be listed, and of files that cannot be found.
   """
 
   files: list[ImageFile]
   unsupported: dict[str, int]
   unreadable: list[tuple[str, str]]
+
+  def hides(self, path: str) -> bool:
+    """Whether a file that is not listed may be there: it, or a folder above it, is unreadable."""
+    folders = [path[:end] for end, letter in enumerate(path) if letter == "/"]
+    return not self._hidden.isdisjoint([".", *folders, path])
+
+  @functools.cached_property
+  def _hidden(self) -> frozenset[str]:
+    return frozenset(path for path, _ in self.unreadable)
 
 
 def list_images(folder: pathlib.Path | str) -> Listing:
@@ -56,7 +66,7 @@ def list_images(folder: pathlib.Path | str) -> Listing:
   files, unsupported, unreadable = [], collections.Counter(), []
 
   def report(error: OSError) -> None:
-    path = os.path.relpath(error.filename, folder)
+    path = os.path.relpath(error.filename, folder).replace(os.sep, "/")
     unreadable.append((path, error.strerror or str(error)))
 
   for parent, names in folder_walk.walk(str(folder), report):

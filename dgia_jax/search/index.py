@@ -47,7 +47,8 @@ class IndexReport:
 
   Attributes:
     added: images that are new or have changed.
-    kept: images whose features were in the index already.
+    kept: images whose features were in the index already; also those in folders that could not be
+      listed, of which nothing is known.
     removed: rows of the index whose file was deleted, has changed or became unreadable.
     unreadable: (path, reason).
     unsupported: suffix -> number of files of image types that cannot be read here.
@@ -88,12 +89,11 @@ def build(
     compact: remove the rows of files that are gone or have changed from the disk.
 
   Raises:
-    UserError: `images` holds no image, and `out` is no index that could know of any; or `out`
-      cannot be written, is damaged or in use, or is the index of another model or folder.
+    UserError: `images` holds no image; or `out` cannot be written, is damaged or in use, or is the
+      index of another model or folder.
   """
   out, images = pathlib.Path(out), _plain(images)
   listing = image_files.list_images(images)
-  # A folder that was emptied is one whose images are gone; one that cannot be listed is not.
   if not listing.files and (listing.unreadable or not (out / ABOUT).exists()):
     raise UserError(f"--images={images}: holds no image that can be read{_also(listing)}")
   about = {
@@ -109,6 +109,8 @@ def build(
       data = _claim(out, about)
       for folder in (index_files.PARTS, index_files.FILES):
         (data / folder).mkdir(exist_ok=True)
+      if not listing.files:
+        _check_empty(images, out, data)
       report = _update(retriever, images, data, listing, on_image, on_start, verify)
       if annotated:
         index_files.write_annotated(data, annotated)
@@ -151,15 +153,17 @@ def _update(
       start += part.num_rows
       number, first_row = number + 1, part.stop_row
   listed = {file.path for file in listing.files} - {path for path, _ in unreadable}
-  lost = {row for path, (row, _, _) in known.items() if path not in listed}
+  missing = {path: row for path, (row, _, _) in known.items() if path not in listed}
+  lost = {row for path, row in missing.items() if not listing.hides(path)}
+  num_kept = len(same) + len(missing) - len(lost)
   index_files.write_gone(data, gone | lost, num_parts=number)
   parts = index_files.read_parts(data)
   index_paths.update(data, parts)
   codes_lib.update(data, parts, retriever.feature_width)
   return IndexReport(
     added=len(todo) - len(unreadable),
-    kept=len(same),
-    removed=len(known) - len(same),
+    kept=num_kept,
+    removed=len(known) - num_kept,
     unreadable=listing.unreadable + unreadable,
     unsupported=listing.unsupported,
   )
@@ -246,6 +250,16 @@ def _claim(out: pathlib.Path, about: dict[str, Any]) -> pathlib.Path:
       raise UserError(f"--out={out} is the index of another {name}: choose another folder")
   compaction.remove_former_data(out)
   return index_files.data_folder(out, existing)
+
+
+def _check_empty(images: pathlib.Path, out: pathlib.Path, data: pathlib.Path) -> None:
+  """Raises UserError if an index has images: a drive that is not mounted is an empty folder."""
+  num_images = int(index_files.usable_rows(*index_files.read_rows(data)).sum())
+  if num_images:
+    raise UserError(
+      f"--images={images}: holds no image, but the index has {num_images:,}: is a drive not"
+      f" mounted? To start over, delete {out}"
+    )
 
 
 def _plain(folder: pathlib.Path | str) -> pathlib.Path:

@@ -163,19 +163,41 @@ def test_an_index_can_be_opened_during_a_compaction(retriever, image_folder, tmp
   assert compactions and len(index) == len(index.paths) == 9
 
 
-def test_an_emptied_folder_has_no_images_left(retriever, image_folder, tmp_path, rng):
-  index_lib.build(retriever, "run", image_folder, tmp_path / "i")
+def test_an_emptied_folder_may_be_a_drive_that_is_not_mounted(retriever, image_folder, tmp_path):
+  out = tmp_path / "i"
+  build = lambda **options: index_lib.build(retriever, "run", image_folder, out, **options)
+  build()
+  image_folder.rename(tmp_path / "drive")
+  image_folder.mkdir()
+  for options in ({}, {"compact": True}):
+    with pytest.raises(UserError, match="holds no image, but the index has 10: .*not mounted.*/i$"):
+      build(**options)
+  image_folder.rmdir()
+  (tmp_path / "drive").rename(image_folder)
+  assert build().kept == 10
+  index_files.write_gone(out, set(range(10)), 1)  # an index that has no images left
   for path in image_folder.rglob("*.*"):
     path.unlink()
-  report = index_lib.build(retriever, "run", image_folder, tmp_path / "i")
-  assert (report.added, report.kept, report.removed) == (0, 0, 10)
+  assert build(compact=True).dropped == 10
   with pytest.raises(UserError, match="holds no image"):
-    index_lib.SearchIndex(tmp_path / "i", retriever.mesh)
+    index_lib.SearchIndex(out, retriever.mesh)
+
+
+def test_images_in_a_folder_that_cannot_be_listed_are_kept(
+  retriever, image_folder, tmp_path, monkeypatch
+):
+  index_lib.build(retriever, "run", image_folder, tmp_path / "i")
+  whole = image_files.list_images(image_folder)
+  inside = {file.path for file in whole.files if file.path.startswith("b/")}
+  unreadable = [("b", "Permission denied"), ("a/1.png", "Input/output error")]
+  files = [file for file in whole.files if file.path not in inside | {"a/1.png", "a/3.png"}]
+  monkeypatch.setattr(
+    image_files, "list_images", lambda folder: image_files.Listing(files, {}, unreadable)
+  )
   report = index_lib.build(retriever, "run", image_folder, tmp_path / "i", compact=True)
-  assert report.dropped == 10
-  draw_image(image_folder / "a" / "1.png", rng)
-  assert index_lib.build(retriever, "run", image_folder, tmp_path / "i").added == 1
-  assert list(index_lib.SearchIndex(tmp_path / "i", retriever.mesh).paths) == ["a/1.png"]
+  assert (report.added, report.kept, report.removed, report.dropped) == (0, 9, 1, 1)
+  paths = set(index_lib.SearchIndex(tmp_path / "i", retriever.mesh).paths)
+  assert inside | {"a/1.png"} < paths and "a/3.png" not in paths
 
 
 def test_a_folder_that_cannot_be_listed_is_not_empty(
