@@ -93,7 +93,7 @@ def convert(
     hub.check_name(push_to_hub, "--push_to_hub")
   text = user_files.read_text(notes, "--notes") if notes else ""
   run = remote.local_copy(run, "--run")
-  with remote.mirrored(out, "--out", claims=False) as folder:
+  with remote.mirrored(out, "--out", claims=False, deletes=True) as folder:
     summary = _convert(run, folder, choice, weights, form, dtype, text)
     if push_to_hub:
       url = hub.push(

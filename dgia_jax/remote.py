@@ -73,19 +73,21 @@ def mirrored(
   *,
   writes: bool = True,
   claims: bool = True,
+  deletes: bool = False,
   notify: Callable[[str], None] = lambda line: None,
 ) -> Iterator[pathlib.Path]:
   """A local folder to read and write in place of a folder in a bucket; a local path as it is.
 
   The folder starts with the files of the bucket's folder, except for checkpoints. What the block
-  writes or deletes is written and deleted there by `publish`, and at the end of the block, whether
-  or not it fails.
+  writes is written there by `publish`, and at the end of the block, whether or not it fails.
 
   Args:
     path: local folder, or gs://BUCKET/FOLDER, which need not exist.
     setting: the flag that holds it.
     writes: False on every process but the first: the folder only follows the bucket.
     claims: leave an object in the bucket, until the end, that names this process.
+    deletes: what is deleted in the folder is deleted in the bucket, too. Not for trainings: they
+      delete nothing, but a cleaner of old temporary files may, in a folder used for days.
     notify: receives one line, because a bucket has no locks.
 
   Raises:
@@ -96,7 +98,7 @@ def mirrored(
   if not is_remote(path):
     yield user_files.expanded(path, setting)
     return
-  mirror = _Mirror(bucket.checked(path, setting), setting, writes)
+  mirror = _Mirror(bucket.checked(path, setting), setting, writes, deletes)
   try:
     mirror.refresh()
     if claims and writes:
@@ -140,8 +142,8 @@ def origin(folder: AnyPath | str) -> AnyPath:
 class _Mirror:
   """A temporary folder with the small files of a folder in a bucket."""
 
-  def __init__(self, url: str, setting: str, writes: bool):
-    self.url, self.setting, self.writes = url, setting, writes
+  def __init__(self, url: str, setting: str, writes: bool, deletes: bool):
+    self.url, self.setting, self.writes, self._deletes = url, setting, writes, deletes
     bucket.cache_folder().mkdir(parents=True, exist_ok=True)
     self.folder = pathlib.Path(tempfile.mkdtemp(prefix="writing-", dir=bucket.cache_folder()))
     self._uploaded: dict[str, tuple[int, int]] = {}  # name -> size and time of the local file
@@ -158,7 +160,7 @@ class _Mirror:
       self._uploaded[name] = _version(self.folder / name)
 
   def publish(self) -> None:
-    """Uploads new and changed files, then removes those from the bucket that are deleted here."""
+    """Uploads new and changed files, then deletes those in the bucket that are deleted here."""
     if not self.writes:
       return
     self._is_complete = False
@@ -177,8 +179,8 @@ class _Mirror:
     self._is_complete = True
 
   def _deleted(self) -> list[str]:
-    """Files that the bucket has and the folder had; none if the whole folder is gone."""
-    if not self.folder.is_dir():  # nobody here deletes it: a cleaner of temporary files, perhaps
+    """Files to delete in the bucket; none if all are gone: nobody here deletes the whole folder."""
+    if not self._deletes or not self.folder.is_dir():
       return []
     return [name for name in self._uploaded if not (self.folder / name).exists()]
 

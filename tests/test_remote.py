@@ -152,10 +152,10 @@ def test_only_changed_files_are_uploaded_and_json_is_last(gcs):
 def test_files_that_are_deleted_here_are_deleted_in_the_bucket(gcs):
   for name in ("config.json", "tokenizer.json", "model", "checkpoints/1/state"):
     gcs.put(f"{gcs.url}/run/{name}", b"{}")
-  with mirrored(gcs, writes=False) as follower:
+  with mirrored(gcs, writes=False, deletes=True) as follower:
     (follower / "config.json").unlink()
     remote.publish(follower)
-  with mirrored(gcs, claims=False) as folder:
+  with mirrored(gcs, claims=False, deletes=True) as folder:
     (folder / "new").write_text("")
     remote.publish(folder)
     for name in ("tokenizer.json", "model", "new"):
@@ -165,9 +165,20 @@ def test_files_that_are_deleted_here_are_deleted_in_the_bucket(gcs):
     assert gcs.names(f"{gcs.url}/run") == ["checkpoints/1/state", "config.json"]
 
 
+def test_a_cleaner_of_temporary_files_takes_nothing_from_a_long_run(gcs):
+  gcs.put(f"{gcs.url}/run/config.json", b"{}")
+  with mirrored(gcs) as folder:
+    (folder / "metrics.jsonl").write_text("1")
+    remote.publish(folder)
+    for path in folder.iterdir():
+      path.unlink()
+    remote.publish(folder)
+  assert gcs.names(f"{gcs.url}/run") == ["config.json", "metrics.jsonl"]
+
+
 def test_a_folder_that_vanishes_takes_nothing_with_it(gcs):
   gcs.put(f"{gcs.url}/run/config.json", b"{}")
-  with mirrored(gcs, claims=False) as folder:
+  with mirrored(gcs, claims=False, deletes=True) as folder:
     shutil.rmtree(folder)
   assert gcs.names(f"{gcs.url}/run") == ["config.json"]
 

@@ -48,7 +48,7 @@ def index(options: argparse.Namespace) -> None:
     def expect(count: int) -> None:
       bar.total = count  # `bar.reset` would show a bar even if there is nothing to do
 
-    with remote.mirrored(options.out, "--out", notify=cli.print_to_stderr) as folder:
+    with remote.mirrored(options.out, "--out", deletes=True, notify=cli.print_to_stderr) as folder:
       report = index_lib.build(
         retriever,
         options.run,

@@ -197,8 +197,8 @@ def claim(workdir: pathlib.Path, config: ConfigDict, label_use: str = "") -> Non
   if not is_claimed(workdir) and jax.process_index() == 0:
     if label_use:  # first, because a run must not lack the mark
       files.write_text(workdir / LABELS_FILE, f"{label_use}\n")
-    else:
-      (workdir / LABELS_FILE).unlink(missing_ok=True)  # of a training that did not begin
+    elif (workdir / LABELS_FILE).exists():  # of a training that did not begin
+      files.write_text(workdir / LABELS_FILE, "")  # rather than deleted: buckets keep files
     files.write_json(workdir / CONFIG, config.to_dict())
   remote.publish(workdir)
   distributed.wait_for_all()
