@@ -102,12 +102,14 @@ class Paths(Sequence[str]):
     return int(self._bounds(len(self._checksums) - 1)[1][-1])
 
   def matching(self, pattern: str) -> Bool[np.ndarray, " N"]:
-    """The rows whose paths match a glob, with or without a slash before them."""
+    """The rows whose paths match a glob, to which "/" and "*/" may begin a path, too."""
     matches = re.compile(fnmatch.translate(_composed(pattern))).match
+    slash = "/" if pattern.lstrip("*").startswith("/") else ""
     matching_N = np.zeros(len(self), bool)
     for number, part in enumerate(self._parts):
       matching_N[part.first_row : part.stop_row] = [
-        bool(matches(path) or matches(f"/{path}")) for path in map(_composed, self._of_part(number))
+        bool(matches(path) or slash and matches(f"{slash}{path}"))
+        for path in map(_composed, self._of_part(number))
       ]
     return matching_N
 

@@ -76,7 +76,10 @@ def test_patterns(older, made):
   rows_of = lambda pattern: [PATHS[row] for row in np.flatnonzero(matching(pattern))]
   assert rows_of("*") == PATHS and rows_of("nothing/*") == []
   inside = [path for path in PATHS if path.startswith("a/")]
-  assert rows_of("a/*") == rows_of("*/a/*") == rows_of("/a/*") == inside
+  for pattern in ("a/*", "*/a/*", "**/a/*", "/a/*", "a?*", "[!bcz]*", "[!b-z]*"):
+    assert rows_of(pattern) == inside
+  assert rows_of("[!a]*") == [path for path in PATHS if not path.startswith("a")]
+  assert rows_of("?a/*") == rows_of("[!x]a/*") == []
   assert rows_of("*/0007.jpg") == rows_of("[ab]/0007.jpg") == ["b/0007.jpg"]
   for pattern in ("*z\xfcrich*", "*zu\u0308rich*"):  # the same letters
     assert rows_of(pattern) == PATHS[-2:]
