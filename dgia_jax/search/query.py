@@ -1,11 +1,12 @@
 """What a search asks for, and how several wishes become one query."""
 
 import dataclasses
+import os
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 # Weight of what results should not resemble, relative to what they should: most of what a person
 # asks for must remain.
@@ -13,6 +14,36 @@ LESS_WEIGHT = 0.5
 UNKNOWN_WORDS = (
   "The model has seen none of these words as a whole in training, so the order may mean little."
 )
+
+
+def text_of(path: str | os.PathLike) -> str:
+  """The path of an image as text that every browser takes, also of undecodable names."""
+  return os.fsencode(path).decode("utf-8", "replace")
+
+
+def image_key(row: int, path: str) -> str:
+  """An image of an index in an address: the row is where it is found at once.
+
+  The path tells whether the row still holds this image; a compaction gives rows other numbers.
+  """
+  return f"{row}:{text_of(path)}"
+
+
+def row_of(key: str, paths: Sequence[str], usable_rows: Int[np.ndarray, " M"]) -> int | None:
+  """The row of an image that `image_key` has named; None if no row that can be a result is.
+
+  A key of an earlier version is a row alone.
+  """
+  number, _, name = key.partition(":")
+  if not (number.isascii() and number.isdigit() and len(number) < 10):
+    return None
+  row = int(number)
+  if row in usable_rows and (not name or text_of(paths[row]) == name):
+    return row
+  if not name:
+    return None
+  rows = [row for row, path in enumerate(paths) if text_of(path) == name]
+  return next((row for row in rows if row in usable_rows), None)
 
 
 def combine(
@@ -39,16 +70,16 @@ class Query:
 
   Attributes:
     text: the description; may be empty.
-    like: index row of an image whose likes are searched; -1 for none.
-    less: index row of an image that results should not resemble; -1 for none.
+    like: `image_key` of an image whose likes are searched; "" for none.
+    less: `image_key` of an image that results should not resemble; "" for none.
     only: glob that the paths of results match, such as `*/entrance/*`; "" for all.
     top: number of images per page.
     page: the page of results, from 1.
   """
 
   text: str = ""
-  like: int = -1
-  less: int = -1
+  like: str = ""
+  less: str = ""
   only: str = ""
   top: int = 20
   page: int = 1
@@ -63,8 +94,8 @@ class Query:
 
     return cls(
       params.get("q", ""),
-      number("like", -1),
-      number("less", -1),
+      params.get("like", ""),
+      params.get("less", ""),
       params.get("only", ""),
       number("top", default_top),
       number("p", 1),
@@ -73,8 +104,8 @@ class Query:
   def to_address(self) -> str:
     """The query part of an address."""
     params = {"q": self.text} if self.text.strip() else {}
-    params |= {"like": self.like} if self.like >= 0 else {}
-    params |= {"less": self.less} if self.less >= 0 else {}
+    params |= {"like": self.like} if self.like else {}
+    params |= {"less": self.less} if self.less else {}
     params |= {"only": self.only} if self.only.strip() else {}
     # Not "page", by which Gradio chooses among its own pages.
     params |= {"p": self.page} if self.page > 1 else {}

@@ -10,6 +10,7 @@ private folder that is removed when the server stops. The page sends nothing to 
 
 import base64
 import dataclasses
+import functools
 import html
 import io
 import os
@@ -28,7 +29,7 @@ from dgia_jax.errors import UserError
 from dgia_jax.search import request_guard, results_html
 from dgia_jax.search.index import SearchIndex
 from dgia_jax.search.matches import Match
-from dgia_jax.search.query import UNKNOWN_WORDS, Query, combine
+from dgia_jax.search.query import UNKNOWN_WORDS, Query, combine, image_key, row_of, text_of
 from dgia_jax.search.retriever import Retriever
 
 EXAMPLES = ("a woman in a red coat with a backpack", "a man wearing a black jacket and blue jeans")
@@ -46,8 +47,8 @@ KEPT_SECONDS = 3600  # for which an uploaded image is kept
 _SET_ADDRESS = """(q, like, less, only, top) => {
   const query = new URLSearchParams();
   if (q.trim()) query.set("q", q);
-  if (like >= 0) query.set("like", like);
-  if (less >= 0) query.set("less", less);
+  if (like) query.set("like", like);
+  if (less) query.set("less", less);
   if (only && only.trim()) query.set("only", only);
   query.set("top", top);
   history.pushState(null, "", "?" + query);
@@ -60,11 +61,14 @@ class Searcher:
 
   def __init__(self, retriever: Retriever, index: SearchIndex):
     self._retriever, self._index = retriever, index
+    # After a compaction, all paths are looked through for an image of an earlier address.
+    find = lambda key: row_of(key, index.paths, index.rows)
+    self._row = functools.lru_cache(64)(find)
 
   @property
   def title(self) -> str:
     """The heading of the page."""
-    return f"Find a person in {_text_of(self._index.name)}"
+    return f"Find a person in {text_of(self._index.name)}"
 
   @property
   def num_images(self) -> int:
@@ -89,8 +93,8 @@ class Searcher:
     """The page of images that fit a feature, and whether another page follows."""
     if query_D is None:
       return [], False
-    rows = [row for row in (query.like, query.less) if row in self._index.rows]
-    without = [self._index.images / self._index.paths[row] for row in rows]
+    rows = [self._row(key) for key in (query.like, query.less)]
+    without = [self._index.images / self._index.paths[row] for row in rows if row is not None]
     start, stop = _range(query)
     # One more than is shown, which tells whether a page follows.
     matches = self._index.matches(query_D, stop + 1, without, query.only, fold=True)
@@ -102,8 +106,8 @@ class Searcher:
     """Which results show the person that was asked for; None if that is not known."""
     texts = [query.text] if query.text.strip() else []
     images = [] if image is None else [None]
-    if query.like in self._index.rows:
-      images.append(self._index.images / self._index.paths[query.like])
+    if (like := self._row(query.like)) is not None:
+      images.append(self._index.images / self._index.paths[like])
     return self._index.identities.correct(texts, images, [match.files for match in matches])
 
   def _feature(self, query: Query, image: PIL.Image.Image | None) -> Float[np.ndarray, " D"] | None:
@@ -113,10 +117,10 @@ class Searcher:
       more += [*self._retriever.embed_texts(query.text)]
     if image is not None:
       more += [*self._retriever.embed_images(image)]
-    if query.like in self._index.rows:
-      more += [*self._index.features([query.like])]
-    if query.less in self._index.rows:
-      less = self._index.features([query.less])
+    if (row := self._row(query.like)) is not None:
+      more += [*self._index.features([row])]
+    if (row := self._row(query.less)) is not None:
+      less = self._index.features([row])
     return combine(np.stack(more), less) if more else None
 
   def show(self, query: Query, image: PIL.Image.Image | None = None) -> str:
@@ -154,9 +158,9 @@ class Searcher:
     """What else the search depends on, each with a link that removes it."""
     notes = []
     for field, text in (("like", "similar to"), ("less", "not like")):
-      if getattr(query, field) in self._index.rows:
-        name = html.escape(self._name(getattr(query, field)))
-        rest = dataclasses.replace(query, page=1, **{field: -1})
+      if (row := self._row(getattr(query, field))) is not None:
+        name = html.escape(self._name(row))
+        rest = dataclasses.replace(query, page=1, **{field: ""})
         without = html.escape(rest.to_address())
         notes.append(f'<p>Images {text} {name} (<a href="{without}" target="_self">remove</a>)</p>')
     if query.text.strip() and not self._retriever.knows_a_word_of(query.text):
@@ -165,19 +169,20 @@ class Searcher:
 
   def _tile(self, rank: int, match: Match, query: Query, is_correct: bool) -> str:
     name = html.escape(self._name(match.row))
-    address = html.escape(Query(like=match.row, only=query.only, top=query.top).to_address())
+    key = image_key(match.row, self._index.paths[match.row])
+    address = html.escape(Query(like=key, only=query.only, top=query.top).to_address())
     # A word beside the green frame, for those who cannot tell its colour.
     mark = '<span class="mark">✓ correct</span>' if is_correct else ""
     caption = (
       f'<span class="score"><span class="rank">{rank}</span>{match.score:.3f}</span>{mark}'
       f' <label for="zoom-{rank}">enlarge</label>'
     )
-    if query.text.strip() or query.like >= 0:
-      less = html.escape(dataclasses.replace(query, less=match.row, page=1).to_address())
+    if query.text.strip() or query.like:
+      less = html.escape(dataclasses.replace(query, less=key, page=1).to_address())
       caption += f' <a class="less" href="{less}" target="_self">less like this</a>'
     caption += f"<br>{name}"
     if match.copies:
-      copies = ", ".join(_text_of(path.relative_to(self._index.images)) for path in match.copies)
+      copies = ", ".join(text_of(path.relative_to(self._index.images)) for path in match.copies)
       number = f"{len(match.copies)} {'copy' if len(match.copies) == 1 else 'copies'}"
       caption += f'<br><span title="{html.escape(copies)}">and {number}</span>'
     try:
@@ -205,12 +210,8 @@ class Searcher:
     return [row | {"correct": mark} for row, mark in zip(rows, marks, strict=True)]
 
   def _name(self, row: int) -> str:
-    """The path of an image as text that every browser takes, also of undecodable names."""
-    return _text_of(self._index.paths[row])
-
-
-def _text_of(path: str | os.PathLike) -> str:
-  return os.fsencode(path).decode("utf-8", "replace")
+    """The path of an image as text."""
+    return text_of(self._index.paths[row])
 
 
 def _data_address(image: PIL.Image.Image) -> str:
@@ -251,10 +252,10 @@ def make_page(searcher: Searcher, default_top: int = 20) -> Any:
 
   def search(
     text: str, image: PIL.Image.Image | None, like: Any, less: Any, only: str, top: Any
-  ) -> tuple[str, int, int]:
+  ) -> tuple[str, str, str]:
     # Words with a similar image narrow it down; an upload starts another search.
-    started = image is not None
-    like, less = (-1 if started else _whole_number(row, -1) for row in (like, less))
+    keys = ("", "") if image is not None else (like, less)
+    like, less = (key if isinstance(key, str) else "" for key in keys)
     query = Query(text or "", like, less, only or "", _whole_number(top, default_top))
     return searcher.show(query, image), like, less
 
@@ -282,7 +283,7 @@ def make_page(searcher: Searcher, default_top: int = 20) -> Any:
       for example in searcher.examples
     )
     gradio.HTML(f"<p>Examples: {examples} · Click an image to find similar ones.</p>")
-    like, less = gradio.Number(-1, visible=False), gradio.Number(-1, visible=False)
+    like, less = gradio.Textbox("", visible=False), gradio.Textbox("", visible=False)
     results = gradio.HTML(results_html.STYLE, elem_id="results")
 
     state = [text, like, less, only, top]

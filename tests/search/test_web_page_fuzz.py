@@ -129,7 +129,7 @@ def test_the_page_survives_odd_requests_and_shows_no_other_file(server, tmp_path
   Image.new("RGB", (8, 8), "red").save(secret)
   content = secret.read_bytes()
   (tmp_path / "secret.txt").write_text("do not tell")
-  assert "tiles" in search_page(port, ["a red coat", None, -1, -1, "", 4], "first")
+  assert "tiles" in search_page(port, ["a red coat", None, "", "", "", 4], "first")
   draw = random.Random(0)
   for _ in range(300):
     asked = odd_request(draw, draw.choice((secret, tmp_path / "secret.txt")))
@@ -145,12 +145,12 @@ def test_the_page_survives_odd_requests_and_shows_no_other_file(server, tmp_path
     assert '"success":' in shown and "Traceback" not in shown, values
   for number in range(10):  # uploads that are no images
     path = upload(port, draw.randbytes(draw.choice((0, 10, 1000))))
-    shown = search_page(port, ["", {"path": path, "meta": FILE_DATA}, -1, -1, "", 4], f"u{number}")
+    shown = search_page(port, ["", {"path": path, "meta": FILE_DATA}, "", "", "", 4], f"u{number}")
     assert "Traceback" not in shown and "<img" not in shown, shown
   for headers in ({"Host": "evil.example"}, {"Origin": "http://evil.example"}):
     assert request(port, "GET", "/", headers=headers)[0] == 403
     assert request(port, "GET", "/config", headers=headers)[0] == 403
-  fetched = ["", {"path": "http://127.0.0.1:9/x.png", "meta": FILE_DATA}, -1, -1, "", 4]
+  fetched = ["", {"path": "http://127.0.0.1:9/x.png", "meta": FILE_DATA}, "", "", "", 4]
   assert "status 400" in search_page(port, fetched, "fetched")
   assert request(port, "GET", "/gradio_api/file=http://127.0.0.1:9/x.png")[0] == 400
   start = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
@@ -161,8 +161,8 @@ def test_the_page_survives_odd_requests_and_shows_no_other_file(server, tmp_path
   Image.new("RGB", (8, 8), "red").save(buffer, "PNG")
   path = upload(port, buffer.getvalue())
   assert "<img" in search_page(
-    port, ["", {"path": path, "meta": FILE_DATA}, -1, -1, "", 4], "upload"
+    port, ["", {"path": path, "meta": FILE_DATA}, "", "", "", 4], "upload"
   )
-  assert "tiles" in search_page(port, ["a red coat", None, -1, -1, "", 4], "last")
+  assert "tiles" in search_page(port, ["a red coat", None, "", "", "", 4], "last")
   # Gradio logs tracebacks of values that its own components refuse; none may come from our code.
   assert "/dgia_jax/" not in output.read_text(), output.read_text()[-5000:]
