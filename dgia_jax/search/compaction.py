@@ -9,7 +9,7 @@ and the next indexing removes what it left behind.
 import itertools
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -29,6 +29,8 @@ _PARTIAL = re.compile(r"\.(.+)\.partial")  # of a write that was interrupted
 
 def compact(out: pathlib.Path, part_rows: int) -> int:
   """Removes all rows that cannot be results, and returns their number; `out` is locked.
+
+  What an interrupted indexing wrote behind the last part is removed as well.
 
   Args:
     out: the index.
@@ -50,7 +52,8 @@ def compact(out: pathlib.Path, part_rows: int) -> int:
     image for image in annotated if image.path in paths or (images / image.path).exists()
   ]
   num_removed = len(usable) - len(kept)
-  if not num_removed and len(still_annotated) == len(annotated):
+  is_clean = not num_removed and len(still_annotated) == len(annotated)
+  if is_clean and not _has_leftovers(data, parts, width):
     return 0
 
   new = index_files.next_data_folder(out, about)
@@ -87,6 +90,22 @@ def remove_former_data(out: pathlib.Path) -> None:
     is_other_index = folder != out and (folder / index_files.ABOUT).exists()
     if folder != current and not is_other_index:
       _remove_data(folder)
+
+
+def _has_leftovers(data: pathlib.Path, parts: Sequence[index_files.Part], width: int) -> bool:
+  """Whether an interrupted indexing has left features or paths that no part counts."""
+  names = {f"{part.number:05d}.json" for part in parts}
+  if any(
+    _PARTIAL.fullmatch(path.name)
+    or path.parent.name in (index_files.PARTS, index_files.FILES)
+    and path.name not in names
+    for path in _own_files(data)
+  ):
+    return True
+  features = data / index_files.FEATURES
+  num_rows = parts[-1].stop_row if parts else 0
+  num_bytes = index_files.num_stored_bytes((num_rows, width), np.dtype("<f4")) if num_rows else 0
+  return features.exists() and features.stat().st_size > num_bytes
 
 
 def _remove_data(folder: pathlib.Path) -> None:

@@ -9,6 +9,7 @@ import dataclasses
 import io
 import itertools
 import json
+import math
 import os
 import pathlib
 import re
@@ -302,6 +303,11 @@ def append_rows(path: pathlib.Path, first_row: int, rows: np.ndarray) -> int:
     file.flush()
     os.fsync(file.fileno())
   return zlib.crc32(rows)
+
+
+def num_stored_bytes(shape: tuple[int, ...], dtype: np.dtype) -> int:
+  """The size of an .npy file that `append_rows` has written."""
+  return len(_header(shape, dtype)) + math.prod(shape) * dtype.itemsize
 
 
 def open_features(

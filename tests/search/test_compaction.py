@@ -115,6 +115,22 @@ def test_a_crash_at_any_moment_leaves_the_index_readable(folder, monkeypatch):
   assert 20 < number < 99 and content(folder) == expected
 
 
+@pytest.mark.parametrize("leftover", ["features", "file", "partial"])
+def test_what_an_interrupted_indexing_left_is_removed(folder, leftover):
+  index_files.write_gone(folder, set(), 2)
+  assert compaction.compact(folder, 50) == 0 and not (folder / "data1").exists()
+  if leftover == "features":
+    index_files.append_features(folder, 70, np.full((1, DIM), 0.25, np.float32))
+  elif leftover == "file":
+    index_files.write_files(folder, 2, [])
+  else:
+    (folder / "files" / ".00002.json.partial").write_text("{")
+  expected = content(folder)
+  assert compaction.compact(folder, 50) == 0
+  assert content(folder) == expected and names(folder) == ["data1", "index.json"]
+  assert compaction.compact(folder, 50) == 0 and names(folder) == ["data1", "index.json"]
+
+
 def files_of(folder):
   return {
     str(path.relative_to(folder))
