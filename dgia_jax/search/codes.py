@@ -214,6 +214,10 @@ class VerifiedFeatures:
     self._width, self._offset = features.shape[1], features.offset
     self._file = (pathlib.Path(folder) / index_files.FEATURES).open("rb", buffering=0)
 
+  def close(self) -> None:
+    """Closes the file."""
+    self._file.close()
+
   def __call__(self, rows: Sequence[int] | np.ndarray) -> Float[np.ndarray, "n D"]:
     """The features of some rows.
 

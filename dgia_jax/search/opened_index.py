@@ -28,7 +28,7 @@ class SearchIndex:
     about: the content of index.json.
     name: of the index, which is that of its folder.
     images: the folder of images.
-    paths: path of every row, relative to the folder; read from disk when asked for.
+    paths: path of every row, relative to the folder.
     rows: those that can be results, ascending.
   """
 
@@ -46,14 +46,19 @@ class SearchIndex:
     self.name = pathlib.Path(folder).absolute().name
     # Scanning all paths takes a second for a million; several queries often share one pattern.
     self._matching = functools.lru_cache(4)(self._matching)
-    self.about = index_files.read_about(folder)
-    try:
-      self._open(folder, mesh, use_codes)
-    except UserError:
-      former, self.about = self.about, index_files.read_about(folder)
-      if self.about == former:
-        raise
-      self._open(folder, mesh, use_codes)  # it was compacted meanwhile
+    while True:
+      self.about, failure = index_files.read_about(folder), None
+      try:
+        self._open(folder, mesh, use_codes)
+      except (UserError, OSError) as error:
+        failure = error
+      if index_files.read_about(folder) == self.about:
+        break
+      # It was compacted meanwhile: some files may have been removed before they were opened.
+      if failure is None and isinstance(self._read, codes_lib.VerifiedFeatures):
+        self._read.close()
+    if failure is not None:
+      raise failure
 
   def _open(self, folder: pathlib.Path | str, mesh: Any, use_codes: bool) -> None:
     """Opens the data that `about` names."""
@@ -80,7 +85,13 @@ class SearchIndex:
 
   @functools.cached_property
   def identities(self) -> Identities:
-    """Who is on the images, as far as it is known; read from disk when asked for."""
+    """Who is on the images, as far as it is known; read from disk when asked for.
+
+    Raises:
+      UserError: the index was compacted since it was opened, or its annotations are damaged.
+    """
+    if not (self._data / index_files.GONE).exists():
+      raise UserError(f"--index: {self._data} was removed by a compaction; open the index again")
     return Identities(index_files.read_annotated(self._data), self.images)
 
   @property

@@ -10,6 +10,8 @@ import pytest
 from dgia_jax import files
 from dgia_jax.errors import UserError
 from dgia_jax.search import codes, compaction, index_files, index_paths
+from dgia_jax.search.opened_index import SearchIndex
+from tests.helpers.meshes import mesh_of
 from tests.search.small_index import DIM, write_index
 
 PATHS = [f"a/{n:04d}.jpg" for n in range(70)]
@@ -113,6 +115,28 @@ def test_a_crash_at_any_moment_leaves_the_index_readable(folder, monkeypatch):
     shutil.rmtree(folder)
     shutil.copytree(whole, folder)
   assert 20 < number < 99 and content(folder) == expected
+
+
+@pytest.mark.parametrize("moment", ["read_parts", "open_features"])
+def test_an_index_that_is_compacted_while_it_is_opened_is_opened_again(folder, monkeypatch, moment):
+  """Also if all its files could be opened, and some were of the former data."""
+  function, compactions = getattr(index_files, moment), []
+
+  def compact_then(*arguments, **options):
+    result = function(*arguments, **options)
+    if not compactions:
+      compactions.append(0)
+      compactions.append(compaction.compact(folder, 50))
+    return result
+
+  monkeypatch.setattr(index_files, moment, compact_then)
+  index = SearchIndex(folder, mesh_of(1, 1, 1))
+  assert compactions == [0, 4] and len(index.rows) == len(index.paths) == 66
+  index_files.write_gone(folder / "data1", {1}, 2)
+  compaction.compact(folder, 50)
+  assert index.features([65]).shape == (1, DIM) and len(set(index.paths)) == 66
+  with pytest.raises(UserError, match="data1 was removed by a compaction; open the index again"):
+    _ = index.identities
 
 
 @pytest.mark.parametrize("leftover", ["features", "file", "partial"])
