@@ -4,8 +4,8 @@
   INDEX/paths/stops.npy   per row: where its path ends in this text
   INDEX/paths/paths.json  checksums of each part; written last
 
-Updates read files/*.json, which hold the paths, too. So do searches of an index that has no paths
-in this form, or for some of its parts only; indexing adds those that are missing.
+Updates read files/*.json, which hold the paths, too. So does the opening of an index that has no
+paths in this form, or for some of its parts only; indexing adds those that are missing.
 """
 
 import bisect
@@ -62,17 +62,18 @@ class Paths(Sequence[str]):
   """Path of every row, relative to the folder of images; each part is verified when it is read."""
 
   def __init__(self, folder: pathlib.Path | str, parts: Sequence[Part]):
-    """Maps the paths of an index.
+    """Maps the paths of an index, or reads those that are in files/*.json only.
 
     Raises:
       UserError: a file is missing or damaged.
     """
     self._folder, self._parts = pathlib.Path(folder), parts
     self._first_rows = [part.first_row for part in parts]
-    self._listed: dict[int, list[str]] = {}  # paths of parts that only files/*.json hold
     self._verified: set[int] = set()
     about = _read_about(self._folder) if parts else None
     self._checksums = about["parts"][: len(parts)] if about else []
+    # Now, as a compaction may remove them; what is mapped stays.
+    self._listed = [index_files.read_paths(folder, part) for part in parts[len(self._checksums) :]]
     if self._checksums:
       last = parts[len(self._checksums) - 1]
       self._text, self._stops = _mapped(self._folder, last.stop_row)
@@ -116,9 +117,7 @@ class Paths(Sequence[str]):
   def _of_part(self, number: int) -> list[str]:
     """The paths of a part."""
     if number >= len(self._checksums):
-      if number not in self._listed:
-        self._listed[number] = index_files.read_paths(self._folder, self._parts[number])
-      return self._listed[number]
+      return self._listed[number - len(self._checksums)]
     self._verify(number)
     start, stops = self._bounds(number)
     text, stops = bytes(self._text[start : stops[-1]]), (stops - np.uint64(start)).tolist()

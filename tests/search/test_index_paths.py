@@ -68,6 +68,16 @@ def test_an_older_index_reads_each_list_of_files_once(older, monkeypatch):
   assert read == [0, 1, 2]
 
 
+@pytest.mark.parametrize("made", [0, 2, 3])
+def test_opened_paths_outlive_their_files(older, made):
+  if made:
+    index_paths.update(older, index_files.read_parts(older)[:made])
+  paths = open_paths(older)
+  for name in ("files", "paths"):
+    shutil.rmtree(older / name, ignore_errors=True)
+  assert list(paths) == PATHS and paths[650] == PATHS[650]
+
+
 @pytest.mark.parametrize("made", [False, True])
 def test_patterns(older, made):
   if made:
