@@ -303,6 +303,7 @@ def serve(searcher: Searcher, host: str, port: int, default_top: int) -> None:
   Raises:
     UserError: Gradio is not installed, or the address cannot be used.
   """
+  host = host.removeprefix("[").removesuffix("]")
   with tempfile.TemporaryDirectory(prefix="dgia_jax_page_") as folder:
     os.environ["GRADIO_TEMP_DIR"] = folder  # read when Gradio is imported
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -319,7 +320,7 @@ def serve(searcher: Searcher, host: str, port: int, default_top: int) -> None:
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     try:
       page.launch(
-        server_name=host,
+        server_name=f"[{host}]" if ":" in host else host,  # as in an address
         server_port=port,
         show_error=False,
         quiet=False,

@@ -248,8 +248,18 @@ def test_uploads_start_no_other_program(index, monkeypatch, tmp_path):
     Image.open(tmp_path / "x.png")
 
 
-def test_the_page_is_served_behind_its_guards(index, monkeypatch):
-  """With stand-ins for Gradio and Starlette, which the tests do without."""
+class Idle(web_page.Searcher):
+  """Finds nothing, without a model."""
+
+  def __init__(self):
+    pass
+
+  def search(self, query, image=None):
+    return []
+
+
+def launched_with(monkeypatch, *arguments):
+  """How Gradio is started, with stand-ins for it and Starlette, which the tests do without."""
   launched = {}
   page = types.SimpleNamespace(launch=lambda **options: launched.update(options))
   theme = types.SimpleNamespace(Default=lambda **fonts: None)
@@ -262,8 +272,13 @@ def test_the_page_is_served_behind_its_guards(index, monkeypatch):
   monkeypatch.setattr(Image, "ID", list(Image.ID))
   for name in ("no_proxy", "NO_PROXY", "GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):
     monkeypatch.setenv(name, "")
-  web_page.serve(open_searcher(index)[0], "photos.example", 7860, 20)
-  assert launched["max_file_size"] == "50mb"
+  web_page.serve(Idle(), *arguments)
+  return launched
+
+
+def test_the_page_is_served_behind_its_guards(monkeypatch):
+  launched = launched_with(monkeypatch, "photos.example", 7860, 20)
+  assert launched["max_file_size"] == "50mb" and launched["server_name"] == "photos.example"
   guards = {guard: arguments for guard, *arguments in launched["app_kwargs"]["middleware"]}
   assert list(guards) == [
     request_guard.RefuseFaultyRequests,
@@ -272,6 +287,14 @@ def test_the_page_is_served_behind_its_guards(index, monkeypatch):
   ]
   assert "photos.example" in guards[request_guard.RefuseForeignRequests][0]
   assert guards[request_guard.RefuseForeignFiles] == [os.environ["GRADIO_TEMP_DIR"]]
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]", "::", "[::]"])
+def test_the_page_listens_on_addresses_of_version_6(monkeypatch, host):
+  launched = launched_with(monkeypatch, host, 7860, 20)
+  plain = host.strip("[]")
+  assert launched["server_name"] == f"[{plain}]"
+  assert plain in os.environ["NO_PROXY"].split(",") and "[" not in os.environ["NO_PROXY"]
 
 
 def test_the_page_reports_nothing(index):
