@@ -92,6 +92,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   serving.add_argument(
     "--host", default="127.0.0.1", help="address to listen on (default: this machine only)"
   )
+  serving.add_argument(
+    "--name",
+    action="append",
+    default=[],
+    metavar="HOST",
+    help="another name of the page in addresses, as of a DNS server or a proxy; may be repeated",
+  )
   serving.add_argument("--port", type=int, default=7860, help="port (default: 7860)")
   serving.add_argument("--top", type=int, default=20, help="images per page (default: 20)")
   serving.set_defaults(command="serve")

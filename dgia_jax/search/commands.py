@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -144,9 +145,12 @@ def serve(options: argparse.Namespace) -> None:
     raise UserError(f"--top={options.top}: give 1 to {web_page.MAX_TOP}")
   if not 0 < options.port < 2**16:
     raise UserError(f"--port={options.port}: give 1 to 65535")
+  for name in options.name:
+    if not re.fullmatch(r"[^\s/:?#@\[\]]+", name):
+      raise UserError(f"--name={name}: give a host's name alone, such as photos.example")
   retriever, index = open_index(options.index, options.run)
   searcher = web_page.Searcher(retriever, index)
-  web_page.serve(searcher, options.host, options.port, options.top)
+  web_page.serve(searcher, options.host, options.port, options.top, options.name)
 
 
 def export(options: argparse.Namespace) -> None:

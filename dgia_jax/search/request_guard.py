@@ -12,7 +12,7 @@ import os
 import pathlib
 import socket
 import urllib.parse
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from absl import logging
@@ -26,18 +26,22 @@ App = Callable[[Mapping[str, Any], Receive, Send], Awaitable[None]]
 
 MAX_VALUES_BYTES = 2**20  # of the values of the page's form, without uploads
 UPLOADS = "/gradio_api/upload"  # the only address that receives files
+_SHOWN = 100  # characters of what a request names
 _POLICY_VIOLATION = 1008  # WebSocket's code for a refusal
 
 
-def own_names(host: str) -> frozenset[str]:
+def own_names(host: str, others: Iterable[str] = ()) -> frozenset[str]:
   """Names by which a browser may ask for this machine's page; addresses need no name.
+
+  Names that only a DNS server knows are not asked for, which could take long.
 
   Args:
     host: where the page listens.
+    others: further names, such as those of `serve --name`.
   """
   machine = socket.gethostname()
   short = machine.partition(".")[0]
-  names = ("localhost", host, machine, short, f"{short}.local")
+  names = ("localhost", host, machine, short, f"{short}.local", *others)
   return frozenset(_plain(name) for name in names if name)
 
 
@@ -55,26 +59,38 @@ class RefuseForeignRequests:
 
   async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
     """Passes a request on, or refuses it."""
-    if scope["type"] in ("http", "websocket") and not self._is_own(scope["headers"]):
-      await _refuse(scope, send, 403, "The address or the origin of this request is not the page's")
+    reason = self._reason(scope["headers"]) if scope["type"] in ("http", "websocket") else ""
+    if reason:
+      logging.warning("a request was refused: %s", reason)
+      await _refuse(scope, send, 403, reason)
     else:
       await self._app(scope, receive, send)
 
-  def _is_own(self, headers: list[tuple[bytes, bytes]]) -> bool:
+  def _reason(self, headers: list[tuple[bytes, bytes]]) -> str:
+    """Why a request is refused; "" if it is not."""
     hosts, origins = (
       [value.decode("latin-1") for key, value in headers if key.lower() == name]
       for name in (b"host", b"origin")
     )
     if len(hosts) != 1 or len(origins) > 1:
-      return False
+      return f"It has {len(hosts)} Host and {len(origins)} Origin headers"
+    shown = printable(hosts[0])[:_SHOWN]
     try:
       host = urllib.parse.urlsplit(f"//{hosts[0]}")
       if not (_is_address(host.hostname) or _plain(host.hostname or "") in self._names):
-        return False
+        return (
+          f"{shown} is no known name of this page; if it is one, add to the command: --name HOST"
+        )
       origin = urllib.parse.urlsplit(origins[0]) if origins else None
-      return origin is None or _place(origin, origin.scheme) == _place(host, origin.scheme)
+      if origin is None or _place(origin, origin.scheme) == _place(host, origin.scheme):
+        return ""
     except ValueError:  # a port that is no number, or half a bracket
-      return False
+      pass
+    origin = printable("".join(origins))[:_SHOWN]
+    return (
+      f"It comes from {origin or 'nowhere'}, and the page is {shown}; a proxy before the page has"
+      " to keep the Host header"
+    )
 
 
 class RefuseForeignFiles:
@@ -169,7 +185,7 @@ class RefuseFaultyRequests:
 async def _refuse(scope: Mapping[str, Any], send: Send, status: int, reason: str) -> None:
   """Answers a request that goes no further."""
   if scope["type"] == "websocket":
-    await send({"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": reason})
+    await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
     return
   headers = [(b"content-type", b"text/plain")]
   await send({"type": "http.response.start", "status": status, "headers": headers})

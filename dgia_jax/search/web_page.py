@@ -297,8 +297,17 @@ def make_page(searcher: Searcher, default_top: int = 20) -> Any:
   return page
 
 
-def serve(searcher: Searcher, host: str, port: int, default_top: int) -> None:
+def serve(
+  searcher: Searcher, host: str, port: int, default_top: int, names: Sequence[str] = ()
+) -> None:
   """Serves the page until interrupted.
+
+  Args:
+    searcher: finds and shows the images.
+    host: the address to listen on.
+    port: the port.
+    default_top: images per page, unless the address says otherwise.
+    names: of the page, besides those that `request_guard.own_names` knows.
 
   Raises:
     UserError: Gradio is not installed, or the address cannot be used.
@@ -329,7 +338,7 @@ def serve(searcher: Searcher, host: str, port: int, default_top: int) -> None:
         app_kwargs={
           "middleware": [
             Middleware(request_guard.RefuseFaultyRequests),
-            Middleware(request_guard.RefuseForeignRequests, request_guard.own_names(host)),
+            Middleware(request_guard.RefuseForeignRequests, request_guard.own_names(host, names)),
             Middleware(request_guard.RefuseForeignFiles, folder),
           ]
         },

@@ -134,6 +134,8 @@ def test_mistakes_end_in_one_line(known_run, image_folder, tmp_path, capsys):
   assert "make an index first" in fails("query", "--index", tmp_path, "red")
   for flag, value in (("top", 0), ("top", 200), ("port", 0), ("port", -1), ("port", 70000)):
     assert f"--{flag}={value}: give 1 to" in fails("serve", "--index", tmp_path, f"--{flag}", value)
+  for name in ("https://photos.example", "photos.example:80", ""):
+    assert f"--name={name}: give a host's" in fails("serve", "--index", tmp_path, f"--name={name}")
   for flag in ("images", "out"):
     flags = {"images": image_folder, "out": tmp_path / "x"} | {flag: "~nobody-here/x"}
     words = [word for name, path in flags.items() for word in (f"--{name}", path)]

@@ -57,8 +57,8 @@ def status(*arguments, **options):
   return ask(*arguments, **options)[0]["status"]
 
 
-def guarded(host="127.0.0.1"):
-  return RefuseForeignRequests(App(), request_guard.own_names(host))
+def guarded(host="127.0.0.1", names=()):
+  return RefuseForeignRequests(App(), request_guard.own_names(host, names))
 
 
 @pytest.mark.parametrize(
@@ -77,6 +77,23 @@ def test_the_page_is_asked_for_by_its_own_names(host, monkeypatch):
 def test_a_name_that_was_bound_to_this_machine_is_refused(host):
   assert status(guarded(), [("host", host)]) == 403
   assert ask(guarded(), [("host", host)], kind="websocket")[0]["type"] == "websocket.close"
+
+
+def test_a_name_can_be_added(caplog):
+  headers = [("host", "photos.example:443"), ("origin", "https://photos.example")]
+  assert status(guarded(names=["other.example", "Photos.example."]), headers) == 200
+  refused, body = ask(guarded(names=["other.example"]), headers)
+  assert refused["status"] == 403
+  reason = "photos.example:443 is no known name of this page; if it is one, add"
+  assert body["body"].decode().startswith(reason) and "--name HOST" in caplog.text
+  assert f"a request was refused: {reason}" in caplog.text
+
+
+def test_the_other_site_is_named(caplog):
+  _, body = ask(guarded(), [("host", OWN), ("origin", "http://evil.example\n" + "x" * 5000)])
+  assert b"comes from http://evil.example" in body["body"] and OWN.encode() in body["body"]
+  assert len(caplog.records) == 1 and "\n" not in caplog.records[0].getMessage()
+  assert len(caplog.records[0].getMessage()) < 400
 
 
 def test_a_request_has_one_host():
