@@ -1,6 +1,7 @@
 """What the commands of `python -m dgia_jax.search` do; `__main__` reads their flags."""
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -8,12 +9,13 @@ import pathlib
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import jax
 import numpy as np
 import tqdm
 
-from dgia_jax import bucket, cli, remote, user_files
+from dgia_jax import bucket, cli, remote, sharding, user_files
 from dgia_jax.data import images as images_lib
 from dgia_jax.errors import UserError, printable
 from dgia_jax.reporting import contact_sheet
@@ -176,21 +178,46 @@ def open_index(
   from dgia_jax.training import run_weights
 
   folder, shown = remote.local_copy(folder, "--index"), folder
-  about = index_files.read_about(folder)
+  with _naming_the_address(folder, shown):
+    about = index_files.read_about(folder)
   setting = "--run" if model else "--index"
-  model = str(model or about["model"])
+  is_given, model = bool(model), str(model or about["model"])
   if not bucket.is_remote(model) and os.path.isabs(model) and not os.path.isdir(model):
+    if is_given:
+      raise UserError(f"--run={model}: no such folder")
     raise UserError(
       f"--index={shown} was made with the model in {model}, which is gone: give --run"
     )
+  # The index first: it verifies its codes while the model is loaded.
+  mesh = sharding.create_mesh(devices=jax.local_devices())
+  with _naming_the_address(folder, shown):
+    index = SearchIndex(folder, mesh)
   for choice, weights in itertools.product(("best", "last"), run_weights.kinds(model)):
-    retriever = Retriever.from_pretrained(model, choice, weights=weights, setting=setting)
+    retriever = Retriever.from_pretrained(
+      model, choice, weights=weights, setting=setting, mesh=mesh
+    )
     if retriever.digest() == about["model_digest"]:
-      return retriever, SearchIndex(folder, retriever.mesh)
+      return retriever, index
   raise UserError(
     f"--index={shown} was made with another model than the one in {model}: index again, or give"
     " --run"
   )
+
+
+@contextlib.contextmanager
+def _naming_the_address(folder: pathlib.Path, shown: pathlib.Path | str) -> Iterator[None]:
+  """Has an error of an index in a bucket name its address, rather than the copy that was read."""
+  try:
+    yield
+  except UserError as error:
+    if not bucket.is_remote(shown):
+      raise
+    is_damaged = f"{folder}/" in str(error)  # it is about a file
+    reason = str(error).partition("; delete ")[0].removeprefix("--index: ")
+    reason = reason.replace(str(folder), str(shown))
+    advice = f"; delete its copy, {folder}, and run the same command again" if is_damaged else ""
+    prefix = "" if reason.startswith("--index=") else "--index: "
+    raise UserError(f"{prefix}{reason}{advice}") from error
 
 
 def draw_sheet(

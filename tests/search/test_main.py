@@ -10,13 +10,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dgia_jax import files
+from dgia_jax import files, remote
+from dgia_jax.errors import UserError
 from dgia_jax.search import __main__ as search_cli
 from dgia_jax.search import commands, export
 from dgia_jax.search.exact import ExactGallery
 from dgia_jax.search.index import SearchIndex
 from dgia_jax.search.retriever import Retriever
 from tests.helpers import known_run as known_run_lib
+from tests.helpers.fake_gcs import gcs  # noqa: F401
+from tests.search.small_index import write_index
+
+# ruff: noqa: F811
 
 
 def test_index_then_query(known_run, image_folder, tmp_path, capsys):
@@ -158,7 +163,8 @@ def test_mistakes_end_in_one_line(known_run, image_folder, tmp_path, capsys):
     line = fails("export", "--index", out, "--format", "npy", "--out", place)
     assert "--out=.: cannot be written" in line and "Is a directory" in line
   assert f"--run={long}: cannot be read" in fails("query", "--index", out, "red", "--run", long)
-  assert "which is gone" in fails("query", "--index", out, "red", "--run", tmp_path / "gone")
+  typo = tmp_path / "gone"
+  assert f"--run={typo}: no such folder" in fails("query", "--index", out, "red", "--run", typo)
   assert "description is empty" in fails("query", "--index", out, "red", " ")
   about = files.unsealed(json.loads((out / "index.json").read_text()))
   of_another = files.sealed(about | {"model_digest": "another"})
@@ -291,3 +297,17 @@ def test_a_tilde_is_a_home_folder(known_run, image_folder, tmp_path, capsys, mon
   assert search_cli.main(["export", "--index=~/i", "--format=npy", "--out=~/f.npy"]) == 0
   assert (tmp_path / "f.npy").exists()
   capsys.readouterr()
+
+
+def test_an_index_in_a_bucket_is_called_by_its_address(gcs, tmp_path):
+  url, folder = f"{gcs.url}/index", write_index(tmp_path / "index", ["a.png", "b.png"])
+  for path in folder.rglob("*.*"):
+    gcs.put(f"{url}/{path.relative_to(folder)}", path.read_bytes())
+  with pytest.raises(UserError, match=f"--index={url} was made with another model"):
+    commands.open_index(url, "mini")
+  copy = remote.local_copy(url, "--index")
+  (copy / "gone.json").write_text("{")
+  message = rf"^--index: {url}/gone\.json is damaged.*; delete its copy, {copy}, and run"
+  with pytest.raises(UserError, match=message) as error:
+    commands.open_index(url, "mini")
+  assert "\n" not in str(error.value)
