@@ -6,14 +6,18 @@ name it, and only then removes the former data. A crash at any moment leaves one
 and the next indexing removes what it left behind.
 """
 
+import contextlib
 import itertools
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from jaxtyping import Int
 
+from dgia_jax.errors import UserError
 from dgia_jax.search import codes, index_files, index_paths
+from dgia_jax.search.image_files import ImageFile
 
 _any_of = lambda *names: re.compile("|".join(map(re.escape, names)))
 # What an index writes besides gone.json, by subfolder; all else in its folder is the user's.
@@ -49,7 +53,7 @@ def compact(out: pathlib.Path, part_rows: int) -> int:
   annotated = index_files.read_annotated(data)
   images, paths = pathlib.Path(about["images"]), {file.path for file, _ in kept}
   still_annotated = [
-    image for image in annotated if image.path in paths or (images / image.path).exists()
+    image for image in annotated if image.path in paths or _may_exist(images / image.path)
   ]
   num_removed = len(usable) - len(kept)
   is_clean = not num_removed and len(still_annotated) == len(annotated)
@@ -57,26 +61,46 @@ def compact(out: pathlib.Path, part_rows: int) -> int:
     return 0
 
   new = index_files.next_data_folder(out, about)
+  try:
+    _write(new, data, parts, width, np.flatnonzero(usable), kept, still_annotated, part_rows)
+    compacted = {"format": index_files.COMPACTED_FORMAT, index_files.DATA: new.name}
+    index_files.replace_about(out, about | compacted)
+  except BaseException:  # such as a full disk, which needs the space
+    with contextlib.suppress(OSError, UserError):  # the first error is the one to report
+      remove_former_data(out)
+    raise
+  remove_former_data(out)
+  return num_removed
+
+
+def _write(
+  new: pathlib.Path,
+  data: pathlib.Path,
+  parts: Sequence[index_files.Part],
+  width: int,
+  rows: Int[np.ndarray, " n"],
+  entries: Sequence[tuple[ImageFile, str]],
+  annotated: Sequence[index_files.AnnotatedImage],
+  part_rows: int,
+) -> None:
+  """Writes some rows of an index, with their `entries`, to a new folder."""
   new.mkdir()
   index_files.write_gone(new, set(), 0)  # first: it shows whose folder this is
   for folder in (index_files.PARTS, index_files.FILES):
     (new / folder).mkdir()
-  features, rows = index_files.open_features(data, parts, width), np.flatnonzero(usable)
+  features = index_files.open_features(data, parts, width)
   new_parts = []
   for number, start in enumerate(range(0, len(rows), part_rows)):
     stop = min(start + part_rows, len(rows))
     crc32 = index_files.append_features(new, start, features[rows[start:stop]])
-    index_files.write_files(new, number, kept[start:stop])
+    index_files.write_files(new, number, entries[start:stop])
     new_parts.append(index_files.Part(number, start, stop - start, crc32, []))
     index_files.write_part(new, new_parts[-1])
-  if still_annotated:
-    index_files.write_annotated(new, still_annotated)
+  if annotated:
+    index_files.write_annotated(new, annotated)
   index_files.write_gone(new, set(), len(new_parts))
   index_paths.update(new, new_parts)
   codes.update(new, new_parts, width)
-  index_files.replace_about(out, about | {index_files.DATA: new.name})
-  remove_former_data(out)
-  return num_removed
 
 
 def remove_former_data(out: pathlib.Path) -> None:
@@ -90,6 +114,14 @@ def remove_former_data(out: pathlib.Path) -> None:
     is_other_index = folder != out and (folder / index_files.ABOUT).exists()
     if folder != current and not is_other_index:
       _remove_data(folder)
+
+
+def _may_exist(path: pathlib.Path) -> bool:
+  """Whether there is a file, or that cannot be told."""
+  try:
+    return path.exists()
+  except OSError:
+    return True
 
 
 def _has_leftovers(data: pathlib.Path, parts: Sequence[index_files.Part], width: int) -> bool:

@@ -31,6 +31,7 @@ ABOUT, GONE, FEATURES, PARTS, FILES = "index.json", "gone.json", "features.npy",
 ANNOTATED = "annotated.json"
 DATA = "data"  # key of index.json: the subfolder with all other files; they are beside it without
 FORMAT = 3
+COMPACTED_FORMAT = 4  # with the key DATA, which releases that know format 3 alone would miss
 _MEND = "delete the index's folder and index again"
 # Far more than the captions of all images of a large index; a larger file is damaged.
 _MAX_SEALED_BYTES = 2**34
@@ -77,7 +78,7 @@ def read_about(folder: pathlib.Path | str, setting: str = "--index") -> dict[str
       " python -m dgia_jax.search index"
     )
   about = user_files.read_json(path, setting, _MAX_SEALED_BYTES)
-  if "model_digest" in about and about.get("format") != FORMAT:
+  if "model_digest" in about and about.get("format") not in (FORMAT, COMPACTED_FORMAT):
     raise UserError(f"{setting}={folder}: written by another version of dgia_jax; {_MEND}")
   if missing := [key for key in _KEYS if key not in about]:
     raise UserError(f"{setting}={folder}: {ABOUT} has no {', '.join(missing)}; {_MEND}")
@@ -292,7 +293,7 @@ def append_rows(path: pathlib.Path, first_row: int, rows: np.ndarray) -> int:
   header = _header((first_row + len(rows), *rows.shape[1:]), rows.dtype)
   size = path.stat().st_size if path.exists() else 0
   if first_row and size < len(header) + first_row * rows[:1].nbytes:
-    raise UserError(f"--index: {path} has less than {first_row:,} rows; {_MEND}")
+    raise UserError(f"--index: {path} has fewer than {first_row:,} rows; {_MEND}")
   with path.open("r+b" if path.exists() else "w+b") as file:
     file.seek(len(header) + first_row * rows[:1].nbytes)
     file.write(rows)

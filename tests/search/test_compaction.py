@@ -1,5 +1,6 @@
 """A compaction removes what is left of images that are gone, and a crash does not matter."""
 
+import errno
 import json
 import os
 import shutil
@@ -69,6 +70,7 @@ def test_annotations_of_images_that_are_gone_leave_the_disk(folder):
   (images / "other").mkdir(parents=True)
   (images / "other" / "link.jpg").write_text("")  # an image by a name that is not indexed
   rows = [(path, 1, ["someone"]) for path in ("a/0000.jpg", "a/0001.jpg", "other/link.jpg")]
+  rows.append(("x" * 300, 1, ["someone"]))  # no file has this name, but no system can say so
   annotated = [index_files.AnnotatedImage(*row) for row in rows]
   index_files.write_annotated(folder, annotated)
   compaction.compact(folder, 50)
@@ -80,6 +82,27 @@ def test_an_index_may_become_empty(folder):
   assert compaction.compact(folder, 50) == 70
   assert index_files.read_rows(folder / "data1") == ([], set())
   assert not (folder / "data1" / "features.npy").exists()
+
+
+@pytest.mark.parametrize("function", ["write_part", "write_annotated", "replace_about"])
+def test_a_full_disk_keeps_no_half_of_a_compaction(folder, monkeypatch, function):
+  def fail(*arguments):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  index_files.write_annotated(folder, [index_files.AnnotatedImage("a/0001.jpg", 1, ["someone"])])
+  expected, before = content(folder), files_of(folder)
+  with monkeypatch.context() as patch:
+    patch.setattr(index_files, function, fail)
+    with pytest.raises(OSError, match="No space left"):
+      compaction.compact(folder, 50)
+  assert content(folder) == expected and files_of(folder) == before
+  assert not (folder / "data1").exists()
+
+
+def test_releases_that_know_no_compaction_refuse_a_compacted_index(folder):
+  assert index_files.read_about(folder)["format"] == 3
+  compaction.compact(folder, 50)
+  assert index_files.read_about(folder)["format"] == 4
 
 
 def test_a_crash_at_any_moment_leaves_the_index_readable(folder, monkeypatch):

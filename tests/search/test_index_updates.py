@@ -249,7 +249,7 @@ def test_an_update_of_incomplete_features_is_refused(
     with pytest.raises(UserError, match=r"features\.npy"):
       index_lib.build(retriever, "run", image_folder, tmp_path / "i")
     draw_image(image_folder / "new.png", rng)
-  with pytest.raises(UserError, match="less than 10 rows"):
+  with pytest.raises(UserError, match="fewer than 10 rows"):
     index_files.append_features(tmp_path / "i", 10, np.zeros((1, 64), np.float32))
 
 
