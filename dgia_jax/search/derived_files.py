@@ -23,7 +23,7 @@ def read_about(
   Raises:
     UserError: it is damaged, or lacks one of the keys.
   """
-  if not path.exists():
+  if not user_files.exists(path, "--index"):
     return None
   try:
     about = files_lib.unsealed(user_files.read_json(path, "--index"))
@@ -38,6 +38,8 @@ def read_about(
 
 def mapped(path: pathlib.Path, dtype: np.dtype) -> np.ndarray:
   """Maps an array. Raises UserError if the file is missing or holds no array of this type."""
+  if not user_files.exists(path, "--index"):
+    raise UserError(f"--index: {path} is missing; {_mend(path.parent)}")
   try:
     user_files.check_regular(path, "--index")
     array = np.load(path, mmap_mode="r")
@@ -51,7 +53,8 @@ def mapped(path: pathlib.Path, dtype: np.dtype) -> np.ndarray:
 def damaged(path: pathlib.Path, reason: str) -> UserError:
   """The error for a damaged file, or for a folder of which it is not known which file is."""
   folder = path.parent if path.suffix else path
-  return UserError(
-    f"--index: {path} is damaged ({reason}); delete {folder} and index again, which only makes the"
-    f" {folder.name} again"
-  )
+  return UserError(f"--index: {path} is damaged ({reason}); {_mend(folder)}")
+
+
+def _mend(folder: pathlib.Path) -> str:
+  return f"delete {folder} and index again: no image is embedded again"

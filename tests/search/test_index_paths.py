@@ -115,7 +115,10 @@ def test_damaged_paths_are_one_line_and_can_be_made_again(folder, name, damage):
   else:
     with pytest.raises(UserError) as error:
       list(open_paths(folder))
-    assert "\n" not in str(error.value) and f"delete {path.parent} and index" in str(error.value)
+    assert "\n" not in str(error.value) and str(error.value).endswith(
+      f"; delete {path.parent} and index again: no image is embedded again"
+    )
+    assert (f"{path} is missing;" in str(error.value)) == (damage == "missing")
   shutil.rmtree(path.parent)
   index_paths.update(folder, index_files.read_parts(folder))
   assert list(open_paths(folder)) == PATHS
