@@ -30,6 +30,7 @@ from jaxtyping import Float, Int8
 
 from dgia_jax import files as files_lib
 from dgia_jax.data import images as images_lib
+from dgia_jax.errors import UserError
 from dgia_jax.search import derived_files, index_files
 from dgia_jax.search.index_files import Part
 
@@ -189,7 +190,10 @@ def open_codes(folder: pathlib.Path | str, parts: Sequence[Part], width: int) ->
 
 
 def _started(function: Callable[[], None]) -> Callable[[], None]:
-  """Starts a function in a thread that no exit waits for; returns what waits for its outcome."""
+  """Starts a function in a thread; returns what waits for its outcome.
+
+  No exit waits for the thread, only for the parts that its own threads are just verifying.
+  """
   future = futures.Future()
 
   def run() -> None:
@@ -228,7 +232,11 @@ class VerifiedFeatures:
     features = np.empty((len(rows), self._width), "<f4")
     descriptor, row_bytes = self._file.fileno(), 4 * self._width
     for feature, row in zip(features, rows, strict=True):
-      os.preadv(descriptor, [feature], self._offset + int(row) * row_bytes)
+      try:
+        os.preadv(descriptor, [feature], self._offset + int(row) * row_bytes)
+      except OSError as error:
+        path = pathlib.Path(self._folder) / index_files.FEATURES
+        raise UserError(f"--index: {path} cannot be read ({error})") from error
       if zlib.crc32(feature) != self._crc32[row]:
         raise index_files.damaged_features(self._folder, f"row {row:,}")
     return features

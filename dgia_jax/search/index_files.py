@@ -210,7 +210,7 @@ def read_annotated(folder: pathlib.Path | str) -> list[AnnotatedImage]:
     UserError: the file that lists them is damaged.
   """
   path = pathlib.Path(folder) / ANNOTATED
-  if not path.exists():
+  if not user_files.exists(path, "--index"):
     return []
   try:
     images = [AnnotatedImage(*row) for row in _read_sealed(path)["rows"]]

@@ -1,5 +1,6 @@
 """Codes are made by indexing, follow the index, and are verified."""
 
+import errno
 import json
 import shutil
 import threading
@@ -179,7 +180,7 @@ def test_codes_are_not_added_to_missing_ones(folder):
   crc32 = index_files.append_features(folder, 700, np.eye(DIM, dtype=np.float32))
   index_files.write_part(folder, index_files.Part(3, 700, DIM, crc32, []))
   (folder / "codes" / "codes.npy").unlink()
-  with pytest.raises(UserError, match=r"codes\.npy is damaged \(is missing\)"):
+  with pytest.raises(UserError, match=r"codes\.npy is missing; delete .*/codes and index again:"):
     codes.update(folder, index_files.read_parts(folder), DIM)
   assert not (folder / "codes" / "codes.npy").exists()
 
@@ -215,6 +216,16 @@ def test_codes_of_other_features_are_refused(folder):
   shutil.move(folder.parent / "codes", folder / "codes")
   with pytest.raises(UserError, match="checksum differs"):
     search_once(open_index(folder))
+
+
+def test_a_feature_that_cannot_be_read_is_one_line(folder, monkeypatch):
+  def fail(*arguments):
+    raise OSError(errno.EIO, "Input/output error")
+
+  index = open_index(folder)
+  monkeypatch.setattr(codes.os, "preadv", fail)
+  with pytest.raises(UserError, match=r"features\.npy cannot be read \(.*Input/output error"):
+    index.features([0])
 
 
 def test_a_damaged_feature_is_noticed_when_it_is_read(folder):
