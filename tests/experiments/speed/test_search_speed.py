@@ -13,6 +13,8 @@ def test_a_small_index(kind, tmp_path, monkeypatch):
   search_speed.write_index(tmp_path / "index", 5000, 16, kind)  # two parts
   report = search_speed.measure(tmp_path / "index", kind, 16, repeats=2, num_queries=70)
   assert report["differing"] == 0 and report["queries"] == 70
+  assert report["open_seconds"].keys() == report["check_seconds"].keys() == {"float32", "codes"}
+  assert (tmp_path / "index" / "paths" / "paths.json").exists()
   assert 20 <= report["rescored"] < 5000 and report["ratio"] > 0
   assert min(*report["query_ms"].values(), *report["queries_ms"].values()) > 0
 
