@@ -2,6 +2,7 @@
 
 python -m dgia_jax.search index --run runs/demo --images FOLDER --out INDEX
 python -m dgia_jax.search index --run runs/demo --images FOLDER --out INDEX --annotations FILE.json
+python -m dgia_jax.search index --run runs/demo --images FOLDER --out INDEX --compact
 python -m dgia_jax.search query --index INDEX "a woman in a red coat with a backpack"
 python -m dgia_jax.search query --index INDEX --image photo.jpg --top 5 --sheet results.png
 python -m dgia_jax.search query --index INDEX --image photo.jpg "with an umbrella" --together

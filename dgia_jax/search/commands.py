@@ -35,7 +35,9 @@ def index(options: argparse.Namespace) -> None:
   images = user_files.local_path(options.images, "--images")
   bucket.check(options.out, "--out")
   if options.compact and bucket.is_remote(options.out):
-    raise UserError(f"--compact: {options.out} is in a bucket; compact a copy on this machine")
+    raise UserError(
+      f"--compact: --out={options.out} is in a bucket; compact a copy on this machine"
+    )
   annotated = []
   if options.annotations:  # read first: a mistake should not cost hours
     annotated = identities.read_annotations(options.annotations, images)
@@ -69,7 +71,8 @@ def index(options: argparse.Namespace) -> None:
     f" {report.removed:,} removed, {len(report.unreadable):,} unreadable"
   )
   if options.compact:
-    print(f"  {report.dropped:,} rows of gone and changed images removed from the disk")
+    rows = "row" if report.dropped == 1 else "rows"
+    print(f"  {report.dropped:,} {rows} of gone and changed images removed from the disk")
   if report.unsupported:
     counts = ", ".join(f"{suffix} {count:,}" for suffix, count in report.unsupported.items())
     total = sum(report.unsupported.values())

@@ -206,13 +206,13 @@ def test_compacting(known_run, image_folder, tmp_path, capsys):
   assert search_cli.main(["index", *flags]) == 0
   (image_folder / "a" / "1.png").unlink()
   assert search_cli.main(["index", *flags, "--compact"]) == 0
-  assert "1 rows of gone and changed images removed from the disk" in capsys.readouterr().out
+  assert "1 row of gone and changed images removed from the disk" in capsys.readouterr().out
   assert b"a/1.png" not in (tmp_path / "i" / "data1" / "paths" / "text.npy").read_bytes()
   assert search_cli.main(["query", "--index", str(tmp_path / "i"), "a red coat"]) == 0
   assert len(capsys.readouterr().out.splitlines()) == 10
   flags[-1] = "gs://bucket/i"
   assert search_cli.main(["index", *flags, "--compact"]) == 2
-  assert "--compact: gs://bucket/i is in a bucket" in capsys.readouterr().err
+  assert "--compact: --out=gs://bucket/i is in a bucket" in capsys.readouterr().err
 
 
 def test_control_characters_are_not_printed(known_run, image_folder, tmp_path, capsys):
