@@ -1,10 +1,8 @@
 """Pretrained weights are scored without training, in a directory that stays free for a run."""
 
 import collections
-import dataclasses
 import io
 import json
-import shutil
 import types
 from unittest import mock
 
@@ -15,7 +13,6 @@ from dgia_jax.errors import UserError
 from dgia_jax.reporting.console import Console
 from dgia_jax.training import (
   checkpoint,
-  checkpoint_record,
   evaluate,
   retrieval_metrics,
   test_time,
@@ -96,33 +93,6 @@ def test_every_process_restores_the_checkpoints_that_the_first_one_chose(monkeyp
   setup, console = stand_in(setup_lib.TrainingSetup), stand_in(Console)
   results = evaluate.report(setup, checkpoints, console, evaluator)
   assert steps == [15, 5] == [results["last"]["step"], results["best"]["step"]]
-
-
-def set_score(workdir, step, score):
-  """Changes the score of a checkpoint, as if it had been saved with this one."""
-  folder = workdir / checkpoint.FOLDER / str(step)
-  record = dataclasses.replace(checkpoint_record.read(folder), score=score)
-  content = json.dumps(checkpoint_record.to_json(record))
-  (folder / checkpoint_record.RECORD / "metadata").write_text(content)
-
-
-def test_a_damaged_best_checkpoint_is_left_out_of_the_results(tmp_path):
-  splits, config = tiny_run.splits(), tiny_run.config(num_epochs=2, mesh__data=-1)
-  trained = train.train(config, tmp_path, Console(file=io.StringIO()), splits)
-  set_score(tmp_path, 5, 100.0)
-  set_score(tmp_path, 10, 0.0)
-  best = tmp_path / checkpoint.FOLDER / "5"
-  damaged = (lambda: shutil.rmtree(best / "state" / "d"), lambda: shutil.rmtree(best / "record"))
-  intact = evaluate.evaluate(config, tmp_path, Console(file=io.StringIO()), splits)
-  assert intact["best"]["step"] == 5
-  for damage in damaged:
-    damage()
-    output = io.StringIO()
-    results = evaluate.evaluate(config, tmp_path, Console(file=output), splits)
-    assert "best" not in results and results["last"] == trained["last"]
-    assert json.loads((tmp_path / "results.json").read_text()) == results
-    assert "checkpoints/5 is damaged" in output.getvalue()
-    assert 'results.json will have no "best"' in output.getvalue()
 
 
 def test_a_directory_without_a_run_needs_pretrained_weights(tmp_path):

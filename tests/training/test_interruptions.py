@@ -1,9 +1,11 @@
-"""A run that is stopped, or dies, around an evaluation ends like one that was left alone."""
+"""Runs that are stopped or die around an evaluation, and a damaged best checkpoint."""
 
 import contextlib
 import io
 import itertools
+import json
 import os
+import shutil
 import signal
 import time
 
@@ -12,7 +14,7 @@ import pytest
 
 from dgia_jax import distributed, sharding
 from dgia_jax.reporting.console import Console
-from dgia_jax.training import checkpoint, evaluate, train
+from dgia_jax.training import checkpoint, checkpoint_record, evaluate, train
 from tests.helpers import tiny_run
 from tests.helpers.stopped_run import Stopped
 
@@ -114,3 +116,30 @@ def test_a_signal_during_an_evaluation_stops_before_the_next_step(
   assert results is None and "stopped after step 5 of 15; the state is saved" in out.getvalue()
   assert checkpoint.steps_saved(tmp_path) == [5] and checkpoint.Checkpoints(tmp_path).best() == 5
   assert_ends_like(uninterrupted, tmp_path)
+
+
+def set_score(workdir, step, score):
+  """Changes the score of a checkpoint, as if its evaluation had given this one."""
+  folder = workdir / checkpoint.FOLDER / str(step)
+  checkpoint_record.amend(folder, checkpoint_record.read(folder).run, score)
+
+
+def test_a_damaged_best_checkpoint_is_left_out_of_the_results(uninterrupted, tmp_path):
+  workdir, trained = tmp_path / "run", uninterrupted[1]
+  shutil.copytree(uninterrupted[0], workdir)
+  for step in checkpoint.steps_saved(workdir):
+    set_score(workdir, step, 100.0 if step == 10 else 0.0)
+  best = workdir / checkpoint.FOLDER / "10"
+
+  def evaluated():
+    out = io.StringIO()
+    results = evaluate.evaluate(tiny_run.config(), workdir, Console(file=out), tiny_run.splits())
+    assert json.loads((workdir / "results.json").read_text()) == results
+    return results, out.getvalue()
+
+  assert evaluated()[0]["best"]["step"] == 10
+  for part in ("state/d", "record"):
+    shutil.rmtree(best / part)
+    results, text = evaluated()
+    assert "best" not in results and results["last"] == trained["last"]
+    assert "checkpoints/10 is damaged" in text and 'results.json will have no "best"' in text
