@@ -233,7 +233,8 @@ def report(
   """Scores the last and the best checkpoint on the test split, as read back from disk.
 
   Writes results.json and, if configured, a contact sheet of the best checkpoint. A checkpoint that
-  is both is scored once. A best checkpoint that is damaged is left out.
+  is both is scored once. A best checkpoint that is damaged is left out, and so is "last_by_split"
+  where the training ended before it evaluated the last checkpoint.
 
   Returns:
     The content of results.json.
@@ -258,12 +259,18 @@ def report(
     "last": scores,
     "digest": checkpoint.digest(state, setup.train_pairs.num_pairs),
     "wall_time_seconds": record["wall_time_seconds"],
-    "last_by_split": record["last"],
     "best_by_split": {
       split: {"epoch": chosen["epoch"], "selected_on": split, **chosen["scores"]["test"]}
       for split, chosen in record["best"].items()
     },
   }
+  if record["last"]:
+    results["last_by_split"] = record["last"]
+  else:
+    console.print(
+      f"epoch {record['epoch']} was not evaluated in training: {workdir_lib.RESULTS} has no"
+      ' "last_by_split", and its "best" leaves this epoch out; run the training command again'
+    )
   if "before_training" in record:
     results["before_training"] = {"epoch": 0, "step": 0, **record["before_training"]["test"]}
   if average:

@@ -91,6 +91,7 @@ class EvaluateAndSave:
       "data_position": step,
       "epoch": epoch,
       "wall_time_seconds": round(wall_time(), 3),
+      "last": {},  # the scores of this state, once it is evaluated
       _PENDING: ends_epoch and is_selected,
     }
     remote.publish(self._setup.workdir)  # the log first: resuming drops lines, but cannot add any

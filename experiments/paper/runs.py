@@ -278,7 +278,8 @@ def results(run: ExperimentRun) -> Results | None:
   path = run.folder / workdir_lib.RESULTS
   try:
     content = json.loads(path.read_text(encoding="utf-8"))
-    finished = content["last"]["epoch"] == run.config.num_epochs
+    # An evaluation in mid-run writes the file, too, but without the scores by split.
+    finished = content["last"]["epoch"] == run.config.num_epochs and "last_by_split" in content
   except (FileNotFoundError, NotADirectoryError):
     return None
   except OSError as error:

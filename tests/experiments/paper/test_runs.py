@@ -261,6 +261,16 @@ def test_damaged_files_give_one_line(run):
   assert runs.metrics(run) == [{"step": 1}]
 
 
+def test_an_evaluation_before_the_end_of_a_training_does_not_finish_it(run):
+  """It may be of the last epoch, whose checkpoint is saved before it is evaluated."""
+  fabricated.finish(run, last=20.0)
+  path = run.folder / "results.json"
+  content = json.loads(path.read_text())
+  del content["last_by_split"]
+  path.write_text(json.dumps(content))
+  assert runs.results(run) is None
+
+
 def test_a_folder_of_another_config_is_refused(run):
   fabricated.finish(run, last=20.0)
   path = run.folder / "config.json"
