@@ -194,6 +194,14 @@ class Checkpoints:
       self._notify(f"{folder} has no checksums to verify: an earlier release saved it")
     return state, record.run
 
+  def record(self, step: int) -> dict[str, Any]:
+    """The record of a checkpoint, without its state.
+
+    Raises:
+      DamagedCheckpointError: it cannot be read.
+    """
+    return checkpoint_record.read(self._folder / str(step)).run
+
   def wait(self) -> None:
     """Returns when every checkpoint saved so far is complete on disk.
 

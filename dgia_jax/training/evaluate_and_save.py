@@ -59,7 +59,8 @@ class EvaluateAndSave:
     """
     if not self.is_pending:
       return
-    self._console.print(f"evaluating epoch {self._setup.epoch_of(step)}, which is not done yet")
+    epoch = self._setup.epoch_of(step)
+    self._console.print(f"epoch {epoch} is saved but was not evaluated: evaluating it now")
     before, start = self._record["wall_time_seconds"], time.time()
     self._evaluate(step, state, lambda: before + time.time() - start)
 

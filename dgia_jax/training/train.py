@@ -32,6 +32,7 @@ from dgia_jax.training import (
 )
 from dgia_jax.training import setup as setup_lib
 from dgia_jax.training import workdir as workdir_lib
+from dgia_jax.training.checkpoint_record import DamagedCheckpointError
 from dgia_jax.training.evaluate_and_save import EvaluateAndSave, score_splits
 from dgia_jax.training.setup import TrainingSetup
 from dgia_jax.training.step_log import StepLog
@@ -83,12 +84,11 @@ def train(
     )
     run.enter_context(contextlib.closing(checkpoints))
     with distributed.termination(console.print) as stop_requested:
-      if checkpoints.latest() == setup.total_steps:
-        console.print(f"finished already: all {setup.total_steps:,} steps are done")
-        if (results := _stored_results(setup)) is not None:
-          console.final("test", results)
-          _compare(config, console, results)
-          return results
+      if (results := _stored_results(setup, checkpoints)) is not None:
+        console.print(_finished(setup))
+        console.final("test", results)
+        _compare(config, console, results)
+        return results
 
       state, record = _restore_or_initialize(setup, checkpoints, console)
       console.parameter_overview(state.params, size_check.num_trained(setup))
@@ -220,16 +220,24 @@ def _wandb_mirror(setup: TrainingSetup, console: Console) -> wandb_mirror.WandbM
   return wandb_mirror.WandbMirror(project, setup.workdir, config, console.print)
 
 
-def _stored_results(setup: TrainingSetup) -> dict | None:
-  """The content of results.json, or None if the run must be evaluated (again)."""
+def _stored_results(setup: TrainingSetup, checkpoints: checkpoint.Checkpoints) -> dict | None:
+  """The content of results.json, or None if the run must be continued or evaluated (again)."""
   # Several processes may disagree on whether a shared disk shows the file, so they evaluate again.
-  if distributed.several():
+  if distributed.several() or checkpoints.latest() != setup.total_steps:
     return None
   try:
+    if evaluate_and_save.is_pending(checkpoints.record(setup.total_steps)):
+      return None
     results = json.loads((setup.workdir / workdir_lib.RESULTS).read_text(encoding="utf-8"))
-  except (OSError, ValueError):
+    # An evaluation before the end of the training writes the file, too.
+    is_final = results["last"]["step"] == setup.total_steps and "last_by_split" in results
+  except (OSError, ValueError, KeyError, TypeError, DamagedCheckpointError):
     return None
-  return results if isinstance(results, dict) and "last" in results else None
+  return results if is_final else None
+
+
+def _finished(setup: TrainingSetup) -> str:
+  return f"finished already: all {setup.total_steps:,} steps are done"
 
 
 def _compare(config: ConfigDict, console: Console, results: Mapping[str, Any]) -> None:
@@ -249,7 +257,10 @@ def _restore_or_initialize(
   restored = checkpoints.restore_newest(setup.mesh, setup.abstract_state)
   if restored is not None:
     step, state, record = restored
-    console.print(f"resuming after step {step:,} of {setup.total_steps:,}")
+    if step < setup.total_steps:
+      console.print(f"resuming after step {step:,} of {setup.total_steps:,}")
+    elif not evaluate_and_save.is_pending(record):
+      console.print(_finished(setup))
     return state, record
   state = setup_lib.initial_state(setup, console.print)
   return state, {"data_position": 0, "epoch": 0, "last": {}, "best": {}, "wall_time_seconds": 0.0}

@@ -51,11 +51,12 @@ def logged(workdir):
 def assert_ends_like(uninterrupted, workdir):
   """Finishes an interrupted run and compares it."""
   expected_workdir, expected = uninterrupted
-  results, _ = run(workdir)
+  results, out = run(workdir)
   for name in ("digest", "last", "best", "last_by_split", "best_by_split"):
     assert results[name] == expected[name], name
   assert logged(workdir) == logged(expected_workdir)
   assert checkpoint.steps_saved(workdir) == checkpoint.steps_saved(expected_workdir)
+  return out.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,13 @@ def test_a_stop_is_not_delayed_by_an_evaluation(uninterrupted, tmp_path, monkeyp
   assert results is None and f"val, epoch {epoch}" not in out.getvalue()
   assert f"stopped after step {EPOCH * epoch} of 15; the state is saved" in out.getvalue()
   assert checkpoint.steps_saved(tmp_path)[-1] == EPOCH * epoch
-  assert_ends_like(uninterrupted, tmp_path)
+  out = io.StringIO()
+  scored = evaluate.evaluate(tiny_run.config(), tmp_path, Console(file=out), tiny_run.splits())
+  assert scored["last"]["epoch"] == epoch and "last_by_split" not in scored
+  assert f"epoch {epoch} was not evaluated in training" in out.getvalue()
+  text = assert_ends_like(uninterrupted, tmp_path)
+  assert f"epoch {epoch} is saved but was not evaluated: evaluating it now" in text
+  assert "finished already" not in text and ("resuming" in text) == (epoch < 3)
 
 
 def test_a_signal_during_an_evaluation_stops_before_the_next_step(

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import logging
+import shutil
 import threading
 import time
 
@@ -16,7 +17,7 @@ from dgia_jax.data import tokenizer
 from dgia_jax.errors import UserError
 from dgia_jax.method import compilation, train_step, views
 from dgia_jax.reporting.console import Console
-from dgia_jax.training import checkpoint, setup, step_profiler, train
+from dgia_jax.training import checkpoint, checkpoint_record, setup, step_profiler, train
 from tests.helpers import tiny_run
 from tests.helpers.stopped_run import stopped_after
 
@@ -294,10 +295,37 @@ def test_a_finished_run_shows_its_results_again(one_device):
   assert "results on test" in out.getvalue() and "compil" not in out.getvalue()
 
 
+def test_only_results_of_the_end_are_those_of_a_finished_run(one_device, tmp_path):
+  """An evaluation in mid-run or of a checkpoint that training has not evaluated leaves others."""
+  workdir, results, _ = one_device
+  for folder in (f"checkpoints/{step}" for step in checkpoint.steps_saved(workdir)):
+    shutil.copytree(workdir / folder, tmp_path / folder)
+  parts = setup.create(tiny_run.config(), tmp_path, tiny_run.splits())
+  checkpoints = checkpoint.Checkpoints(tmp_path)
+
+  def stored(content):
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    return train._stored_results(parts, checkpoints)
+
+  assert stored(results) == results
+  assert stored(results | {"last": results["last"] | {"step": 5}}) is None
+  assert stored({key: value for key, value in results.items() if key != "last_by_split"}) is None
+  assert stored([]) is stored({}) is None
+  newest = tmp_path / checkpoint.FOLDER / "15"
+  checkpoint_record.amend(newest, checkpoints.record(15) | {"evaluation_pending": True}, 1.0)
+  assert stored(results) is None
+  shutil.rmtree(newest / "record")
+  assert stored(results) is None
+  shutil.rmtree(newest)
+  assert stored(results) is None
+
+
 def test_a_finished_run_without_results_is_evaluated(one_device):
   workdir, results, _ = one_device
   (workdir / "results.json").write_text('{"digest": "5')
-  again, _ = run(workdir)
+  out = io.StringIO()
+  again, _ = run(workdir, out=out)
+  assert "finished already: all 15 steps" in out.getvalue() and "resuming" not in out.getvalue()
   for name in ("digest", "last", "best", "chance_R1"):
     assert again[name] == results[name]
 
