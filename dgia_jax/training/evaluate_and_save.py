@@ -45,11 +45,6 @@ class EvaluateAndSave:
     self._writer, self._console = writer, console
     self._record = record
 
-  @property
-  def is_pending(self) -> bool:
-    """Whether the newest checkpoint is still to be evaluated."""
-    return is_pending(self._record)
-
   def catch_up(self, step: int, state: TrainState) -> None:
     """Evaluates the restored checkpoint if the run ended before that.
 
@@ -57,7 +52,7 @@ class EvaluateAndSave:
       step: optimiser steps done.
       state: the training state after this step.
     """
-    if not self.is_pending:
+    if not is_pending(self._record):
       return
     epoch = self._setup.epoch_of(step)
     self._console.print(f"epoch {epoch} is saved but was not evaluated: evaluating it now")
@@ -97,7 +92,7 @@ class EvaluateAndSave:
     }
     remote.publish(self._setup.workdir)  # the log first: resuming drops lines, but cannot add any
     self._checkpoints.save(state, self._record)
-    if self.is_pending and not is_stopping:
+    if is_pending(self._record) and not is_stopping:
       self._evaluate(step, state, wall_time)
     log.restart_clock(step)
     return True

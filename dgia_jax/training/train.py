@@ -100,13 +100,14 @@ def train(
         record = record | {"before_training": scores}
       save = EvaluateAndSave(setup, evaluator, checkpoints, writer, console, record)
       save.catch_up(steps_done, state)
+      is_stopping = False
       if steps_done < setup.total_steps:
-        steps_done = _train_loop(
+        steps_done, is_stopping = _train_loop(
           setup, console, writer, save, state, steps_done, stop_requested, transform_batch, mining
         )
         checkpoints.wait()
       del state  # its memory is needed for the checkpoints to evaluate
-      if steps_done < setup.total_steps or save.is_pending:
+      if is_stopping:
         console.print(
           f"stopped after step {steps_done:,} of {setup.total_steps:,}; the state is saved: run the"
           " same command again to continue"
@@ -165,7 +166,7 @@ def _train_loop(
   stop_requested: Callable[[int], bool],
   transform_batch: TransformBatch | None,
   mining: dict[str, Any],
-) -> int:
+) -> tuple[int, bool]:
   """Trains until the last step, or until a stop is requested; the state is then saved.
 
   Args:
@@ -176,7 +177,7 @@ def _train_loop(
     transform_batch, mining: as in `train`.
 
   Returns:
-    The number of steps that are now done.
+    The number of steps that are now done, and whether a stop was requested.
   """
   config = setup.config
   tokens_NxL = setup.tokenizer.encode(setup.train_pairs.captions)
@@ -209,7 +210,7 @@ def _train_loop(
         if save.after_step(step, state, log, is_stopping) and not is_stopping:
           # Again, because an evaluation may take long. Several processes agree on the next step.
           is_stopping = stop_requested(step)
-  return step
+  return step, is_stopping
 
 
 def _wandb_mirror(setup: TrainingSetup, console: Console) -> wandb_mirror.WandbMirror | None:

@@ -103,9 +103,15 @@ def test_a_stop_is_not_delayed_by_an_evaluation(uninterrupted, tmp_path, monkeyp
   assert "finished already" not in text and ("resuming" in text) == (epoch < 3)
 
 
+@pytest.mark.parametrize("epoch", [1, 3])
 def test_a_signal_during_an_evaluation_stops_before_the_next_step(
-  uninterrupted, tmp_path, monkeypatch
+  uninterrupted, tmp_path, monkeypatch, epoch
 ):
+  """After the last step, before the report."""
+  if epoch == 3:
+    shutil.copytree(uninterrupted[0], tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / checkpoint.FOLDER / "15")
+    (tmp_path / "results.json").unlink()
   notices, score = [], evaluate.Evaluator.score
   termination = distributed.termination
 
@@ -120,9 +126,11 @@ def test_a_signal_during_an_evaluation_stops_before_the_next_step(
     patch.setattr(distributed, "termination", lambda notify: termination(notices.append))
     patch.setattr(evaluate.Evaluator, "score", interrupted)
     results, out = run(tmp_path)
-  assert results is None and "stopped after step 5 of 15; the state is saved" in out.getvalue()
-  assert checkpoint.steps_saved(tmp_path) == [5] and checkpoint.Checkpoints(tmp_path).best() == 5
-  assert_ends_like(uninterrupted, tmp_path)
+  step = EPOCH * epoch
+  assert results is None and f"stopped after step {step} of 15; the state is" in out.getvalue()
+  newest = checkpoint.steps_saved(tmp_path)[-1]
+  assert newest == step and checkpoint.Checkpoints(tmp_path).record(step)["last"]
+  assert ("finished already" in assert_ends_like(uninterrupted, tmp_path)) == (epoch == 3)
 
 
 def set_score(workdir, step, score):
