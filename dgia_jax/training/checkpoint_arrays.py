@@ -63,20 +63,31 @@ def restore(
       the saved ones.
     UserError: the checkpoint belongs to another model or dataset.
   """
-  damage = None
-  try:
+  with _failing_in_every_process(folder):
     record = checkpoint_record.read(folder)
     state = _read_onto(folder, record, mesh, abstract_state, verify)
-  except DamagedCheckpointError as error:
-    damage = error
-  failed = distributed.first_that(damage is not None)
-  if failed is not None:
-    raise damage or checkpoint_record.damaged(folder, f"process {failed} cannot read it")
   arrays = named(state)
   # Other names than today's were verified before they were changed.
   if verify and record.checksums is not None and record.checksums.keys() == arrays.keys():
-    _verify(folder, arrays, record.checksums)
+    # Of an array that every process holds whole, each computes the checksum of its own copy.
+    with _failing_in_every_process(folder):
+      _verify(folder, arrays, record.checksums)
   return record, state
+
+
+@contextlib.contextmanager
+def _failing_in_every_process(folder: bucket.AnyPath) -> Iterator[None]:
+  """Raises DamagedCheckpointError in every process if the block does in one of them."""
+  damage = ""  # as text: an error that is kept keeps the arrays of its traceback in memory
+  try:
+    yield
+  except DamagedCheckpointError as error:
+    damage = str(error)
+  failed = distributed.first_that(bool(damage))
+  if damage:
+    raise DamagedCheckpointError(damage)
+  if failed is not None:
+    raise checkpoint_record.damaged(folder, f"process {failed} cannot read it")
 
 
 def _read_onto(

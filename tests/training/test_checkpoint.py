@@ -1,10 +1,12 @@
 import contextlib
 import errno
+import gc
 import json
 import shutil
 import subprocess
 import sys
 import threading
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ import tensorstore
 from dgia_jax import distributed
 from dgia_jax.errors import UserError
 from dgia_jax.method import train_state
-from dgia_jax.training import checkpoint
+from dgia_jax.training import checkpoint, checkpoint_arrays, checkpoint_record
 from tests.helpers import compiled_bank
 from tests.helpers.meshes import mesh_of
 from tests.helpers.paths import ROOT
@@ -299,6 +301,44 @@ def test_a_reader_moves_nothing(workdir, two_steps):
   assert step == 3 and len(messages) == 1
   assert_equal(state, two_steps[1][3])
   assert checkpoint.steps_saved(workdir) == [3, 4]
+
+
+@pytest.mark.parametrize("damaged_here", [True, False])
+def test_processes_agree_on_a_difference_that_one_of_them_reads(workdir, monkeypatch, damaged_here):
+  if damaged_here:
+    put_other_arrays_under_the_newest_record(workdir)
+  verdicts = []
+
+  def first_that(condition):
+    verdicts.append(condition)
+    return 1 if len(verdicts) == 2 else None  # the second is that on the checksums
+
+  monkeypatch.setattr(distributed, "first_that", first_that)
+  message = "arrays differ from the saved" if damaged_here else "process 1 cannot read it"
+  with pytest.raises(checkpoint_record.DamagedCheckpointError, match=message):
+    checkpoint.Checkpoints(workdir).restore(4, mesh_of(1, 1, 1), abstract_state())
+  assert verdicts == [False, damaged_here]
+
+
+def test_the_arrays_of_a_damaged_checkpoint_leave_the_memory(workdir, monkeypatch):
+  """At once, because there may be no room for two states until the garbage collector runs."""
+  states, read_onto = [], checkpoint_arrays._read_onto
+
+  def noted(*arguments):
+    assert not any(bank() is not None for bank in states)  # of the damaged one
+    state = read_onto(*arguments)
+    states.append(weakref.ref(state.bank))
+    if len(states) == 1:
+      raise checkpoint_record.damaged(workdir, "by the test")
+    return state
+
+  monkeypatch.setattr(checkpoint_arrays, "_read_onto", noted)
+  gc.disable()
+  try:
+    assert restore_newest(workdir)[0] == 3
+  finally:
+    gc.enable()
+  assert len(states) == 2
 
 
 def test_verification_can_be_switched_off(workdir):
