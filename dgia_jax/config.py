@@ -287,7 +287,7 @@ def check(config: ConfigDict) -> None:
 
 
 def check_values(config: ConfigDict) -> None:
-  """The part of `check` that also holds for the evaluation of a run that is finished.
+  """The part of `check` that also holds for a stored run, which may be of an earlier release.
 
   Raises:
     UserError: as `check`.

@@ -27,6 +27,7 @@ from dgia_jax.method import optimizer as optimizer_lib
 from dgia_jax.models import backend, dual_encoder
 from dgia_jax.models.caption_packing import Packing, encode_packed
 from dgia_jax.training import initial_weights, inputs, setup_checks
+from dgia_jax.training import workdir as workdir_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,15 +118,20 @@ def create(
 ) -> TrainingSetup:
   """Creates every part of a training run.
 
+  A stored run may be continued although `config.check` would not start it: of an earlier release.
+
   Args:
     config: the resolved config.
-    workdir: the run's working directory.
+    workdir: the run's working directory; `workdir.check` compares the config of a stored run.
     splits: pairs to use instead of the configured dataset, by split name.
 
   Raises:
     UserError: the config or the data contains something that cannot work.
   """
-  config_lib.check(config)
+  if workdir_lib.is_claimed(workdir):
+    config_lib.check_values(config)
+  else:
+    config_lib.check(config)
   return _with_data(config, setup_checks.training_mesh(config), workdir, splits)
 
 

@@ -78,6 +78,15 @@ def test_settings_that_cannot_work_are_refused(tmp_path, fields, message):
   assert "\n" not in str(caught.value)
 
 
+def test_a_stored_run_may_break_the_rules_for_new_ones(tmp_path):
+  config = tiny_run.config(**ALL_DEVICES, caption_exchange__prob=0.5, bank__gate="pair")
+  with pytest.raises(UserError, match="caption_exchange.prob=0.5"):
+    setup.create(config, tmp_path, tiny_run.splits())
+  setup.create(tiny_run.config(**ALL_DEVICES), tmp_path, tiny_run.splits())  # its vocabulary
+  workdir_lib.claim(tmp_path, config)
+  assert setup.create(config, tmp_path, tiny_run.splits()).config == config
+
+
 @pytest.mark.parametrize("frozen", ["freeze.text_blocks", "lora.rank"])
 def test_new_words_need_a_text_tower_that_learns_them(frozen):
   fields = {"tokenizer__new_words": 3, frozen.replace(".", "__"): 1}

@@ -36,7 +36,7 @@ def open_run(config: ConfigDict, folder: pathlib.Path, splits: Splits, choice: s
     UserError: the folder holds no complete checkpoint, or the config does not match it.
   """
   # Nothing is trained: only the sizes of the training split matter, so the test pairs replace it.
-  opened = setup.create(config, folder, {"train": splits["test"]} | splits)
+  opened = setup.create_for_evaluation(config, folder, {"train": splits["test"]} | splits)
   step, params, _ = run_weights.load(folder, choice)
   params = jax.device_put(params, sharding.parameters(opened.mesh, params))
   return OpenRun(opened, params, step)
