@@ -74,35 +74,37 @@ def check_trainable(config: ConfigDict) -> None:
 
 
 def check_start_epochs(config: ConfigDict) -> None:
-  """Checks that what a run asks for starts before it ends."""
-  num_epochs, weights = config.num_epochs, config.loss.weights
-  local, anchors = config.local_association.start_epoch, config.global_association.start_epoch
-  for group, epoch in (("local_association", local), ("global_association", anchors)):
+  """Checks that nothing starts before it can."""
+  anchors = config.global_association.start_epoch
+  for group in ("local_association", "global_association"):
+    epoch = config[group].start_epoch
     if epoch < 1:
       raise UserError(f"config.{group}.start_epoch={epoch}: epochs are counted from 1")
-  if (weights["local"] or weights["consistency"]) and local > num_epochs:
-    raise UserError(
-      f"config.local_association.start_epoch={local}: the local and consistency losses would never"
-      f" start, since config.num_epochs={num_epochs}; lower it, or set config.loss.weights.local"
-      " and .consistency to 0"
-    )
-  if not _mines_globally(config):
-    return
-  if anchors < _FIRST_GLOBAL_EPOCH:
+  if _mines_globally(config) and anchors < _FIRST_GLOBAL_EPOCH:
     raise UserError(
       f"config.global_association.start_epoch={anchors}: the bank is filled during epoch 1, so"
       " global association can start in epoch 2 at the earliest"
     )
-  # Runs too short for the earliest start are allowed: they try out a config.
-  prob = config.caption_exchange.prob
-  last = num_epochs - 1 if prob else num_epochs  # captions are exchanged an epoch later
-  if anchors > max(last, _FIRST_GLOBAL_EPOCH):
-    what = "exchange of captions" if prob else "global association"
-    raise UserError(
-      f"config.global_association.start_epoch={anchors}: the {what} would never start, since"
-      f" config.num_epochs={num_epochs}; lower it, or set config.loss.weights.global and"
-      " config.caption_exchange.prob to 0"
-    )
+
+
+def never_starting(config: ConfigDict) -> list[str]:
+  """Sentences about what the run is too short for, as one that tries out a config may be."""
+  weights, num_epochs = config.loss.weights, config.num_epochs
+  local, anchors = config.local_association.start_epoch, config.global_association.start_epoch
+  names = [name for name in ("local", "consistency") if weights[name]]
+  late = []
+  if names and local > num_epochs:
+    losses = f"{names[0]} loss starts" if len(names) == 1 else f"{' and '.join(names)} losses start"
+    late.append(("local", local, f"the {losses}"))
+  if weights["global"] and anchors > num_epochs:
+    late.append(("global", anchors, "the global loss starts"))
+  if config.caption_exchange.prob and anchors + 1 > num_epochs:  # an epoch after the first search
+    late.append(("global", anchors, "captions are exchanged"))
+  return [
+    f"config.{group}_association.start_epoch={epoch}: the run ends before {what}, since"
+    f" config.num_epochs={num_epochs}"
+    for group, epoch, what in late
+  ]
 
 
 def check_neighbours_are_mined(config: ConfigDict) -> None:

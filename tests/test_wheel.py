@@ -53,8 +53,6 @@ def test_dgia_says_its_version_and_commands(run):
 
 def test_configs_are_found_by_name(run, tmp_path):
   small = ["--config=synth_pedes:small", *TINY[1:], "--config.num_epochs=1"]
-  small += ["--config.local_association.start_epoch=1"]
-  small += ["--config.global_association.start_epoch=2"]
   code, out, error = run("dgia", "train", *small, f"--workdir={tmp_path / 'run'}")
   assert code == 0, error
   results = json.loads((tmp_path / "run" / "results.json").read_text())

@@ -118,20 +118,16 @@ def create(
 ) -> TrainingSetup:
   """Creates every part of a training run.
 
-  A stored run may be continued although `config.check` would not start it: of an earlier release.
-
   Args:
     config: the resolved config.
-    workdir: the run's working directory; `workdir.check` compares the config of a stored run.
+    workdir: the run's folder; a run that is stored there may break rules that came after it.
     splits: pairs to use instead of the configured dataset, by split name.
 
   Raises:
     UserError: the config or the data contains something that cannot work.
   """
-  if workdir_lib.is_claimed(workdir):
-    config_lib.check_values(config)
-  else:
-    config_lib.check(config)
+  check = config_lib.check_values if workdir_lib.is_claimed(workdir) else config_lib.check
+  check(config)
   return _with_data(config, setup_checks.training_mesh(config), workdir, splits)
 
 

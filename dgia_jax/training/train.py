@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dgia_jax import config as config_lib
-from dgia_jax import distributed, full_disk, remote, sharding, worker_processes
+from dgia_jax import config_ranges, distributed, full_disk, remote, sharding, worker_processes
 from dgia_jax.data import batches as batches_lib
 from dgia_jax.data.pairs import PairTable
 from dgia_jax.data.prefetch import Prefetcher
@@ -139,7 +139,7 @@ def _set_up(
     wandb_mirror.package()
   workdir_lib.claim(workdir, config, identity_labels)
   console.dataset_summary(config.dataset.name, setup.splits, config.dataset.image_size)
-  for notice in size_check.notices(setup):
+  for notice in config_ranges.never_starting(config) + size_check.notices(setup):
     console.print(notice, style="yellow")
   return setup
 
