@@ -111,17 +111,16 @@ def check_neighbours_are_mined(config: ConfigDict) -> None:
   """Refuses settings that judge mined neighbours in a run that mines none."""
   if _mines_globally(config):
     return
-  refused = {
-    "strict_mining.reciprocal": True, "strict_mining.require_text_match": True,
-    "bank.gate": "neighbours",
-  }  # fmt: skip
-  for field, value in refused.items():
-    if get(config, field) == value:
-      raise UserError(
-        f"config.{field}={value}: needs mined neighbours, which are searched for only if"
-        " config.loss.weights.global or config.caption_exchange.prob is above 0; raise one of"
-        " them, or leave this setting at its default"
-      )
+  strict = ("reciprocal", "require_text_match", "global_threshold_num_stds")
+  fields = [f"strict_mining.{name}" for name in strict if config.strict_mining[name]]
+  if config.bank.gate == "neighbours":
+    fields.append("bank.gate")
+  if fields:
+    raise UserError(
+      f"config.{fields[0]}={get(config, fields[0])}: needs mined neighbours, which are searched for"
+      " only if config.loss.weights.global or config.caption_exchange.prob is above 0; raise one of"
+      " them, or leave this setting at its default"
+    )
 
 
 def check_caption_exchange(config: ConfigDict) -> None:

@@ -182,6 +182,7 @@ def test_what_starts_after_the_end_is_named():
   [
     ("strict_mining__reciprocal", True),
     ("strict_mining__require_text_match", True),
+    ("strict_mining__global_threshold_num_stds", 2.0),
     ("bank__gate", "neighbours"),
   ],
 )
