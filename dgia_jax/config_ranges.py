@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dgia_jax.errors import UserError
-from dgia_jax.method import learnable_temperature, lora, mining, trainable
+from dgia_jax.method import confidence_gate, learnable_temperature, lora, mining, trainable
 
 # The bank is filled during epoch 1.
 _FIRST_GLOBAL_EPOCH = 2
@@ -134,7 +134,7 @@ def check_caption_exchange(config: ConfigDict) -> None:
     return
   refused = {
     "global_association.anchor": ("text", "both"), "strict_mining.require_text_match": (True,),
-    "bank.gate": ("pair", "rank", "neighbours", "running"),
+    "bank.gate": tuple(gate for gate in confidence_gate.GATES if gate != "off"),
   }  # fmt: skip
   if weights["local"] or weights["consistency"]:
     refused["local_association.modality"] = ("text",)
