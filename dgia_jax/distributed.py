@@ -219,7 +219,8 @@ def failing_together() -> Iterator[None]:
         2,
         f"error: a device of process {jax.process_index()} has too little memory ({reason}); set"
         " config.model.remat=True, raise config.gradient_accumulation or config.mesh.fsdp, or use"
-        " more devices: docs/scaling.md#when-memory-is-short",
+        " more devices; in an evaluation, lower config.eval.batch_size:"
+        " docs/scaling.md#when-memory-is-short",
       )
     if not several():
       raise

@@ -303,5 +303,6 @@ def test_a_full_device_is_not_taken_for_the_loss_of_another_process(monkeypatch)
       raise jax.errors.JaxRuntimeError(text)
   (full_code, full), (lost_code, lost) = ended
   assert full_code == 2 and "has too little memory" in full
-  assert "docs/scaling.md#when-memory-is-short" in full and "another process" not in full
+  assert "config.eval.batch_size: docs/scaling.md#when-memory-is-short" in full
+  assert "another process" not in full
   assert lost_code == 3 and "another process ended" in lost
