@@ -209,7 +209,6 @@ def score_pretrained(
   """
   start = time.time()
   workdir = workdir_lib.create(workdir)
-  workdir_lib.check(workdir, config)
   config = config.copy_and_resolve_references()
   config.tokenizer.new_words = 0  # they would have to be learned
   setup = setup_lib.create_for_evaluation(config, workdir, splits, console.print)
