@@ -68,9 +68,10 @@ def parse(arguments: Sequence[str]) -> list[str]:
     UserError: an unknown flag, setting, config or variant, or a value of the wrong type.
   """
   app.define_help_flags()
-  arguments, options = _without_options(_with_config_file(list(arguments)))
+  arguments = _with_config_file(list(arguments))
   if not any(argument.partition("=")[0] in _CONFIG for argument in arguments):
     arguments = list(map(_run_setting, arguments))
+  arguments, options = _without_options(arguments)
   arguments = list(map(with_keywords_quoted, arguments))
   sys.argv = arguments  # where config_flags looks for fields that are set
   with _mistakes_in_one_line(arguments):
@@ -121,8 +122,8 @@ def with_run_settings(config: ConfigDict) -> ConfigDict:
     name = setting.partition("=")[0]
     if not config_lib.is_runtime(name):
       raise UserError(
-        f"{_SETTING}{name}: the run has its own; without --config only these can be given:"
-        f" {', '.join(config_lib.RUNTIME_FIELDS)}"
+        f"{_SETTING}{name}: without --config only settings of where and how a run runs can be"
+        f" given: {', '.join(config_lib.RUNTIME_FIELDS)}"
       )
   arguments = [sys.argv[0], *(f"{_SETTING}{setting}" for setting in _RUN_SETTINGS.value)]
   values = flags.FlagValues()

@@ -220,7 +220,9 @@ def test_settings_without_a_config_replace_those_of_the_run(monkeypatch):
 @pytest.mark.parametrize(
   "setting, words",
   [
-    ("--config.batch_size=3", "--config.batch_size: the run has its own; .*: mesh, gradient"),
+    ("--config.batch_size=3", "--config.batch_size: without --config only .*: mesh, gradient"),
+    ("--config.dataset.options.holdout=3", "options.holdout: without --config only .*: mesh"),
+    ("--config.eval=3", "--config.eval: without --config only .*eval.batch_size"),
     ("--config.mesh.fsdp=many", "mesh.fsdp"),
     ("--config.mesh.sides=1", "--config: unknown name: .*sides"),
     ("--config.mesh.fsdp", "--config.mesh.fsdp: give it a value"),
