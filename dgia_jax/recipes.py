@@ -31,9 +31,8 @@ def vary(
   if not variant:
     return config
   if variant not in variants:
-    *others, last = ("none", *(f":{known}" for known in variants))
-    choices = f"{', '.join(others)} or {last}" if others else last
-    raise UserError(f"configs/{name}.py has no variant {variant!r}: use {choices}")
+    choices = f", or use one of {', '.join(f':{known}' for known in variants)}" if variants else ""
+    raise UserError(f"configs/{name}.py has no variant {variant!r}: leave it out{choices}")
   return variants[variant](config)
 
 

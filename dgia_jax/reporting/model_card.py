@@ -52,7 +52,7 @@ _OWN_TOKENIZER = (
 _PUBLISHED_TOKENIZER = (
   "The tokenizer is SigLIP's own. As in training, it makes captions lower case and pads them to"
   " their longest length: padding\nchanges the features. Training also resolved HTML entities and"
-  " repaired characters, as SigLIP 2's does, SigLIP's not."
+  " repaired wrongly decoded text. SigLIP 2's tokenizer does so as well; SigLIP's does not."
 )
 
 

@@ -1,4 +1,4 @@
-"""The CRC-32 of bytes that are in several places, from a number for each part.
+"""Combines CRC-32 values of parts into that of the whole.
 
 A CRC-32 is the remainder of a division of polynomials over GF(2), apart from two complements. So
 remainders of parts can be computed anywhere, shifted to their place in the whole and added up by

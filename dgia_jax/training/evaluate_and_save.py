@@ -25,9 +25,9 @@ class EvaluateAndSave:
   """Called after every step.
 
   Saves at the end of every epoch, when training stops, and every `checkpoint.every_steps` steps.
-  Where an epoch ends that `eval_every_epochs` selects, and the last, evaluates what was saved and
-  adds the scores to the checkpoint. So whatever ends the process during an evaluation, which may
-  take long, costs no step: `catch_up` evaluates when the run resumes.
+  At the end of every epoch that `eval_every_epochs` selects, and of the last one, it also evaluates
+  the saved state. The scores are added to the checkpoint. So whatever ends the process during an
+  evaluation, which may take long, costs no step: `catch_up` evaluates when the run resumes.
   """
 
   def __init__(
