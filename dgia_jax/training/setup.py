@@ -139,11 +139,11 @@ def create_for_evaluation(
 ) -> TrainingSetup:
   """As `create`, on whatever devices are there, for a batch that need not divide over them.
 
-  The config may be that of an earlier release's run, which `config.check` would not start again.
-  `notify` receives one line where the config's mesh does not fit the devices.
+  `notify` receives one line where the mesh of the run's training does not fit the devices.
   """
   config_lib.check_values(config)
-  return _with_data(config, setup_checks.evaluation_mesh(config, notify), workdir, splits)
+  mesh = setup_checks.evaluation_mesh(config, workdir, notify)
+  return _with_data(config, mesh, workdir, splits)
 
 
 def _with_data(

@@ -1,5 +1,6 @@
 """Checks that a config fits the devices that are there and the model that it names."""
 
+import pathlib
 from collections.abc import Callable, Sequence
 
 import jax
@@ -11,6 +12,7 @@ from dgia_jax.config_ranges import get
 from dgia_jax.errors import UserError
 from dgia_jax.method import memory_bank, trainable
 from dgia_jax.models import dual_encoder
+from dgia_jax.training import workdir as workdir_lib
 
 
 def training_mesh(
@@ -31,21 +33,34 @@ def training_mesh(
   return mesh
 
 
-def evaluation_mesh(config: ConfigDict, notify: Callable[[str], None]) -> jax.sharding.Mesh:
-  """The config's mesh, or all devices along the batch where it does not fit them.
+def evaluation_mesh(
+  config: ConfigDict, workdir: pathlib.Path | str, notify: Callable[[str], None]
+) -> jax.sharding.Mesh:
+  """The config's mesh, or all devices along the batch where that of a stored run does not fit them.
 
   Args:
     config: the resolved config.
-    notify: receives one line where it does not fit.
+    workdir: the run's working directory.
+    notify: receives one line where the run's mesh does not fit.
 
   Raises:
-    UserError: the memory bank cannot be split over the devices.
+    UserError: a mesh that is not the run's own does not fit the devices, or the memory bank cannot
+      be split over them.
   """
   try:
     mesh = sharding.create_mesh(**config.mesh)
-  except UserError as error:
+  except UserError:
+    if not workdir_lib.is_claimed(workdir):
+      raise
+    stored = config_lib.from_stored(workdir_lib.read_config(workdir)).mesh
+    if stored.to_dict() != config.mesh.to_dict():
+      raise
     mesh = sharding.create_mesh()
-    notify(f"{error}; evaluating with mesh.data={mesh.size} mesh.fsdp=1 mesh.tensor=1")
+    sizes = " ".join(f"mesh.{axis}={size}" for axis, size in stored.items())
+    notify(
+      f"{sizes} of the run's training does not fit {mesh.size} device(s): evaluating with"
+      f" mesh.data={mesh.size} mesh.fsdp=1 mesh.tensor=1"
+    )
   check_devices(mesh)
   return mesh
 

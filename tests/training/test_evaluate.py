@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 
-from dgia_jax import distributed
+from dgia_jax import distributed, files
 from dgia_jax.errors import UserError
 from dgia_jax.reporting.console import Console
 from dgia_jax.training import (
@@ -56,9 +56,12 @@ def test_a_run_is_scored_on_other_devices_than_it_was_trained_on(tmp_path):
   config = tiny_run.config(num_epochs=1, batch_size=6, mesh__data=2, mesh__tensor=4)
   trained = train.train(config, tmp_path, Console(file=output), splits)
   config.mesh.update(data=-1, fsdp=3, tensor=1)
+  with pytest.raises(UserError, match="mesh.fsdp=3 mesh.tensor=1 does not fit 8 device"):
+    evaluate.evaluate(config, tmp_path, Console(file=output), splits)  # asked for by the user
+  files.write_json(tmp_path / "config.json", config.to_dict())
   scored = evaluate.evaluate(config, tmp_path, Console(file=output), splits)
   printed = " ".join(output.getvalue().split())
-  assert "mesh.fsdp=3 mesh.tensor=1 does not fit 8 device(s)" in printed
+  assert "mesh.fsdp=3 mesh.tensor=1 of the run's training does not fit 8 device(s)" in printed
   assert "evaluating with mesh.data=8 mesh.fsdp=1 mesh.tensor=1" in printed
   for direction in ("t2i", "i2t"):
     assert scored["last"][direction] == pytest.approx(trained["last"][direction])
