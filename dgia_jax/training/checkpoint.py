@@ -77,15 +77,12 @@ class Checkpoints:
     """
     return _best(self._folder, steps_saved(self._workdir))
 
-  def save(
-    self, state: train_state.TrainState, record: dict[str, Any], score: float | None = None
-  ) -> None:
+  def save(self, state: train_state.TrainState, record: dict[str, Any]) -> None:
     """Starts writing a checkpoint in the background; the state may be donated afterwards.
 
     Args:
       state: global arrays.
       record: JSON-serializable; holds `data_position`, the number of batches consumed.
-      score: selects the best checkpoint (higher is better); None if this one was not evaluated.
 
     Raises:
       UserError: the disk is full, or an earlier checkpoint could not be written.
@@ -94,13 +91,11 @@ class Checkpoints:
     arrays = checkpoint_arrays.named(state)
     self._state_bytes = sum(array.nbytes for array in arrays.values())
     sealed = checkpoint_record.to_json(
-      CheckpointRecord(step, record, score, array_digests.checksums(arrays))
+      CheckpointRecord(step, record, score=None, checksums=array_digests.checksums(arrays))
     )
     with self._writing():
       if self._manager is None:
         self._manager = self._create_manager()
-      if score is not None:
-        self._scores[step] = score
       self._manager.save(
         step,
         args=ocp.args.Composite(
@@ -119,7 +114,7 @@ class Checkpoints:
     Args:
       step: of the checkpoint.
       record: replaces the record that it was saved with.
-      score: as in `save`.
+      score: selects the best checkpoint; higher is better.
 
     Raises:
       UserError: the disk is full, or the checkpoint could not be written.

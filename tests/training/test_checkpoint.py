@@ -56,7 +56,10 @@ def save(workdir, *steps, scores=None, **options):
   states = {step: state_on(mesh_of(1, 1, 1), step) for step in steps}
   checkpoints = checkpoint.Checkpoints(workdir, **options)
   for step, state in states.items():
-    checkpoints.save(state, RECORD | {"data_position": step}, (scores or {}).get(step))
+    record = RECORD | {"data_position": step}
+    checkpoints.save(state, record)
+    if scores and step in scores:
+      checkpoints.add_score(step, record, scores[step])
     checkpoints.wait()
   checkpoints.close()
   return {step: jax.device_get(state) for step, state in states.items()}
@@ -101,7 +104,7 @@ def data_file(workdir, step):
 def test_any_mesh_restores_the_checkpoint_of_any_mesh(tmp_path, saved_on, restored_on):
   state = state_on(mesh_of(*saved_on))
   checkpoints = checkpoint.Checkpoints(tmp_path)
-  checkpoints.save(state, RECORD, score=1.0)
+  checkpoints.save(state, RECORD)
   checkpoints.wait()
   restored, record = checkpoints.restore(3, mesh_of(*restored_on), abstract_state())
   checkpoints.close()
@@ -141,14 +144,10 @@ def test_a_process_reads_only_what_its_devices_hold(workdir, monkeypatch):
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):
-  mesh = mesh_of(1, 1, 1)
-  checkpoints = checkpoint.Checkpoints(tmp_path, keep=2)
-  for step, score in ((1, 10.0), (2, 50.0), (3, None), (4, 20.0), (5, None), (6, 30.0)):
-    checkpoints.save(state_on(mesh, step), RECORD, score)
-  checkpoints.wait()
+  save(tmp_path, *range(1, 7), scores={1: 10.0, 2: 50.0, 4: 20.0, 6: 30.0}, keep=2)
   assert checkpoint.steps_saved(tmp_path) == [2, 5, 6]
+  checkpoints = checkpoint.Checkpoints(tmp_path)
   assert (checkpoints.latest(), checkpoints.best()) == (6, 2)
-  checkpoints.close()
 
 
 def test_a_restarted_run_still_keeps_the_best(tmp_path):
@@ -158,7 +157,7 @@ def test_a_restarted_run_still_keeps_the_best(tmp_path):
   assert checkpoint.Checkpoints(tmp_path).best() == 4
 
 
-def test_a_score_that_is_added_counts_like_one_that_was_saved(tmp_path):
+def test_a_score_is_added_to_a_saved_checkpoint(tmp_path):
   checkpoints = checkpoint.Checkpoints(tmp_path, keep=1)
   for step, score in ((1, 20.0), (2, 50.0), (3, 10.0)):
     checkpoints.save(state_on(mesh_of(1, 1, 1), step), RECORD)
