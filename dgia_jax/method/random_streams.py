@@ -1,8 +1,6 @@
 """The streams of random numbers of a training step, by the number that is folded into its key.
 
-0 and 1 are those of `jax.random.split`, which draws the image and the caption of the distorted
-view: `split(key)` holds the keys that folding in 0 and 1 would give. Other streams take numbers of
-their own, so that switching them on leaves the distorted view as it is.
+Every stream has a number of its own, so that switching one on leaves the others as they are.
 """
 
 import jax

@@ -60,16 +60,18 @@ def two_views(
     clean_tokens = mask_words(text_key, tokens, ratio=settings.clean_mask_ratio, mask_first=False)
   if not with_distorted:
     return clean_pixels[:, None], clean_tokens[:, None]
-  image_key, text_key = jax.random.split(key)  # see `random_streams`
   distorted_pixels = distort(
-    image_key,
+    random_streams.stream(key, random_streams.DISTORTED_IMAGE),
     images,
     flip_prob=settings.flip_prob,
     padding=settings.padding,
     erase_prob=settings.erase_prob,
   )
   distorted_tokens = mask_words(
-    text_key, tokens, ratio=settings.mask_ratio, mask_first=settings.mask_first
+    random_streams.stream(key, random_streams.DISTORTED_TEXT),
+    tokens,
+    ratio=settings.mask_ratio,
+    mask_first=settings.mask_first,
   )
   # Both views of a pair are neighbours in memory, so that each device keeps its own pairs.
   return (

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dgia_jax import config as config_lib
-from dgia_jax.method import augment, views
+from dgia_jax.method import augment, random_streams, views
 from dgia_jax.method.augment import Masking
 from dgia_jax.models import pixels
 
@@ -29,6 +29,14 @@ def two_views(images, tokens, with_distorted=True, **changes):
 def batch(rng):
   images = rng.integers(0, 256, (64, 12, 6, 3)).astype(np.uint8)
   return images, rng.integers(1, MASK, (64, 9)).astype(np.int32)
+
+
+def test_the_distorted_view_is_drawn_as_from_the_halves_of_a_split_key():
+  """So was every run of earlier releases."""
+  key = jax.random.key(7)
+  numbers = random_streams.DISTORTED_IMAGE, random_streams.DISTORTED_TEXT
+  for number, half in zip(numbers, jax.random.split(key), strict=True):
+    assert random_streams.stream(key, number) == half
 
 
 def test_the_clean_view_is_the_stored_pair(batch):
