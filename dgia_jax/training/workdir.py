@@ -44,10 +44,21 @@ def resolve(workdir: pathlib.Path | str) -> pathlib.Path:
 
 
 def identity_labels(workdir: pathlib.Path | str) -> str:
-  """How a run's training uses identity labels, such as "oracle relations"; "" if it does not."""
+  """How a run's training uses identity labels, such as "oracle relations"; "" if it does not.
+
+  Raises:
+    UserError: the file that says so cannot be read.
+  """
   folder = pathlib.Path(workdir)
-  with contextlib.suppress(OSError):
+  try:
     return (folder / LABELS_FILE).read_text(encoding="utf-8").strip()
+  except (FileNotFoundError, NotADirectoryError):
+    pass
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(
+      f"{folder / LABELS_FILE} cannot be read ({error}): it says how this run uses identity labels,"
+      ' such as "oracle relations"; write it again'
+    ) from error
   with contextlib.suppress(OSError, ValueError, AttributeError):  # not yet, or damaged
     results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
     return str(results.get(LABELS_KEY, ""))
@@ -66,10 +77,16 @@ def check_identity_labels(workdir: pathlib.Path | str, use: str) -> None:
   """
   if not is_claimed(workdir) or (stored := identity_labels(workdir)) == use:
     return
-  described = lambda text: f"uses identity labels ({text})" if text else "uses no identity labels"
+  if not stored:
+    raise UserError(
+      f"--workdir={workdir} holds a run that is not marked as using identity labels, and this"
+      f" training uses them ({use}); choose another folder or, if an earlier release, which left no"
+      f" mark, trained the run with them, write {use} into {pathlib.Path(workdir) / LABELS_FILE}"
+    )
+  asked = f"uses them as {use}" if use else "uses none"
   raise UserError(
-    f"--workdir={workdir} holds a run that {described(stored)}, and this training {described(use)};"
-    " choose another folder or delete this one"
+    f"--workdir={workdir} holds a run that uses identity labels ({stored}), and this training"
+    f" {asked}; choose another folder or delete this one"
   )
 
 

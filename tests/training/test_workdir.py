@@ -41,9 +41,10 @@ def test_a_run_that_uses_identity_labels_is_marked_and_kept_apart(tmp_path):
     workdir_lib.claim(folder, config, use)
     assert workdir_lib.identity_labels(folder) == use
     workdir_lib.check_identity_labels(folder, use)
-  with pytest.raises(UserError, match=r"uses identity labels \(oracle relations\), and .* uses no"):
+  with pytest.raises(UserError, match=r"identity labels \(oracle relations\), and .* uses none"):
     workdir_lib.check_identity_labels(oracle, "")
-  with pytest.raises(UserError, match="uses no identity labels, and .*oracle relations"):
+  message = "is not marked .*earlier release.* write oracle relations into .*/uses_identity_labels"
+  with pytest.raises(UserError, match=message):
     workdir_lib.check_identity_labels(plain, "oracle relations")
   with pytest.raises(UserError, match="oracle captions"):
     workdir_lib.check_identity_labels(oracle, "oracle captions")
@@ -63,6 +64,15 @@ def test_the_mark_is_in_the_results_and_read_from_them(tmp_path):
   assert workdir_lib.identity_labels(tmp_path) == ""
   files.write_json(tmp_path / workdir_lib.RESULTS, facts)
   assert workdir_lib.identity_labels(tmp_path) == "oracle captions"
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", None], ids=["no text", "a folder"])
+def test_a_mark_that_cannot_be_read_is_named(tmp_path, content):
+  """It must not count as none."""
+  mark = tmp_path / workdir_lib.LABELS_FILE
+  mark.mkdir() if content is None else mark.write_bytes(content)
+  with pytest.raises(UserError, match="uses_identity_labels.txt cannot be read"):
+    workdir_lib.identity_labels(tmp_path)
 
 
 def test_the_mark_of_a_training_that_did_not_begin_is_removed(tmp_path):
