@@ -9,7 +9,7 @@ import json
 import pathlib
 import time
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorboardX
@@ -20,6 +20,7 @@ from dgia_jax.errors import UserError
 from dgia_jax.reporting.wandb_mirror import WandbMirror
 
 METRICS = "metrics.jsonl"
+_NO_VALUES = ("step", "epoch", "split", "time")  # in a line: where its values belong
 
 
 class MetricsWriter:
@@ -55,17 +56,22 @@ class MetricsWriter:
       return
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / METRICS
+    path, kept = workdir / METRICS, []
     if path.exists():
-      files.write_text(path, "".join(_kept_lines(path, steps_done, is_evaluated)))
+      kept = _kept_lines(path, steps_done, is_evaluated)
+      files.write_text(path, "".join(kept))
     self._lines = path.open("a", encoding="utf-8")
     # TensorBoard hides earlier events from this step on.
-    purge_step = steps_done + 1 if steps_done else steps_done
+    purge_step = steps_done + 1 if steps_done and is_evaluated else steps_done
     # The file's name has a resolution of one second. A suffix keeps a quick restart from
     # overwriting the earlier file.
     self._events = tensorboardX.SummaryWriter(
       str(workdir), purge_step=purge_step, filename_suffix=f".{time.time_ns()}"
     )
+    if not is_evaluated:  # what training wrote about the same step is hidden, too
+      for line in map(json.loads, kept):
+        if line["step"] == steps_done and line.get("split") == "train":
+          self._write_events(steps_done, _points(line))
 
   def write(self, step: int, epoch: int, split: str, values: Mapping[str, object]) -> None:
     """Writes one line, and one TensorBoard point `split/name` per number.
@@ -85,15 +91,18 @@ class MetricsWriter:
     line = {"step": int(step), "epoch": int(epoch), "split": split, "time": now}
     if reserved := line.keys() & values.keys():
       raise ValueError(f"values must not contain {', '.join(sorted(reserved))}")
-    values = files.jsonable(values)
-    self._lines.write(json.dumps({**line, **values}, allow_nan=False) + "\n")
+    line |= files.jsonable(values)
+    self._lines.write(json.dumps(line, allow_nan=False) + "\n")
     self._lines.flush()
-    points = {f"{split}/{name}": value for name, value in _flat(values) if value is not None}
-    for name, value in points.items():
-      self._events.add_scalar(name, value, int(step))
-    self._events.flush()
+    points = _points(line)
+    self._write_events(int(step), points)
     if self._mirror is not None:
       self._mirror.scalars(int(step), points)
+
+  def _write_events(self, step: int, points: Mapping[str, float]) -> None:
+    for name, value in points.items():
+      self._events.add_scalar(name, value, step)
+    self._events.flush()
 
   def write_image(self, step: int, name: str, path: pathlib.Path | str) -> None:
     """Adds an image file to TensorBoard under `name`."""
@@ -191,6 +200,13 @@ def _kept_lines(path: pathlib.Path, steps_done: int | None, is_evaluated: bool) 
     if steps_done is None or (steps_done > 0 and step <= steps_done and not is_repeated):
       kept.append(line + "\n")
   return kept
+
+
+def _points(line: Mapping[str, Any]) -> dict[str, float]:
+  """The points of TensorBoard, by name, that the values of a line are."""
+  values = {name: value for name, value in line.items() if name not in _NO_VALUES}
+  flat = _flat(values, f"{line['split']}/")
+  return {name: value for name, value in flat if value is not None}
 
 
 def _flat(values: Mapping, prefix: str = "") -> Iterator[tuple[str, float | None]]:

@@ -94,6 +94,10 @@ def test_an_evaluation_that_is_repeated_leaves_no_lines(tmp_path):
     metrics_writer.MetricsWriter(tmp_path, steps_done=8, is_evaluated=is_evaluated).close()
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == expected
   assert '"split": "val"' not in (tmp_path / "metrics.jsonl").read_text().splitlines()[-1]
+  # TensorBoard hides the step, and gets what training wrote about it again.
+  *_, start, point = events(tmp_path)
+  assert start.HasField("session_log") and (start.step, point.step) == (8, 8)
+  assert [value.tag for value in point.summary.value] == ["train/loss"]
 
 
 def test_values_may_not_hide_the_step(tmp_path):
