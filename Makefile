@@ -26,7 +26,7 @@ test: $(VENV)/.installed
 
 # What `make test` leaves out: trainings, other processes, datasets built from files.
 test-integration: $(VENV)/.installed
-	$(PYTEST) -m "integration and not slow and not fuzz"
+	$(PYTEST) -n 2 --dist loadfile -m "integration and not slow and not fuzz"
 
 test-all: test test-integration fuzz
 
