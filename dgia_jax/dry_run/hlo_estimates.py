@@ -1,7 +1,7 @@
 """What the TPU compiler expects of a program, read from its HLO text: cycles, and padded products.
 
 The compiler writes its estimate of the cycles beside every instruction that takes some; copies
-that run in the background have none. Matrix products are written as convolutions. A matrix unit
+that run in the background have none, nor have others that it cannot judge. Matrix products are written as convolutions. A matrix unit
 multiplies tiles, so a product with matrices of other sizes computes the padding as well.
 """
 
@@ -16,6 +16,7 @@ from dgia_jax.dry_run.hlo_collectives import Computation
 PRODUCTS, COPIES, OTHERS = "products", "copies", "others"
 _SUBLANES = 8  # rows of a tile of the first matrix
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_NO_ESTIMATE = 2**63 - 1  # cycles of an instruction that the compiler cannot judge
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 _WINDOW = re.compile(r"window=\{([^}]*)\}")
 _CALLS = re.compile(r"\bcalls=%?([\w.\-]+)")
@@ -53,7 +54,8 @@ def cycles(text: str) -> dict[str, int]:
   computations, entry = hlo_collectives.parse(text)
   sums = collections.Counter({PRODUCTS: 0, COPIES: 0, OTHERS: 0})
   for _, opcode, rest, times in _executed(computations, entry):
-    if match := _CYCLES.search(rest):
+    match = _CYCLES.search(rest)
+    if match and int(match[1]) != _NO_ESTIMATE:
       if opcode == "convolution" or any(
         _multiplies(name, computations) for name in _CALLS.findall(rest)
       ):

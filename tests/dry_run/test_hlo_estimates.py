@@ -49,6 +49,11 @@ def test_cycles_are_counted_as_often_as_they_run():
   assert hlo_estimates.cycles(TEXT) == {PRODUCTS: 11 * 1000 + 500, COPIES: 11 * 30, OTHERS: 7}
 
 
+def test_an_instruction_without_an_estimate_counts_nothing():
+  text = TEXT.replace(CYCLES % 7, CYCLES % (2**63 - 1))
+  assert text != TEXT and hlo_estimates.cycles(text)[OTHERS] == 0
+
+
 def test_products_have_their_sizes():
   up, scores = sorted(hlo_estimates.products(TEXT), key=lambda one: one.flops, reverse=True)
   assert up == Product(128, 768, 3072, 11 * 193, "jit(step)/up")
