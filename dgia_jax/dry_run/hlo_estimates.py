@@ -1,8 +1,9 @@
 """What the TPU compiler expects of a program, read from its HLO text: cycles, and padded products.
 
 The compiler writes its estimate of the cycles beside every instruction that takes some; copies
-that run in the background have none, nor have others that it cannot judge. Matrix products are written as convolutions. A matrix unit
-multiplies tiles, so a product with matrices of other sizes computes the padding as well.
+that run in the background have none, nor have others that it cannot judge. Matrix products are
+written as convolutions. A matrix unit multiplies tiles, so a product with matrices of other sizes
+computes the padding as well.
 """
 
 import collections

@@ -44,9 +44,9 @@ def table(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
     "```",
     "",
     "None of this was run. Cycles are the compiler's estimates, summed over all instructions;",
-    "it gives none for copies in the background and what it cannot judge. Padding: share of the arithmetic of matrix",
-    "products that fills up tiles of the matrix unit. Of the peak: arithmetic without padding, in",
-    "the time of all cycles.",
+    "it gives none for copies in the background and what it cannot judge. Padding: share of the",
+    "arithmetic of matrix products that fills up tiles of the matrix unit. Of the peak: arithmetic",
+    "without padding, in the time of all cycles.",
     "",
     "| chip | batch | million cycles | products | copies | others | ms | of the peak"
     " | TFLOP of products | padding | memory GiB | compile s |",
