@@ -179,7 +179,7 @@ class _Mirror:
     self._is_complete = True
 
   def _deleted(self) -> list[str]:
-    """Files to delete in the bucket; none if all are gone: nobody here deletes the whole folder."""
+    """Files to delete in the bucket; none if the folder is gone, which no program here deletes."""
     if not self._deletes or not self.folder.is_dir():
       return []
     return [name for name in self._uploaded if not (self.folder / name).exists()]

@@ -45,6 +45,11 @@ PARAMETER_RULES = (
 )
 
 
+def local_mesh() -> Mesh:
+  """All devices of this process, along the batch."""
+  return create_mesh(devices=jax.local_devices())
+
+
 def create_mesh(
   data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
 ) -> Mesh:

@@ -282,20 +282,22 @@ class _Batches(Iterator[Batch]):
     threading.Thread(target=self._put_next, args=(results,), daemon=True).start()
     remaining = _PATIENCE_SECONDS
     while True:
-      self._processes.update(_worker_processes())
       try:
-        batch, error = results.get(timeout=1)
+        outcome = results.get(timeout=1)
       except queue.Empty:
+        outcome = None
+      # After the wait, in which the first batch starts the workers. A dead one is not listed.
+      self._processes.update(_worker_processes())
+      if outcome is None:
         exit_codes = [process.exitcode for process in self._processes if process.exitcode]
         remaining -= bool(exit_codes)
         if remaining < 0:
           self._abandoned = True
           _ABANDONED.append(self._batches)
-          raise self._killed(exit_codes[0]) from None
+          raise self._killed(exit_codes[0])
         continue
+      batch, error = outcome
       if error is None:
-        # The first batch may come before a worker was seen; after its death it is not listed.
-        self._processes.update(_worker_processes())
         return batch
       if isinstance(error, RuntimeError) and "terminated unexpectedly" in str(error):
         raise self._killed(re.search(r"exit code (-?\d+)|$", str(error))[1]) from error

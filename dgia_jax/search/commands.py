@@ -11,7 +11,6 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 
-import jax
 import numpy as np
 import tqdm
 
@@ -192,7 +191,7 @@ def open_index(
       f"--index={shown} was made with the model in {model}, which is gone: give --run"
     )
   # The index first: it verifies its codes while the model is loaded.
-  mesh = sharding.create_mesh(devices=jax.local_devices())
+  mesh = sharding.local_mesh()
   with _naming_the_address(folder, shown):
     index = SearchIndex(folder, mesh)
   for choice, weights in itertools.product(("best", "last"), run_weights.kinds(model)):

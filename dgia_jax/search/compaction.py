@@ -117,7 +117,7 @@ def remove_former_data(out: pathlib.Path) -> None:
 
 
 def _may_exist(path: pathlib.Path) -> bool:
-  """Whether there is a file, or that cannot be told."""
+  """Whether a file exists; True where that cannot be checked."""
   try:
     return path.exists()
   except OSError:
@@ -126,7 +126,7 @@ def _may_exist(path: pathlib.Path) -> bool:
 
 def _has_leftovers(data: pathlib.Path, parts: Sequence[index_files.Part], width: int) -> bool:
   """Whether an interrupted indexing has left features or paths that no part counts."""
-  names = {f"{part.number:05d}.json" for part in parts}
+  names = {index_files.part_name(part.number) for part in parts}
   if any(
     _PARTIAL.fullmatch(path.name)
     or path.parent.name in (index_files.PARTS, index_files.FILES)

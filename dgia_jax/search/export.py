@@ -12,6 +12,7 @@ import numpy as np
 from dgia_jax import files, user_files
 from dgia_jax.errors import UserError
 from dgia_jax.search.index import SearchIndex
+from dgia_jax.search.query import text_of
 
 BLOCK_ROWS = 16384
 
@@ -87,7 +88,7 @@ def _write_parquet(index: SearchIndex, path: pathlib.Path) -> None:
   feature = pyarrow.list_(pyarrow.float32(), width)
   schema = pyarrow.schema([("path", pyarrow.string()), ("feature", feature)])
   # Parquet holds UTF-8 only; undecodable bytes of a file name become question marks.
-  paths = (os.fsencode(path).decode("utf-8", "replace") for path in _absolute_paths(index))
+  paths = map(text_of, _absolute_paths(index))
   with pyarrow.parquet.ParquetWriter(path, schema) as writer:
     for rows, features in _blocks(index):
       names = list(itertools.islice(paths, len(rows)))

@@ -150,7 +150,7 @@ def read_rows(folder: pathlib.Path | str) -> tuple[list[Part], set[int]]:
   if type(num_parts) is not int or not isinstance(rows, list):
     raise _damaged(path)
   if len(parts) < num_parts:
-    missing = pathlib.Path(folder) / PARTS / f"{len(parts):05d}.json"
+    missing = pathlib.Path(folder) / PARTS / part_name(len(parts))
     raise UserError(f"--index={folder}: {missing} is missing; {_MEND}")
   if not all(type(row) is int and 0 <= row < num_rows for row in rows):
     raise _damaged(path)
@@ -162,8 +162,7 @@ def read_parts(folder: pathlib.Path | str) -> list[Part]:
   parts, next_row = [], 0
   # By number, as the names of 100,000 parts and more differ in length.
   number_of = lambda path: int(path.stem)
-  paths = sorted(part_paths(folder), key=number_of)
-  for number, path in enumerate(paths):
+  for number, path in enumerate(sorted(part_paths(folder), key=number_of)):
     content = _read_sealed(path)
     try:
       fields = {field.name: content[field.name] for field in dataclasses.fields(Part)[1:]}
@@ -185,6 +184,11 @@ def read_parts(folder: pathlib.Path | str) -> list[Part]:
   return parts
 
 
+def part_name(number: int) -> str:
+  """The name of the files of a part."""
+  return f"{number:05d}.json"
+
+
 def part_paths(folder: pathlib.Path | str) -> list[pathlib.Path]:
   """The files that list the parts of an index, in any order."""
   paths = (pathlib.Path(folder) / PARTS).glob("*.json")
@@ -195,7 +199,7 @@ def write_part(out: pathlib.Path, part: Part) -> None:
   """Makes a part count; its features and files are written before."""
   content = dataclasses.asdict(part)
   del content["number"]
-  files_lib.write_json(out / PARTS / f"{part.number:05d}.json", files_lib.sealed(content))
+  files_lib.write_json(out / PARTS / part_name(part.number), files_lib.sealed(content))
 
 
 def write_gone(out: pathlib.Path, rows: set[int], num_parts: int) -> None:
@@ -366,7 +370,7 @@ def _header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
 
 
 def _files_path(folder: pathlib.Path | str, number: int) -> pathlib.Path:
-  return pathlib.Path(folder) / FILES / f"{number:05d}.json"
+  return pathlib.Path(folder) / FILES / part_name(number)
 
 
 def is_inside(path: Any) -> bool:

@@ -42,8 +42,8 @@ def row_of(key: str, paths: Sequence[str], usable_rows: Int[np.ndarray, " M"]) -
     return row
   if not name:
     return None
-  rows = [row for row, path in enumerate(paths) if text_of(path) == name]
-  return next((row for row in rows if row in usable_rows), None)
+  found = (row for row, path in enumerate(paths) if text_of(path) == name and row in usable_rows)
+  return next(found, None)
 
 
 def combine(

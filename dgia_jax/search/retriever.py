@@ -77,7 +77,7 @@ class Retriever:
       UserError: the tokenizer is another model's.
     """
     _check_tokenizer(tokenizer, params["text"])
-    self.mesh = mesh or sharding.create_mesh(devices=jax.local_devices())
+    self.mesh = mesh or sharding.local_mesh()
     self.image_size, self.resize = tuple(image_size), resize
     self._tokenizer = tokenizer
     self.batch_size = batch_size

@@ -39,7 +39,7 @@ def append(crc: int, value: int, num_bytes: int) -> int:
 
 @functools.cache
 def _zero_bytes(exponent: int) -> int:
-  """x to the power of 8 * 2**exponent: the factor of so many bytes of zeros."""
+  """x to the power of 8 * 2**exponent, which 2**exponent bytes of zeros multiply a remainder by."""
   if exponent == 0:
     return _X_TO_8
   half = _zero_bytes(exponent - 1)

@@ -139,7 +139,7 @@ class Evaluator:
     """`retrieval_metrics.retrieval_metrics_from_features`, computed on the mesh of the run."""
     mesh = self._setup.mesh
     if distributed.several():  # every process has all features and ranks on its own devices
-      mesh = sharding.create_mesh(devices=jax.local_devices())
+      mesh = sharding.local_mesh()
     return retrieval_metrics.retrieval_metrics_from_features(
       queries_QxD,
       gallery_GxD,
