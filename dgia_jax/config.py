@@ -54,6 +54,7 @@ CHOICES = {
   "optimizer.lr_update": optimizer.LR_UPDATES,
   "optimizer.second_moment": optimizer.SECOND_MOMENTS,
   "eval.select_on": ("val", "test"),
+  "eval.weights": ("raw", "ema"),
 }
 LOCAL_PATHS = ("dataset.source", "dataset.annotations", "dataset.images")
 LOCAL_OR_REMOTE_PATHS = ("dataset.data_dir", "pretrained")
@@ -217,9 +218,14 @@ def base() -> ConfigDict:
   config.ema = ConfigDict()
   # Decay per step of a moving average of the weights, which is evaluated beside them; 0 = off.
   config.ema.decay = 0.0
+  # Instead: share of the initial weights in an average of them and the trained ones (WiSE-FT);
+  # token embeddings stay the trained ones; 0 = off.
+  config.ema.initial_share = 0.0
 
   config.eval = ConfigDict()
   config.eval.batch_size = 256  # images or captions embedded at a time, over all devices
+  # Weights that are scored, and used afterwards: raw, or ema for their average (see ema).
+  config.eval.weights = "raw"
   config.eval.select_on = "val"  # split whose R@1 chooses the best epoch: val or test
   config.eval.before_training = False  # score the initial weights as well, as epoch 0
   config.eval.contact_sheet = True  # draw ten test captions with their best images at the end

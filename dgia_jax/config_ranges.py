@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dgia_jax.errors import UserError
-from dgia_jax.method import confidence_gate, learnable_temperature, lora, mining, trainable
+from dgia_jax.method import confidence_gate, ema, learnable_temperature, lora, mining, trainable
 
 # The bank is filled during epoch 1.
 _FIRST_GLOBAL_EPOCH = 2
@@ -59,12 +59,28 @@ def check_trainable(config: ConfigDict) -> None:
     if num_blocks < trainable.WHOLE_TOWER:
       whole = f"{trainable.WHOLE_TOWER} for the whole tower"
       raise UserError(f"config.freeze.{tower}_blocks={num_blocks}: give a number, or {whole}")
+  if config.ema.initial_share and not config.pretrained:
+    raise UserError(
+      f"config.ema.initial_share={config.ema.initial_share}: random initial weights are worth"
+      " nothing in an average; set config.pretrained, or this to 0"
+    )
+  if config.eval.weights == "ema" and not ema.is_on(config.ema):
+    raise UserError(
+      "config.eval.weights=ema needs an average: set config.ema.initial_share or ema.decay"
+    )
   matrices = config.lora.matrices
   known = tuple(lora.MATRICES)
   if not matrices or any(matrices.count(m) > 1 or m not in known for m in matrices):
     raise UserError(f"config.lora.matrices={matrices}: give some of {', '.join(known)}, each once")
-  if not 0 <= numbers(config, "ema.decay")[0] < 1:
-    raise UserError(f"config.ema.decay={config.ema.decay}: must lie in [0, 1); 0 = off")
+  for field in ("ema.decay", "ema.initial_share"):
+    if not 0 <= numbers(config, field)[0] < 1:
+      raise UserError(f"config.{field}={get(config, field)}: must lie in [0, 1); 0 = off")
+  if config.ema.initial_share and (config.ema.decay or config.lora.rank):
+    other = "ema.decay" if config.ema.decay else "lora.rank"
+    raise UserError(
+      f"config.ema.initial_share={config.ema.initial_share} does not go with config.{other};"
+      " set one of them to 0"
+    )
   low, high = learnable_temperature.MIN_TEMPERATURE, learnable_temperature.MAX_TEMPERATURE
   if config.loss.learnable_temperature and not low <= config.loss.temperature <= high:
     raise UserError(

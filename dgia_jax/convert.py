@@ -57,7 +57,7 @@ def convert(
   run: pathlib.Path | str,
   out: pathlib.Path | str,
   choice: str = "best",
-  weights: str = "raw",
+  weights: str = "",
   *,
   form: str = "transformers",
   dtype: str = "float32",
@@ -72,7 +72,7 @@ def convert(
     out: the folder to write, or its address; files of an earlier conversion are replaced, others
       never.
     choice: "best" or "last" checkpoint.
-    weights: "raw", or "ema" for their moving average.
+    weights: "raw", "ema" for their average, or "" for those that the run's scores are of.
     form: a key of `FORMATS`.
     dtype: of the stored weights, one of `pretrained.DTYPES`; only for "transformers".
     notes: file with Markdown for the model card; "" for none.
@@ -113,6 +113,7 @@ def _convert(
   notes: str,
 ) -> str:
   config = workdir_lib.read_config(run, "--run")
+  weights = weights or run_weights.evaluated(config)
   _check_out(out, form)
   step, params, temperature = run_weights.load(run, choice, weights, setting="--run")
   image_size = tuple(config["dataset"]["image_size"])
@@ -285,8 +286,8 @@ def _run(argv: Sequence[str] | None) -> None:
   parser.add_argument(
     "--weights",
     choices=checkpoint.WEIGHTS,
-    default="raw",
-    help="raw weights, or their moving average (default: raw)",
+    default="",
+    help="raw weights, or their average (default: those that the run's scores are of)",
   )
   parser.add_argument(
     "--format",

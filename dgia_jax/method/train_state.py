@@ -20,7 +20,7 @@ class TrainState:
   params: dict  # nested dict of float32 arrays; block weights are stacked over layers
   opt_state: optax.OptState
   bank: memory_bank.Bank
-  ema: Any = None  # moving average of the trained parameters; None if there is none
+  ema: Any = None  # average of the trained parameters, see `ema`; None if there is none
   pairs: Any = None  # `caption_exchange.PairMemory`; None without an exchange of captions
 
 
@@ -60,7 +60,7 @@ def initializer(
     num_pairs: training pairs, N before padding.
     feature_dim: D.
     select_trained: the parameters -> those that the optimizer is to change.
-    averaged: whether the state holds a moving average of the trained parameters.
+    averaged: whether the state holds an average of the trained parameters.
     with_confidence: whether the bank holds a confidence per row, see `confidence_gate`.
     pair_memory: (tokens of a caption, neighbours of a pair), sizes of a
       `caption_exchange.PairMemory`; None for a state without one.
@@ -85,7 +85,7 @@ def initializer(
 def with_params(
   mesh: jax.sharding.Mesh, state: TrainState, params: Any, select_trained: Callable[[Any], Any]
 ) -> TrainState:
-  """A fresh state with other parameters, from which a moving average starts, too."""
+  """A fresh state with other parameters, from which an average starts, too."""
   if state.ema is None:
     return state.replace(params=params)
   start_average = jax.jit(

@@ -188,13 +188,17 @@ def train_step(
     metrics["temperature"] = tau
   if config.bank.gate != "off":
     metrics["anchor_confidence"] = masked_mean(confidence, mask)
-  trained = optax.apply_updates(trained, updates)
+  updated = optax.apply_updates(trained, updates)
+  if config.ema.initial_share:
+    average = ema.update_with_initial(state.ema, trained, updated, config.ema.initial_share)
+  else:
+    average = ema.update(state.ema, updated, config.ema.decay, state.step)
   next_state = TrainState(
     step=state.step + 1,
-    params=trainable.merge(state.params, trained),
+    params=trainable.merge(state.params, updated),
     opt_state=opt_state,
     bank=bank,
-    ema=ema.update(state.ema, trained, config.ema.decay, state.step),
+    ema=average,
     pairs=pairs,
   )
   return next_state, _output(batch, metrics, relations, neighbours)

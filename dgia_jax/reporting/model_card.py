@@ -79,7 +79,7 @@ def create(
     num_parameters: of both towers.
     feature_width: D.
     context_length: L, longest text in tokens.
-    weights: "raw", or "ema" for their moving average.
+    weights: "raw", or "ema" for their average.
     results: content of results.json; None if the run was not evaluated.
     identity_labels: how the training used identity labels; "" if it did not.
     form: format of the model, a key of `convert.FORMATS`.
@@ -91,7 +91,8 @@ def create(
   family = dual_encoder.named(config["model"]["name"]).family
   published = family.is_siglip and config["tokenizer"]["name"]
   title = f"{config['model']['name']} on {dataset}"
-  measured = results if weights == "raw" else (results or {}).get(weights)
+  results = results or {}
+  measured = results if weights == results.get("weights", "raw") else results.get(weights)
   name, scores = _scores(measured, step)
   height, width = config["dataset"]["image_size"]
   usage = _TEMPLATE.with_name(f"{_TEMPLATE.stem}_{form}.md").read_text(encoding="utf-8")

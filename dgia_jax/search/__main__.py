@@ -49,8 +49,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   making.add_argument(
     "--weights",
     choices=("raw", "ema"),
-    default="raw",
-    help="weights of the run, or their moving average (default: raw)",
+    default="",
+    help="raw weights of the run, or their average (default: those that its scores are of)",
   )
   making.add_argument(
     "--batch_size", type=int, default=64, help="images embedded at once (default: 64)"

@@ -92,7 +92,7 @@ class Retriever:
     source: str | os.PathLike,
     choice: str = "best",
     *,
-    weights: str = "raw",
+    weights: str = "",
     setting: str = "model",
     **options: Any,
   ) -> "Retriever":
@@ -104,7 +104,7 @@ class Retriever:
         either of them in a bucket, gs://BUCKET/FOLDER; or the name of such a model on the Hugging
         Face hub.
       choice: checkpoint of a run, "best" or "last".
-      weights: of a run, "raw" or "ema" for their moving average.
+      weights: of a run, "raw", "ema" for their average, or "" for those its scores are of.
       setting: the name of `source` in error messages.
       **options: `mesh` and `batch_size` of the constructor.
 
@@ -133,7 +133,7 @@ class Retriever:
     folder: str | os.PathLike,
     choice: str = "best",
     *,
-    weights: str = "raw",
+    weights: str = "",
     setting: str = "model",
     **options: Any,
   ) -> "Retriever":

@@ -31,7 +31,7 @@ from dgia_jax.training.checkpoint_arrays import STATE
 from dgia_jax.training.checkpoint_record import CheckpointRecord, DamagedCheckpointError
 
 FOLDER = "checkpoints"
-WEIGHTS = ("raw", "ema")  # of a checkpoint: as trained, and their moving average
+WEIGHTS = ("raw", "ema")  # of a checkpoint: as trained, and their average
 DAMAGED_FOLDER = "damaged"
 _COMPLETE_IN_BUCKET = "commit_success.txt"
 
@@ -279,7 +279,7 @@ def restore_params(
     workdir: working directory of a run, which may be training; nothing is written.
     choice: "best", which is the last if none was scored, or "last", which is the newest intact one.
     notify: receives one line about each damaged checkpoint that is passed over.
-    weights: "raw", or "ema": the trained parameters are those of their moving average.
+    weights: "raw", or "ema": the trained parameters are those of their average.
 
   Returns:
     Step of the checkpoint, and a nested dict of NumPy arrays.
@@ -311,7 +311,7 @@ def restore_params(
     if weights == "raw":
       return step, parts["params"]
     if "ema" not in parts:
-      raise UserError(f"{folder}: holds no average of the weights (config.ema.decay was 0)")
+      raise UserError(f"{folder}: holds no average of the weights (config.ema was off)")
     return step, jax.device_get(trainable.merge(parts["params"], parts["ema"]))
   raise passed_over[0]
 

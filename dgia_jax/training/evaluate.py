@@ -81,9 +81,18 @@ class Evaluator:
     """The parameters of the model; computed only where LoRA changes them."""
     return (self._merge_lora if lora.NAME in params else self._setup.towers)(params)
 
+  def evaluated(self, state: train_state.TrainState) -> Params:
+    """The parameters that `config.eval.weights` chooses: as trained, or their average."""
+    if self._setup.config.eval.weights == "raw":
+      return state.params
+    return self._merge_average(state.params, state.ema)
+
   def score_average(self, state: train_state.TrainState, split: str) -> Scores | None:
-    """As `score`, for the moving average of the weights; None if the state holds none."""
-    if state.ema is None:
+    """As `score`, for the average of the weights where they are evaluated themselves.
+
+    None if the state holds no average, or if `evaluated` gives it.
+    """
+    if state.ema is None or self._setup.config.eval.weights != "raw":
       return None
     return self.score(self._merge_average(state.params, state.ema), split)[0]
 
@@ -245,8 +254,9 @@ def report(
 
   def restore_and_score(step):
     state, record = checkpoints.restore(step, setup.mesh, setup.abstract_state)
-    scores, features = evaluator.score(state.params, "test")
-    scores |= evaluator.score_corrected(state.params, "test", features)
+    params = evaluator.evaluated(state)
+    scores, features = evaluator.score(params, "test")
+    scores |= evaluator.score_corrected(params, "test", features)
     average = evaluator.score_average(state, "test")
     at = {"epoch": record["epoch"], "step": step}
     return state, record, at | scores, average and at | average, features
@@ -324,6 +334,7 @@ def _facts(setup: setup_lib.TrainingSetup, start: float) -> dict[str, Any]:
       pairs.person_of_pair_N, pairs.person_of_image_M
     ),
     "chance_R1": chance_levels(pairs),
+    "weights": setup.config.eval.weights,
     "seed": setup.config.seed,
     "evaluation_seconds": round(time.time() - start, 3),
     "device": device_description(),

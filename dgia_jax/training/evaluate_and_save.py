@@ -134,12 +134,13 @@ def score_splits(
     state: the training state after this step.
 
   Returns:
-    Scores of the raw weights by split.
+    Scores of the weights that `eval.weights` names, by split.
   """
   epoch = setup.epoch_of(step)
+  params = evaluator.evaluated(state)
   scores, averages = {}, {}
   for split in (name for name in ("val", "test") if name in setup.splits):
-    scores[split], _ = evaluator.score(state.params, split)
+    scores[split], _ = evaluator.score(params, split)
     writer.write(step, epoch, split, scores[split])
     if average := evaluator.score_average(state, split):
       averages[split] = average

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 from dgia_jax import cli
-from dgia_jax.method import learnable_temperature, trainable
+from dgia_jax.method import ema, learnable_temperature, trainable
 from dgia_jax.models import pretrained
 from dgia_jax.training import checkpoint
 from dgia_jax.training import workdir as workdir_lib
@@ -28,7 +28,7 @@ class RunWeights(NamedTuple):
 def load(
   folder: pathlib.Path | str,
   choice: str = "best",
-  weights: str = "raw",
+  weights: str = "",
   *,
   setting: str = "--workdir",
   notify: checkpoint.Notify = cli.print_to_stderr,
@@ -38,7 +38,7 @@ def load(
   Args:
     folder: working directory of the run.
     choice: "best" or "last" checkpoint.
-    weights: "raw", or "ema" for their moving average.
+    weights: "raw", "ema" for their average, or "" for those that the run's scores are of.
     setting: the name of `folder` in error messages.
     notify: as in `checkpoint.restore_params`.
 
@@ -46,16 +46,22 @@ def load(
     UserError: the folder holds no run, no complete checkpoint, or no average of the weights.
   """
   config = workdir_lib.read_config(folder, setting)
+  weights = weights or evaluated(config)
   step, params = checkpoint.restore_params(folder, choice, notify, weights)
   temperature = learnable_temperature.temperature_of(params, config["loss"]["temperature"])
   towers = trainable.towers(params, _group(config, "lora").get("alpha", 0.0))
   return RunWeights(step, jax.device_get(towers), float(temperature))
 
 
+def evaluated(config: Mapping[str, Any]) -> str:
+  """The weights, "raw" or "ema", that the scores of a run with this stored config are of."""
+  return _group(config, "eval").get("weights", "raw")
+
+
 def kinds(folder: pathlib.Path | str) -> tuple[str, ...]:
   """The values of `weights` that `load` takes for a run; ("raw",) for anything else."""
   folder = pretrained.local_copy(folder, "--run")
-  if workdir_lib.is_run(folder) and _group(workdir_lib.read_config(folder), "ema").get("decay"):
+  if workdir_lib.is_run(folder) and ema.is_on(_group(workdir_lib.read_config(folder), "ema")):
     return checkpoint.WEIGHTS
   return checkpoint.WEIGHTS[:1]
 

@@ -22,7 +22,7 @@ from dgia_jax import sharding
 from dgia_jax.data import batches as batches_lib
 from dgia_jax.data import pairs as pairs_lib
 from dgia_jax.data.token_ids import Vocabulary
-from dgia_jax.method import augment, mining, strict_mining, train_state, train_step, trainable
+from dgia_jax.method import augment, ema, mining, strict_mining, train_state, train_step, trainable
 from dgia_jax.method import optimizer as optimizer_lib
 from dgia_jax.models import backend, dual_encoder
 from dgia_jax.models.caption_packing import Packing, encode_packed
@@ -283,7 +283,7 @@ def state_initializer(setup: TrainingSetup) -> Callable[[], train_state.TrainSta
     num_pairs=setup.train_pairs.num_pairs,
     feature_dim=setup.size.feature_width,
     select_trained=setup.select_trained,
-    averaged=config.ema.decay > 0,
+    averaged=ema.is_on(config.ema),
     with_confidence=config.bank.gate == "running",
     pair_memory=(
       (config.tokenizer.context_length, config.global_association.k)

@@ -21,7 +21,8 @@ EXCHANGE = {"caption_exchange.prob": 0.7}
 NO_LOCAL = {"loss.weights.local": 0.0, "local_association.modality": "none"}
 PATCH_DROP = {"augment.patch_drop_ratio": 0.5}
 NEW_WORDS = {"tokenizer.new_words": 3}
-PLUS = EXCHANGE | NO_LOCAL | PATCH_DROP | NEW_WORDS  # `recipes.plus`
+INITIAL = {"ema.initial_share": 0.4, "eval.weights": "ema"}
+PLUS = EXCHANGE | NO_LOCAL | PATCH_DROP | NEW_WORDS  # `recipes.plus` without pretrained weights
 MASKED_CLEAN = {"augment.clean_mask_ratio": 0.15}
 ONE_VIEW = {"loss.weights.consistency": 0.0}
 # Epochs of one view cost half as much as those of two.
@@ -131,11 +132,29 @@ ADDITIONS = (
         "patch-drop", PATCH_DROP, description="DGIA; half of the distorted image's patches left out"
       ),
       Setting("new-words", NEW_WORDS, description="DGIA; new words get tokens of their own"),
-      Setting("plus", PLUS, description="DGIA; all of these: `:plus`"),
+      Setting(
+        "plus",
+        PLUS,
+        description="DGIA; no local relations, exchange, left-out patches, new words",
+      ),
+      Setting(
+        "initial", INITIAL, description="DGIA; weights averaged with the initial ones (WiSE-FT)"
+      ),
+      Setting("plus+initial", PLUS | INITIAL, description="DGIA; all of these: `:plus`"),
+      Setting(
+        "new-words+initial",
+        NEW_WORDS | INITIAL,
+        description="DGIA; new words, averaged with the initial weights",
+      ),
       Setting(
         "B+new-words",
         BASELINE | NEW_WORDS,
         description="contrastive loss only; new words get tokens of their own",
+      ),
+      Setting(
+        "B+new-words+initial",
+        BASELINE | NEW_WORDS | INITIAL,
+        description="contrastive loss only; the same",
       ),
       Setting(
         "exchange+no-local+masked-clean",
