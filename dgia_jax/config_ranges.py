@@ -52,6 +52,28 @@ def check_smallest_and_largest(config: ConfigDict, field: str) -> None:
     raise UserError(f"config.{field}={get(config, field)}: the smallest must be above 0")
 
 
+def check_average(config: ConfigDict) -> None:
+  """Checks the average of the weights, and that it exists where it is to be scored."""
+  for field in ("ema.decay", "ema.initial_share"):
+    if not 0 <= numbers(config, field)[0] < 1:
+      raise UserError(f"config.{field}={get(config, field)}: must lie in [0, 1); 0 = off")
+  if share := config.ema.initial_share:
+    if not config.pretrained:
+      raise UserError(
+        f"config.ema.initial_share={share}: random initial weights are worth nothing in an average;"
+        " set config.pretrained, or this to 0"
+      )
+    for field in ("ema.decay", "lora.rank"):
+      if get(config, field):
+        raise UserError(
+          f"config.ema.initial_share={share} does not go with config.{field}; set one of them to 0"
+        )
+  if config.eval.weights == "ema" and not ema.is_on(config.ema):
+    raise UserError(
+      "config.eval.weights=ema needs an average: set config.ema.initial_share or ema.decay"
+    )
+
+
 def check_trainable(config: ConfigDict) -> None:
   """Checks freezing, LoRA, the average of the weights and the learnable temperature."""
   for tower in trainable.TOWERS:
@@ -59,28 +81,11 @@ def check_trainable(config: ConfigDict) -> None:
     if num_blocks < trainable.WHOLE_TOWER:
       whole = f"{trainable.WHOLE_TOWER} for the whole tower"
       raise UserError(f"config.freeze.{tower}_blocks={num_blocks}: give a number, or {whole}")
-  if config.ema.initial_share and not config.pretrained:
-    raise UserError(
-      f"config.ema.initial_share={config.ema.initial_share}: random initial weights are worth"
-      " nothing in an average; set config.pretrained, or this to 0"
-    )
-  if config.eval.weights == "ema" and not ema.is_on(config.ema):
-    raise UserError(
-      "config.eval.weights=ema needs an average: set config.ema.initial_share or ema.decay"
-    )
   matrices = config.lora.matrices
   known = tuple(lora.MATRICES)
   if not matrices or any(matrices.count(m) > 1 or m not in known for m in matrices):
     raise UserError(f"config.lora.matrices={matrices}: give some of {', '.join(known)}, each once")
-  for field in ("ema.decay", "ema.initial_share"):
-    if not 0 <= numbers(config, field)[0] < 1:
-      raise UserError(f"config.{field}={get(config, field)}: must lie in [0, 1); 0 = off")
-  if config.ema.initial_share and (config.ema.decay or config.lora.rank):
-    other = "ema.decay" if config.ema.decay else "lora.rank"
-    raise UserError(
-      f"config.ema.initial_share={config.ema.initial_share} does not go with config.{other};"
-      " set one of them to 0"
-    )
+  check_average(config)
   low, high = learnable_temperature.MIN_TEMPERATURE, learnable_temperature.MAX_TEMPERATURE
   if config.loss.learnable_temperature and not low <= config.loss.temperature <= high:
     raise UserError(

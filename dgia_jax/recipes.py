@@ -59,15 +59,15 @@ def plus(config: ConfigDict) -> ConfigDict:
 
   Images take the captions of their mined neighbours, and no relations are mined inside a batch.
   Half of the distorted image's patches are not read. Words that `mini` has never read get tokens of
-  their own; the vocabularies of CLIP and SigLIP stay as they are. The weights that are scored and
-  used are averages of the pretrained and the trained ones.
+  their own; the vocabularies of CLIP and SigLIP stay as they are. If training starts from `mini`,
+  the weights that are scored and used are averages of the initial and the trained ones.
   """
   config.caption_exchange.prob = 0.7
   config.loss.weights["local"] = 0.0
   config.local_association.modality = "none"  # the distorted view is matched to itself alone
   config.augment.patch_drop_ratio = 0.5
   config.tokenizer.new_words = 3
-  if config.pretrained:
+  if config.pretrained == "mini":
     config.ema.initial_share = 0.4
     config.eval.weights = "ema"
   return config

@@ -267,6 +267,18 @@ def test_the_parameter_table_ends_with_the_trained_share(parts):
     ({"lora__matrices": ()}, "config.lora.matrices"),
     ({"ema__decay": 1.0}, r"config.ema.decay=1.0: must lie in \[0, 1\)"),
     ({"ema__decay": -0.1}, "config.ema.decay=-0.1"),
+    ({"ema__initial_share": 1.0}, r"config.ema.initial_share=1.0: must lie in \[0, 1\)"),
+    ({"ema__initial_share": 0.4}, "config.ema.initial_share=0.4: .*set config.pretrained"),
+    (
+      {"ema__initial_share": 0.4, "ema__decay": 0.9, "pretrained": "mini"},
+      "config.ema.initial_share=0.4 does not go with config.ema.decay",
+    ),
+    (
+      {"ema__initial_share": 0.4, "lora__rank": 2, "pretrained": "mini"},
+      "config.ema.initial_share=0.4 does not go with config.lora.rank",
+    ),
+    ({"eval__weights": "ema"}, "config.eval.weights=ema needs an average"),
+    ({"eval__weights": "mean"}, "config.eval.weights='mean': choose one of raw, ema"),
     ({"optimizer__clip_norm": -1.0}, "config.optimizer.clip_norm=-1.0"),
     ({"optimizer__layer_decay": 0.0}, "config.optimizer.layer_decay=0.0: must be positive"),
     ({"optimizer__layer_decay": 1.1}, "config.optimizer.layer_decay=1.1"),
@@ -361,6 +373,50 @@ def test_a_new_run_starts_from_the_merged_weights(finished, tmp_path):
       averaged = by_name(state.ema)
       for name, leaf in by_name(made.select_trained(state.params)).items():
         np.testing.assert_array_equal(averaged[name], leaf)
+
+
+@pytest.mark.integration
+def test_the_average_with_the_initial_weights_replaces_the_raw_ones(finished, tmp_path):
+  start, _ = finished
+  # A mesh that splits the parameters: the average must be laid out as they are.
+  fields = {"mesh__data": 2, "mesh__fsdp": 2, "ema__initial_share": 0.4}
+  results = {}
+  for weights in ("raw", "ema"):
+    results[weights] = run(
+      tmp_path / weights, pretrained=str(start), eval__weights=weights, **fields
+    )
+  # The training is the same: only what is scored differs.
+  assert results["raw"]["digest"] == results["ema"]["digest"]
+  assert [results[name]["weights"] for name in results] == ["raw", "ema"]
+  # The best epoch may be another one, as it is chosen by the weights that are scored.
+  scores = lambda of_epoch: {direction: of_epoch[direction] for direction in ("t2i", "i2t")}
+  assert scores(results["ema"]["last"]) == scores(results["raw"]["ema"]["last"])
+  assert "ema" not in results["ema"]
+  splits = {line["split"] for line in tiny_run.metrics(tmp_path / "ema")}
+  assert "val" in splits and "val_ema" not in splits
+
+  initial = by_name(run_weights.load(start).params)
+  trained, chosen = (
+    by_name(run_weights.load(tmp_path / "ema", "last", weights).params) for weights in ("raw", "")
+  )
+  for name, leaf in chosen.items():
+    share = 0.0 if name.endswith("token_embedding") else 0.4
+    expected = share * initial[name] + (1 - share) * trained[name]
+    np.testing.assert_allclose(leaf, expected, atol=1e-6, err_msg=name)
+  moved = [name for name in chosen if np.abs(chosen[name] - trained[name]).max() > 1e-4]
+  assert moved
+  # Without being told, search and conversion use what was scored.
+  opened = Retriever.from_pretrained(tmp_path / "ema", "last")
+  named = Retriever.from_pretrained(tmp_path / "ema", "last", weights="ema")
+  assert opened.digest() == named.digest()
+  convert.convert(tmp_path / "ema", tmp_path / "converted", "last")
+  stored = Retriever.from_pretrained(tmp_path / "converted")
+  captions = ["red coat", "black hat"]
+  np.testing.assert_allclose(stored.embed_texts(captions), opened.embed_texts(captions), atol=1e-4)
+  assert (
+    f"{results['ema']['last']['t2i']['R1']:.2f}"
+    in (tmp_path / "converted" / "README.md").read_text()
+  )
 
 
 @pytest.mark.integration
