@@ -9,7 +9,7 @@
   towers from random weights, both in minutes on a CPU.
 - `:plus`, `:mini_plus` and `:tiny_plus` exchange the captions of mined neighbours, mine no local
   relations and read half of the distorted image; `:mini_plus` gives new words tokens of their own
-  (docs/findings.md).
+  and averages the initial and the trained weights (docs/findings.md).
 """
 
 from ml_collections import ConfigDict

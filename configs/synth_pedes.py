@@ -7,7 +7,8 @@ As the paper does with CLIP, it starts from weights that have never seen these p
 score on two CPU cores: see README.md.
 
 - `:plus` exchanges the captions of mined neighbours, mines no local relations, gives new words
-  tokens of their own and reads half of the distorted image (docs/findings.md).
+  tokens of their own, reads half of the distorted image, and averages the initial and the trained
+  weights (docs/findings.md).
 - `:scratch` trains tiny towers from random weights.
 - `:small` does so on a small dataset in about a minute; its scores mean nothing.
 """
