@@ -2,7 +2,7 @@
 
 import pytest
 
-from configs import synth_pedes
+from configs import custom, synth_pedes
 from dgia_jax import config as config_lib
 from experiments.paper import additions, paper_numbers, render, tables
 
@@ -32,7 +32,13 @@ def test_rows_are_in_the_papers_order(name):
 def test_the_setting_plus_is_the_variant_plus():
   variant = config_lib.changed_fields(synth_pedes.get_config("plus"))
   released = config_lib.changed_fields(synth_pedes.get_config())
-  assert variant == released | additions.PLUS
+  assert variant == released | additions.PLUS | additions.INITIAL
+
+
+def test_only_mini_is_averaged_with_the_trained_weights():
+  from_clip, from_scratch = (custom.get_config(name) for name in ("plus", "tiny_plus"))
+  for config in (from_clip, from_scratch):
+    assert config.eval.weights == "raw" and config.ema.initial_share == 0
 
 
 def test_mask_ratios_are_the_papers():
