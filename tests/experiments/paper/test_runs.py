@@ -55,7 +55,8 @@ def test_settings_that_a_variant_makes_one_run_are_one_row():
   planned = collect.plan(EXPERIMENTS["ideas"], options(variant="plus"))
   assert planned.not_applicable == (
     "not applicable with these options: no-local, exchange, exchange+no-local, patch-drop,"
-    " new-words, plus (the same run as DGIA);"
+    " new-words, plus, initial, plus+initial, new-words+initial (the same run as DGIA);"
+    " B+new-words+initial (the same run as B+new-words);"
     " masked-clean (the same run as exchange+no-local+masked-clean)"
   )
   assert [len(collect.plan(EXPERIMENTS[name], options(variant="plus")).runs)
