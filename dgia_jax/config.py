@@ -32,6 +32,7 @@ from dgia_jax.method import (
   local_association,
   losses,
   optimizer,
+  scored_weights,
 )
 
 # Fields that may change between two starts of one run: where and how it runs, not its results.
@@ -54,7 +55,7 @@ CHOICES = {
   "optimizer.lr_update": optimizer.LR_UPDATES,
   "optimizer.second_moment": optimizer.SECOND_MOMENTS,
   "eval.select_on": ("val", "test"),
-  "eval.weights": ("raw", "ema"),
+  "eval.weights": scored_weights.CHOICES,
 }
 LOCAL_PATHS = ("dataset.source", "dataset.annotations", "dataset.images")
 LOCAL_OR_REMOTE_PATHS = ("dataset.data_dir", "pretrained")
@@ -224,7 +225,8 @@ def base() -> ConfigDict:
 
   config.eval = ConfigDict()
   config.eval.batch_size = 256  # images or captions embedded at a time, over all devices
-  # Weights that are scored, and used afterwards: raw, or ema for their average (see ema).
+  # Weights that are scored, and used afterwards: raw, ema for their average (see ema), or better:
+  # whichever of the two has the higher R@1 on eval.select_on in an evaluation.
   config.eval.weights = "raw"
   config.eval.select_on = "val"  # split whose R@1 chooses the best epoch: val or test
   config.eval.before_training = False  # score the initial weights as well, as epoch 0

@@ -68,9 +68,10 @@ def check_average(config: ConfigDict) -> None:
         raise UserError(
           f"config.ema.initial_share={share} does not go with config.{field}; set one of them to 0"
         )
-  if config.eval.weights == "ema" and not ema.is_on(config.ema):
+  if config.eval.weights != "raw" and not ema.is_on(config.ema):
     raise UserError(
-      "config.eval.weights=ema needs an average: set config.ema.initial_share or ema.decay"
+      f"config.eval.weights={config.eval.weights} needs an average: set config.ema.initial_share or"
+      " ema.decay"
     )
 
 

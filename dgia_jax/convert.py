@@ -33,6 +33,7 @@ import jax
 from dgia_jax import cli, files, hub, remote, user_files
 from dgia_jax.data import tokenizer as tokenizer_lib
 from dgia_jax.errors import UserError
+from dgia_jax.method import scored_weights
 from dgia_jax.models import dual_encoder, pretrained
 from dgia_jax.models.pretrained import checkpoint_files
 from dgia_jax.reporting import model_card
@@ -113,20 +114,20 @@ def _convert(
   notes: str,
 ) -> str:
   config = workdir_lib.read_config(run, "--run")
-  weights = weights or run_weights.evaluated(config)
   _check_out(out, form)
-  step, params, temperature = run_weights.load(run, choice, weights, setting="--run")
+  loaded = run_weights.load(run, choice, weights, setting="--run")
+  step, params = loaded.step, loaded.params
   image_size = tuple(config["dataset"]["image_size"])
   size = dual_encoder.named(config["model"]["name"])
   details = {
     "image_size": image_size,
-    "temperature": temperature,
+    "temperature": loaded.temperature,
     "resize": config["dataset"]["resize"],
   }
   try:
     with _written_aside(out) as new:
       # The oldest file reaches a bucket first, and the card says that the others may be replaced.
-      card = _card(run, config, step, params, weights, form, notes)
+      card = _card(run, config, loaded, form, notes)
       files.write_text(new / CARD, str(card))
       tokenizer_summary = _write_tokenizer(run, config["tokenizer"], new, size.family.is_siglip)
       vocabulary = [name for name in tokenizer_lib.VOCABULARIES if (new / name).exists()]
@@ -228,9 +229,7 @@ def _is_run(folder: pathlib.Path) -> bool:
 def _card(
   run: pathlib.Path,
   config: Mapping[str, Any],
-  step: int,
-  params: Mapping[str, Any],
-  weights: str,
+  loaded: run_weights.RunWeights,
   form: str,
   notes: str,
 ) -> model_card.ModelCard:
@@ -240,11 +239,11 @@ def _card(
   return model_card.create(
     config,
     run=run,
-    step=step,
-    weights=weights,
-    num_parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
-    feature_width=params["text"]["projection"].shape[1],
-    context_length=params["text"]["position_embedding"].shape[0],
+    step=loaded.step,
+    weights=loaded.kind,
+    num_parameters=sum(leaf.size for leaf in jax.tree.leaves(loaded.params)),
+    feature_width=loaded.params["text"]["projection"].shape[1],
+    context_length=loaded.params["text"]["position_embedding"].shape[0],
     results=results,
     identity_labels=workdir_lib.identity_labels(run),
     form=form,
@@ -285,7 +284,7 @@ def _run(argv: Sequence[str] | None) -> None:
   )
   parser.add_argument(
     "--weights",
-    choices=checkpoint.WEIGHTS,
+    choices=scored_weights.KINDS,
     default="",
     help="raw weights, or their average (default: those that the run's scores are of)",
   )

@@ -21,7 +21,7 @@
 `train_step` puts them together: start reading there. Around the paper: `gradient_cache` (large
 batches in little memory), `random_streams`, `compilation`, `train_state`, and additions that are
 off by default: `strict_mining`, `caption_exchange`, `confidence_gate` with `caption_ranks`;
-`trainable` (frozen blocks), `lora`, `learnable_temperature` and `ema`.
+`trainable` (frozen blocks), `lora`, `learnable_temperature`, and `ema` with `scored_weights`.
 """
 
 from dgia_jax.method.global_association import global_loss

@@ -112,9 +112,10 @@ class Console:
     Args:
       split: the scores are of this split.
       results: the content of results.json: {"before_training": {"epoch", "t2i", "i2t"}, "last":
-        likewise, with "test_time" if its ranking was corrected, "best": {.., "selected_on"},
-        "best_by_split": {split: like "best"}, "chance_R1": {direction: percent}, "ema": {"last":
-        .., "best": ..} of the average of the weights}; each may be absent.
+        likewise, with "weights", "raw" or "ema", and "test_time" if its ranking was corrected,
+        "best": {.., "selected_on"}, "best_by_split": {split: like "best"}, "chance_R1": {direction:
+        percent}, "ema": {"last": .., "best": ..} of the average of the weights beside those as
+        trained}; each may be absent.
     """
     models = [
       ("before training", results.get("before_training")),
@@ -135,10 +136,12 @@ class Console:
         names_of_epoch.setdefault(scores["epoch"], []).append(f"{name}{on_split}")
         scores_of_epoch[scores["epoch"]] = scores_of_epoch.get(scores["epoch"], {}) | scores
     for epoch, names in names_of_epoch.items():
-      title = f"results on {split}, epoch {epoch} ({', '.join(names)})"
-      self._show_scores(title, scores_of_epoch[epoch], results.get("chance_R1"))
+      scores = scores_of_epoch[epoch]
+      average = ", average of the weights" if scores.get("weights") == "ema" else ""
+      title = f"results on {split}{average}, epoch {epoch} ({', '.join(names)})"
+      self._show_scores(title, scores, results.get("chance_R1"))
     if "ema" in results:
-      self.final(f"{split}, average of the weights", results["ema"])
+      self.final(split, {name: {"weights": "ema"} | of for name, of in results["ema"].items()})
 
   def comparison(
     self, title: str, own: Mapping[str, float], stored: Sequence[StoredScores]

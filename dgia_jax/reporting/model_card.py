@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from dgia_jax import hub
+from dgia_jax.method import scored_weights
 from dgia_jax.models import dual_encoder
 from dgia_jax.models.pretrained import is_shipped
 from dgia_jax.reporting.score_labels import DIRECTIONS, SCORES, percents
@@ -92,8 +93,7 @@ def create(
   published = family.is_siglip and config["tokenizer"]["name"]
   title = f"{config['model']['name']} on {dataset}"
   results = results or {}
-  measured = results if weights == results.get("weights", "raw") else results.get(weights)
-  name, scores = _scores(measured, step)
+  name, scores = _scores(results, step, weights)
   height, width = config["dataset"]["image_size"]
   usage = _TEMPLATE.with_name(f"{_TEMPLATE.stem}_{form}.md").read_text(encoding="utf-8")
   usage = usage.rstrip().format(
@@ -204,12 +204,17 @@ def _source(pretrained: str, is_local: bool) -> str:
   return f"`{pathlib.Path(pretrained).name if is_local else pretrained}`" if pretrained else ""
 
 
-def _scores(results: Mapping[str, Any] | None, step: int) -> tuple[str, Mapping[str, Any]]:
-  """ "best" or "last", whichever was measured at this step, and its scores; else empty ones."""
-  for name in ("best", "last"):
-    scores = (results or {}).get(name) or {}
-    if scores.get("step") == step:
-      return name, scores
+def _scores(results: Mapping[str, Any], step: int, weights: str) -> tuple[str, Mapping[str, Any]]:
+  """ "best" or "last", whichever was measured at this step, and its scores; else empty ones.
+
+  Earlier releases scored the weights as trained and did not say so.
+  """
+  raw, average = scored_weights.KINDS
+  for scored, kind in ((results, raw), (results.get(average) or {}, average)):
+    for name in ("best", "last"):
+      scores = scored.get(name) or {}
+      if scores.get("step") == step and scores.get(scored_weights.RECORDED, kind) == weights:
+        return name, scores
   return "", {}
 
 

@@ -156,7 +156,7 @@ class Retriever:
       )
     else:
       tokenizer = tokenizer_lib.load_tokenizer(folder / workdir_lib.TOKENIZER)
-    _, params, _ = run_weights.load(folder, choice, weights, setting=setting)
+    params = run_weights.load(folder, choice, weights, setting=setting).params
     graphdef, _ = _abstract_model(
       size,
       image_size,

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 
 from dgia_jax import bucket, cli, distributed, full_disk, remote, user_files
 from dgia_jax.errors import UserError
-from dgia_jax.method import train_state, trainable
+from dgia_jax.method import scored_weights, train_state, trainable
 from dgia_jax.training import (
   array_digests,
   checkpoint_arrays,
@@ -31,7 +31,6 @@ from dgia_jax.training.checkpoint_arrays import STATE
 from dgia_jax.training.checkpoint_record import CheckpointRecord, DamagedCheckpointError
 
 FOLDER = "checkpoints"
-WEIGHTS = ("raw", "ema")  # of a checkpoint: as trained, and their average
 DAMAGED_FOLDER = "damaged"
 _COMPLETE_IN_BUCKET = "commit_success.txt"
 
@@ -272,17 +271,18 @@ def restore_params(
   choice: str = "best",
   notify: Notify = cli.print_to_stderr,
   weights: str = "raw",
-) -> tuple[int, dict[str, Any]]:
+) -> tuple[int, dict[str, Any], str]:
   """Restores the parameters alone, on the host; needs no mesh, config or dataset.
 
   Args:
     workdir: working directory of a run, which may be training; nothing is written.
     choice: "best", which is the last if none was scored, or "last", which is the newest intact one.
     notify: receives one line about each damaged checkpoint that is passed over.
-    weights: "raw", or "ema": the trained parameters are those of their average.
+    weights: "raw", "ema": the trained parameters are those of their average, or "better": whichever
+      of the two was found to score higher when the checkpoint was evaluated.
 
   Returns:
-    Step of the checkpoint, and a nested dict of NumPy arrays.
+    Step of the checkpoint, a nested dict of NumPy arrays, and whether these are "raw" or "ema".
 
   Raises:
     UserError: there is no complete checkpoint, it is damaged, or it holds no average.
@@ -296,7 +296,8 @@ def restore_params(
   for step in [best] if best is not None else steps[::-1]:
     try:
       record = checkpoint_record.read(folder / str(step))
-      only = ("params",) if weights == "raw" else ("params", "ema")
+      kind = scored_weights.chosen(weights, record.run)
+      only = ("params",) if kind == "raw" else ("params", "ema")
       arrays = checkpoint_arrays.read(folder / str(step), record, only)
     except DamagedCheckpointError as error:
       if choice == "best":
@@ -308,11 +309,11 @@ def restore_params(
     for error in passed_over:
       notify(f"{error}; using step {step:,} instead")
     parts = checkpoint_arrays.nested(arrays)
-    if weights == "raw":
-      return step, parts["params"]
+    if kind == "raw":
+      return step, parts["params"], kind
     if "ema" not in parts:
       raise UserError(f"{folder}: holds no average of the weights (config.ema was off)")
-    return step, jax.device_get(trainable.merge(parts["params"], parts["ema"]))
+    return step, jax.device_get(trainable.merge(parts["params"], parts["ema"])), kind
   raise passed_over[0]
 
 

@@ -15,7 +15,7 @@ from dgia_jax import distributed, files, full_disk, sharding, worker_processes
 from dgia_jax.data import batches as batches_lib
 from dgia_jax.data.pairs import PairTable
 from dgia_jax.errors import UserError
-from dgia_jax.method import lora, losses, train_state, trainable
+from dgia_jax.method import lora, losses, scored_weights, train_state, trainable
 from dgia_jax.models import embedder as embedder_lib
 from dgia_jax.reporting import contact_sheet
 from dgia_jax.training import checkpoint, retrieval_metrics, test_time
@@ -81,20 +81,11 @@ class Evaluator:
     """The parameters of the model; computed only where LoRA changes them."""
     return (self._merge_lora if lora.NAME in params else self._setup.towers)(params)
 
-  def evaluated(self, state: train_state.TrainState) -> Params:
-    """The parameters that `config.eval.weights` chooses: as trained, or their average."""
-    if self._setup.config.eval.weights == "raw":
+  def params(self, state: train_state.TrainState, weights: str) -> Params:
+    """The parameters of a state: "raw" as trained, or "ema" with their average in their place."""
+    if weights == "raw":
       return state.params
     return self._merge_average(state.params, state.ema)
-
-  def score_average(self, state: train_state.TrainState, split: str) -> Scores | None:
-    """As `score`, for the average of the weights where they are evaluated themselves.
-
-    None if the state holds no average, or if `evaluated` gives it.
-    """
-    if state.ema is None or self._setup.config.eval.weights != "raw":
-      return None
-    return self.score(self._merge_average(state.params, state.ema), split)[0]
 
   def score(self, params: Params, split: str) -> tuple[Scores, tuple[ImageFeatures, TextFeatures]]:
     """Retrieval scores of a split in both directions, and its features.
@@ -250,16 +241,20 @@ def report(
   Raises:
     UserError: the last checkpoint is damaged, or results.json cannot be written.
   """
-  start = time.time()
+  start, config = time.time(), setup.config
 
   def restore_and_score(step):
     state, record = checkpoints.restore(step, setup.mesh, setup.abstract_state)
-    params = evaluator.evaluated(state)
+    weights = scored_weights.chosen(config.eval.weights, record)
+    params = evaluator.params(state, weights)
     scores, features = evaluator.score(params, "test")
     scores |= evaluator.score_corrected(params, "test", features)
-    average = evaluator.score_average(state, "test")
     at = {"epoch": record["epoch"], "step": step}
-    return state, record, at | scores, average and at | average, features
+    average = None
+    if config.eval.weights == "raw" and state.ema is not None:
+      average, _ = evaluator.score(evaluator.params(state, "ema"), "test")
+      average = at | {scored_weights.RECORDED: "ema"} | average
+    return state, record, at | {scored_weights.RECORDED: weights} | scores, average, features
 
   last = distributed.decided_by_first_process(lambda: checkpoints.latest() or 0)
   best = distributed.decided_by_first_process(lambda: _best_step(checkpoints, console) or 0)
@@ -269,7 +264,12 @@ def report(
     "digest": checkpoint.digest(state, setup.train_pairs.num_pairs),
     "wall_time_seconds": record["wall_time_seconds"],
     "best_by_split": {
-      split: {"epoch": chosen["epoch"], "selected_on": split, **chosen["scores"]["test"]}
+      split: {
+        "epoch": chosen["epoch"],
+        scored_weights.RECORDED: scored_weights.chosen(config.eval.weights, chosen),
+        "selected_on": split,
+        **chosen["scores"]["test"],
+      }
       for split, chosen in record["best"].items()
     },
   }
@@ -291,7 +291,7 @@ def report(
     except DamagedCheckpointError as error:
       best = _left_out(console, error)
   if best:
-    selected = {"selected_on": setup.config.eval.select_on}
+    selected = {"selected_on": config.eval.select_on}
     results["best"] = scores | selected
     if average:
       results["ema"]["best"] = average | selected
@@ -334,7 +334,6 @@ def _facts(setup: setup_lib.TrainingSetup, start: float) -> dict[str, Any]:
       pairs.person_of_pair_N, pairs.person_of_image_M
     ),
     "chance_R1": chance_levels(pairs),
-    "weights": setup.config.eval.weights,
     "seed": setup.config.seed,
     "evaluation_seconds": round(time.time() - start, 3),
     "device": device_description(),

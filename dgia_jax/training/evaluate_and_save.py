@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dgia_jax import remote
+from dgia_jax.method import scored_weights
 from dgia_jax.method.train_state import TrainState
 from dgia_jax.reporting.console import Console
 from dgia_jax.reporting.metrics_writer import MetricsWriter
@@ -100,16 +101,18 @@ class EvaluateAndSave:
   def _evaluate(self, step: int, state: TrainState, wall_time: Callable[[], float]) -> None:
     """Scores val and test, records the best epoch of each, adds both to the checkpoint."""
     setup, epoch = self._setup, self._setup.epoch_of(step)
-    scores = score_splits(setup, self._evaluator, self._writer, self._console, step, state)
+    weights, scores = score_splits(setup, self._evaluator, self._writer, self._console, step, state)
     best = dict(self._record["best"])
     for split in scores:
       value = scores[split]["t2i"]["R1"]
       # The later of equal scores wins here, as it does when the best checkpoint is chosen.
       if split not in best or value >= best[split]["R1"]:
         best[split] = {"epoch": epoch, "step": step, "R1": value, "scores": scores}
+        best[split][scored_weights.RECORDED] = weights
     self._record = self._record | {
       "best": best,
       "last": scores,
+      scored_weights.RECORDED: weights,
       "wall_time_seconds": round(wall_time(), 3),
       _PENDING: False,
     }
@@ -125,8 +128,10 @@ def score_splits(
   console: Console,
   step: int,
   state: TrainState,
-) -> dict[str, evaluate.Scores]:
+) -> tuple[str, dict[str, evaluate.Scores]]:
   """Scores val and test, writes the scores and shows those of `eval.select_on`.
+
+  An average that is scored beside the weights as trained stands in lines of its own.
 
   Args:
     setup, evaluator, writer, console: as in `EvaluateAndSave`.
@@ -134,21 +139,23 @@ def score_splits(
     state: the training state after this step.
 
   Returns:
-    Scores of the weights that `eval.weights` names, by split.
+    The weights, "raw" or "ema", that `eval.weights` chooses, and their scores by split.
   """
-  epoch = setup.epoch_of(step)
-  params = evaluator.evaluated(state)
-  scores, averages = {}, {}
-  for split in (name for name in ("val", "test") if name in setup.splits):
-    scores[split], _ = evaluator.score(params, split)
-    writer.write(step, epoch, split, scores[split])
-    if average := evaluator.score_average(state, split):
-      averages[split] = average
-      writer.write(step, epoch, f"{split}_ema", average)
-  selected_on = setup.config.eval.select_on
+  config, epoch = setup.config, setup.epoch_of(step)
+  selected_on = config.eval.select_on
   chance = evaluate.chance_levels(setup.splits[selected_on])
-  title = f"{selected_on}, epoch {epoch}" + ("" if step else " (before training)")
-  console.evaluation(title, scores[selected_on], chance)
-  if averages:
-    console.evaluation(f"{title}, average of the weights", averages[selected_on], chance)
-  return scores
+  by_weights = {}
+  for weights in scored_weights.candidates(config.eval.weights, state.ema is not None):
+    is_beside = bool(by_weights)
+    params, scores = evaluator.params(state, weights), {}
+    for split in (name for name in ("val", "test") if name in setup.splits):
+      scores[split], _ = evaluator.score(params, split)
+      writer.write(step, epoch, f"{split}_{weights}" if is_beside else split, scores[split])
+    title = f"{selected_on}, epoch {epoch}" + ("" if step else " (before training)")
+    title += ", average of the weights" if is_beside else ""
+    console.evaluation(title, scores[selected_on], chance)
+    by_weights[weights] = scores
+  chosen = next(iter(by_weights))
+  if config.eval.weights == scored_weights.BETTER:
+    chosen = max(by_weights, key=lambda weights: by_weights[weights][selected_on]["t2i"]["R1"])
+  return chosen, by_weights[chosen]

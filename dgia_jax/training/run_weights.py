@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 from dgia_jax import cli
-from dgia_jax.method import ema, learnable_temperature, trainable
+from dgia_jax.method import ema, learnable_temperature, scored_weights, trainable
 from dgia_jax.models import pretrained
 from dgia_jax.training import checkpoint
 from dgia_jax.training import workdir as workdir_lib
@@ -23,6 +23,7 @@ class RunWeights(NamedTuple):
   step: int  # of the checkpoint
   params: dict[str, Any]  # both towers as NumPy arrays, LoRA merged
   temperature: float  # learned or configured
+  kind: str  # "raw", or "ema" for their average
 
 
 def load(
@@ -46,24 +47,19 @@ def load(
     UserError: the folder holds no run, no complete checkpoint, or no average of the weights.
   """
   config = workdir_lib.read_config(folder, setting)
-  weights = weights or evaluated(config)
-  step, params = checkpoint.restore_params(folder, choice, notify, weights)
+  weights = weights or _group(config, "eval").get("weights", "raw")
+  step, params, kind = checkpoint.restore_params(folder, choice, notify, weights)
   temperature = learnable_temperature.temperature_of(params, config["loss"]["temperature"])
   towers = trainable.towers(params, _group(config, "lora").get("alpha", 0.0))
-  return RunWeights(step, jax.device_get(towers), float(temperature))
-
-
-def evaluated(config: Mapping[str, Any]) -> str:
-  """The weights, "raw" or "ema", that the scores of a run with this stored config are of."""
-  return _group(config, "eval").get("weights", "raw")
+  return RunWeights(step, jax.device_get(towers), float(temperature), kind)
 
 
 def kinds(folder: pathlib.Path | str) -> tuple[str, ...]:
   """The values of `weights` that `load` takes for a run; ("raw",) for anything else."""
   folder = pretrained.local_copy(folder, "--run")
   if workdir_lib.is_run(folder) and ema.is_on(_group(workdir_lib.read_config(folder), "ema")):
-    return checkpoint.WEIGHTS
-  return checkpoint.WEIGHTS[:1]
+    return scored_weights.KINDS
+  return scored_weights.KINDS[:1]
 
 
 def _group(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -96,7 +96,7 @@ def train(
       writer = run.enter_context(_open_log(setup, console, record))
       evaluator = evaluate.Evaluator(setup)
       if steps_done == 0 and config.eval.before_training:
-        scores = score_splits(setup, evaluator, writer, console, 0, state)
+        _, scores = score_splits(setup, evaluator, writer, console, 0, state)
         record = record | {"before_training": scores}
       save = EvaluateAndSave(setup, evaluator, checkpoints, writer, console, record)
       save.catch_up(steps_done, state)

@@ -4,13 +4,16 @@ Command: python -m experiments.paper.own_data --out data/own
 Writes:  data/own/annotations.json and data/own/images/SPLIT/*.png
 
 For experiments with `--dataset custom`. Compared with synth_pedes it has other people, three images
-per person, two captions per image that each mention fewer attributes, and harder cameras.
+per person, two captions per image that each mention fewer attributes, and harder cameras. With
+--unfamiliar, `mini` recognises nothing: negatives, upside down, and all words spelled backwards.
 """
 
 import argparse
 import json
 import pathlib
+import re
 
+import numpy as np
 from PIL import Image
 
 from dgia_jax.data.synth_pedes import Settings
@@ -28,19 +31,26 @@ SETTINGS = Settings(
 )
 
 
-def write(settings: Settings, folder: pathlib.Path) -> int:
-  """Draws every split into a folder, which is created if missing; returns the number of images."""
+def write(settings: Settings, folder: pathlib.Path, unfamiliar: bool = False) -> int:
+  """Draws every split into a folder, which is created if missing; returns the number of images.
+
+  Args:
+    settings: of the people, their images and captions.
+    folder: see above.
+    unfamiliar: whether to make images and words that `mini` does not know.
+  """
   entries = []
   for split in settings.splits:
     for record in generate(settings, split):
       path = folder / "images" / record["image_path"]
       path.parent.mkdir(parents=True, exist_ok=True)
-      Image.fromarray(record["image"]).save(path)
+      image = 255 - record["image"][::-1] if unfamiliar else record["image"]
+      Image.fromarray(np.ascontiguousarray(image)).save(path)
       entries.append(
         {
           "id": int(record["person_id"]),
           "img_path": record["image_path"],
-          "captions": list(record["captions"]),
+          "captions": [_backwards(c) if unfamiliar else c for c in record["captions"]],
           "split": split,
         }
       )
@@ -48,12 +58,19 @@ def write(settings: Settings, folder: pathlib.Path) -> int:
   return len(entries)
 
 
+def _backwards(caption: str) -> str:
+  """The caption with every word spelled backwards."""
+  return re.sub("[A-Za-z]+", lambda word: word.group()[::-1], caption)
+
+
 def main() -> None:
   """Runs the command line."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--out", type=pathlib.Path, required=True)
-  out = parser.parse_args().out
-  print(f"{write(SETTINGS, out):,} images in {out}")
+  parser.add_argument("--unfamiliar", action="store_true", help="what `mini` does not know")
+  arguments = parser.parse_args()
+  count = write(SETTINGS, arguments.out, arguments.unfamiliar)
+  print(f"{count:,} images in {arguments.out}")
 
 
 if __name__ == "__main__":

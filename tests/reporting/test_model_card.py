@@ -28,6 +28,7 @@ def create(
   size=(384, 128),
   form=None,
   run=pathlib.Path("/gone/run"),
+  weights="raw",
 ):
   settings = config.base().to_dict() | {"pretrained": pretrained}
   settings["dataset"] = settings["dataset"] | {"name": dataset, "image_size": size}
@@ -40,6 +41,7 @@ def create(
     feature_width=512,
     context_length=77,
     results=results,
+    weights=weights,
     **({"form": form} if form else {}),
   )
 
@@ -59,6 +61,32 @@ def test_a_checkpoint_without_scores_is_called_not_evaluated(results):
   card = create(results)
   assert "not evaluated" in card.text and "measured on no dataset" in card.text
   assert "30.00" not in card.text and card.data.eval_results is None
+
+
+def of(weights, value):
+  """RESULTS whose scores are of these weights."""
+  scores = {"weights": weights, "t2i": SCORES | {"R1": value}}
+  return {name: RESULTS[name] | scores for name in ("last", "best")}
+
+
+@pytest.mark.parametrize(
+  "results, raw, ema",
+  [
+    (of("raw", 31.0), "31.00", None),
+    (of("ema", 41.0), None, "41.00"),
+    # The average was scored beside the weights as trained.
+    (of("raw", 31.0) | {"ema": of("ema", 41.0)}, "31.00", "41.00"),
+    # Earlier releases did not say which weights they scored.
+    ({"ema": {"best": RESULTS["best"] | {"t2i": SCORES | {"R1": 41.0}}}}, "30.00", "41.00"),
+  ],
+)
+def test_scores_are_those_of_the_weights_that_were_converted(results, raw, ema):
+  for weights, expected in (("raw", raw), ("ema", ema)):
+    text = create(RESULTS | results, weights=weights).text
+    if expected:
+      assert f"| text to image | {expected} |" in text
+    else:
+      assert "not evaluated" in text
 
 
 def test_the_hub_can_read_the_metadata():

@@ -347,14 +347,14 @@ def test_verification_can_be_switched_off(workdir):
 
 def test_parameters_are_verified_too(tmp_path, capsys):
   states = save(tmp_path, 3, 4, scores={3: 1.0, 4: 2.0})
-  step, params = checkpoint.restore_params(tmp_path)
+  step, params, _ = checkpoint.restore_params(tmp_path)
   assert step == 4
   assert_equal(params, states[4].params)
   flip_one_bit(tmp_path)
   put_other_arrays_under_the_newest_record(tmp_path)
   with pytest.raises(UserError, match="checkpoints/4 is damaged .* params/mlp/up/kernel"):
     checkpoint.restore_params(tmp_path, "best")
-  step, params = checkpoint.restore_params(tmp_path, "last")
+  step, params, _ = checkpoint.restore_params(tmp_path, "last")
   assert step == 3 and "checkpoints/4 is damaged" in capsys.readouterr().err
   assert_equal(params, states[3].params)
 

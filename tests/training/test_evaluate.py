@@ -4,7 +4,6 @@ import collections
 import io
 import json
 import types
-from unittest import mock
 
 import pytest
 
@@ -20,6 +19,7 @@ from dgia_jax.training import (
 )
 from dgia_jax.training import setup as setup_lib
 from tests.helpers import tiny_run
+from tests.helpers.stand_in import stand_in
 
 pytestmark = pytest.mark.integration
 
@@ -67,13 +67,6 @@ def test_a_run_is_scored_on_other_devices_than_it_was_trained_on(tmp_path):
     assert scored["last"][direction] == pytest.approx(trained["last"][direction])
 
 
-def stand_in(kind, **attributes):
-  """A mock that the checks of types take for an instance."""
-  fake = mock.MagicMock(**attributes)
-  fake.__class__ = kind
-  return fake
-
-
 def test_every_process_restores_the_checkpoints_that_the_first_one_chose(monkeypatch):
   """A disk that the processes share may show a process an old listing."""
   checkpoints, steps = stand_in(checkpoint.Checkpoints), []
@@ -81,7 +74,7 @@ def test_every_process_restores_the_checkpoints_that_the_first_one_chose(monkeyp
 
   def restore(step, *arguments):
     steps.append(step)
-    return types.SimpleNamespace(params={}), collections.defaultdict(dict)
+    return types.SimpleNamespace(params={}, ema=None), collections.defaultdict(dict)
 
   decisions = iter([15, 5])
   monkeypatch.setattr(distributed, "decided_by_first_process", lambda decide: next(decisions))
@@ -91,9 +84,9 @@ def test_every_process_restores_the_checkpoints_that_the_first_one_chose(monkeyp
   checkpoints.restore = restore
   evaluator = stand_in(evaluate.Evaluator, **{
     "score.return_value": ({}, None), "score_corrected.return_value": {},
-    "score_average.return_value": None,
   })  # fmt: skip
-  setup, console = stand_in(setup_lib.TrainingSetup), stand_in(Console)
+  setup = stand_in(setup_lib.TrainingSetup, config=tiny_run.config())
+  console = stand_in(Console)
   results = evaluate.report(setup, checkpoints, console, evaluator)
   assert steps == [15, 5] == [results["last"]["step"], results["best"]["step"]]
 

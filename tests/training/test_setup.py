@@ -206,7 +206,7 @@ def test_a_run_starts_from_the_weights_and_vocabulary_of_another(finished_run, t
   np.testing.assert_array_equal(parts.tokenizer.encode(captions), vocabulary.encode(captions))
   fresh = train_state.create(parts.mesh, setup.state_initializer(parts)).params
   loaded, unused = setup.load_pretrained(parts, fresh)
-  _, expected = checkpoint.restore_params(finished_run)
+  _, expected, _ = checkpoint.restore_params(finished_run)
   assert unused == ()
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(loaded), expected)
   assert jax.tree.map(lambda x: x.sharding, loaded) == jax.tree.map(lambda x: x.sharding, fresh)

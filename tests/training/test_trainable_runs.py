@@ -37,6 +37,7 @@ FEATURES = {
   "exchange": {"caption_exchange__prob": 0.7, "num_epochs": 3},
   "patches": {"augment__patch_drop_ratio": 0.5},
 }  # fmt: skip
+KINDS = {"raw": "", "ema": "_ema"}  # of weights -> what their lines in metrics.jsonl add to a split
 each_feature = pytest.mark.parametrize("fields", FEATURES.values(), ids=FEATURES)
 
 
@@ -278,7 +279,8 @@ def test_the_parameter_table_ends_with_the_trained_share(parts):
       "config.ema.initial_share=0.4 does not go with config.lora.rank",
     ),
     ({"eval__weights": "ema"}, "config.eval.weights=ema needs an average"),
-    ({"eval__weights": "mean"}, "config.eval.weights='mean': choose one of raw, ema"),
+    ({"eval__weights": "better"}, "config.eval.weights=better needs an average"),
+    ({"eval__weights": "mean"}, "config.eval.weights='mean': choose one of raw, ema, better"),
     ({"optimizer__clip_norm": -1.0}, "config.optimizer.clip_norm=-1.0"),
     ({"optimizer__layer_decay": 0.0}, "config.optimizer.layer_decay=0.0: must be positive"),
     ({"optimizer__layer_decay": 1.1}, "config.optimizer.layer_decay=1.1"),
@@ -387,7 +389,7 @@ def test_the_average_with_the_initial_weights_replaces_the_raw_ones(finished, tm
     )
   # The training is the same: only what is scored differs.
   assert results["raw"]["digest"] == results["ema"]["digest"]
-  assert [results[name]["weights"] for name in results] == ["raw", "ema"]
+  assert [results[name]["last"]["weights"] for name in results] == ["raw", "ema"]
   # The best epoch may be another one, as it is chosen by the weights that are scored.
   scores = lambda of_epoch: {direction: of_epoch[direction] for direction in ("t2i", "i2t")}
   assert scores(results["ema"]["last"]) == scores(results["raw"]["ema"]["last"])
@@ -417,6 +419,40 @@ def test_the_average_with_the_initial_weights_replaces_the_raw_ones(finished, tm
     f"{results['ema']['last']['t2i']['R1']:.2f}"
     in (tmp_path / "converted" / "README.md").read_text()
   )
+
+
+@pytest.mark.integration
+def test_the_better_weights_of_an_epoch_are_used(finished, tmp_path):
+  start, _ = finished
+  fields = {"ema__initial_share": 0.4, "pretrained": str(start), "num_epochs": 3}
+  results = run(tmp_path, eval__weights="better", checkpoint__keep=5, **fields)
+  found = {(line["epoch"], line["split"]): line for line in tiny_run.metrics(tmp_path)}
+  scores = {
+    epoch: {kind: found[epoch, f"val{suffix}"]["t2i"]["R1"] for kind, suffix in KINDS.items()}
+    for epoch in (1, 2, 3)
+  }
+  for name in ("last", "best"):
+    entry = results[name]
+    of_epoch = scores[entry["epoch"]]
+    assert of_epoch[entry["weights"]] == max(of_epoch.values())
+    line = found[entry["epoch"], f"test{KINDS[entry['weights']]}"]
+    assert entry["t2i"] == line["t2i"]
+    loaded = run_weights.load(tmp_path, name)
+    named = run_weights.load(tmp_path, name, entry["weights"])
+    assert loaded.kind == entry["weights"] and loaded.step == entry["step"]
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, named.params)
+  highest = max(value for of_epoch in scores.values() for value in of_epoch.values())
+  assert results["best_by_split"]["val"]["epoch"] == results["best"]["epoch"]
+  assert max(scores[results["best"]["epoch"]].values()) == highest
+  again = evaluate.evaluate(
+    tiny_run.config(**{"checkpoint__every_steps": 1, "eval__weights": "better"} | fields),
+    tmp_path, Console(file=io.StringIO()), tiny_run.splits(),
+  )  # fmt: skip
+  for name in ("last", "best"):
+    assert again[name] == results[name]
+  convert.convert(tmp_path, tmp_path / "converted")
+  card = (tmp_path / "converted" / "README.md").read_text()
+  assert f"| text to image | {results['best']['t2i']['R1']:.2f} |" in card
 
 
 @pytest.mark.integration

@@ -37,9 +37,9 @@ def open_run(config: ConfigDict, folder: pathlib.Path, splits: Splits, choice: s
   """
   # Nothing is trained: only the sizes of the training split matter, so the test pairs replace it.
   opened = setup.create_for_evaluation(config, folder, {"train": splits["test"]} | splits)
-  step, params, _ = run_weights.load(folder, choice)
-  params = jax.device_put(params, sharding.parameters(opened.mesh, params))
-  return OpenRun(opened, params, step)
+  loaded = run_weights.load(folder, choice)
+  params = jax.device_put(loaded.params, sharding.parameters(opened.mesh, loaded.params))
+  return OpenRun(opened, params, loaded.step)
 
 
 def spread(total: int, count: int) -> np.ndarray:
