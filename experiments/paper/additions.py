@@ -154,7 +154,7 @@ ADDITIONS = (
       Setting(
         "B+new-words+initial",
         BASELINE | NEW_WORDS | INITIAL,
-        description="contrastive loss only; the same",
+        description="contrastive loss only; new words, averaged with the initial weights",
       ),
       Setting(
         "exchange+no-local+masked-clean",
