@@ -13,7 +13,6 @@ import json
 import pathlib
 import re
 
-import numpy as np
 from PIL import Image
 
 from dgia_jax.data.synth_pedes import Settings
@@ -45,7 +44,7 @@ def write(settings: Settings, folder: pathlib.Path, unfamiliar: bool = False) ->
       path = folder / "images" / record["image_path"]
       path.parent.mkdir(parents=True, exist_ok=True)
       image = 255 - record["image"][::-1] if unfamiliar else record["image"]
-      Image.fromarray(np.ascontiguousarray(image)).save(path)
+      Image.fromarray(image).save(path)
       entries.append(
         {
           "id": int(record["person_id"]),
