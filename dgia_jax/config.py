@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from dgia_jax import bucket, user_files
 from dgia_jax.config_ranges import (
   check_caption_exchange,
+  check_local_relations_are_mined,
   check_neighbours_are_mined,
   check_positive,
   check_range,
@@ -290,6 +291,7 @@ def check(config: ConfigDict) -> None:
   """
   check_values(config)
   check_start_epochs(config)
+  check_local_relations_are_mined(config)
   check_neighbours_are_mined(config)
   check_caption_exchange(config)
 

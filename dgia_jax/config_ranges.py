@@ -129,6 +129,20 @@ def never_starting(config: ConfigDict) -> list[str]:
   ]
 
 
+def check_local_relations_are_mined(config: ConfigDict) -> None:
+  """Refuses a threshold on local relations in a run that mines none."""
+  stds, weights = config.strict_mining.local_threshold_num_stds, config.loss.weights
+  are_mined = config.local_association.modality != "none" and (
+    weights["local"] or weights["consistency"]
+  )
+  if stds and not are_mined:
+    raise UserError(
+      f"config.strict_mining.local_threshold_num_stds={stds}: needs local relations, which are"
+      " mined only if config.local_association.modality is not none and one of"
+      " config.loss.weights.local and .consistency is above 0; leave it at 0, or change those"
+    )
+
+
 def check_neighbours_are_mined(config: ConfigDict) -> None:
   """Refuses settings that judge mined neighbours in a run that mines none."""
   if _mines_globally(config):

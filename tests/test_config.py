@@ -193,6 +193,22 @@ def test_what_judges_mined_neighbours_needs_some(field, value):
     config_lib.check(changed(**{field: value, "loss__weights__global": 0.0}))
 
 
+@pytest.mark.parametrize(
+  "without",
+  [
+    {"local_association__modality": "none"},
+    {"loss__weights__local": 0.0, "loss__weights__consistency": 0.0},
+  ],
+  ids=["modality", "weights"],
+)
+def test_a_threshold_on_local_relations_needs_some(without):
+  stds = {"strict_mining__local_threshold_num_stds": 2.0}
+  config_lib.check(changed(**stds))
+  config_lib.check(changed(**stds, loss__weights__local=0.0))  # consistency mines them, too
+  with pytest.raises(UserError, match="local_threshold_num_stds=2.0: needs local relations"):
+    config_lib.check(changed(**stds, **without))
+
+
 def test_a_finished_run_may_break_the_rules_for_new_ones():
   config = changed(strict_mining__reciprocal=True, loss__weights__global=0.0)
   config_lib.check_values(config)
