@@ -1,8 +1,11 @@
-"""The names of all settings of a config."""
+"""Configs with changed settings, and the names of all settings."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from ml_collections import ConfigDict
+
+from dgia_jax import config as config_lib
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> Iterator[str]:
@@ -12,3 +15,10 @@ def leaves(config: ConfigDict, prefix: str = "") -> Iterator[str]:
       yield from leaves(value, f"{prefix}{name}.")
     else:
       yield f"{prefix}{name}"
+
+
+def changed(**fields: Any) -> ConfigDict:
+  """The default config with fields replaced; "__" stands for the dot."""
+  config = config_lib.base()
+  config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
+  return config
