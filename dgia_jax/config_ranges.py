@@ -131,11 +131,8 @@ def never_starting(config: ConfigDict) -> list[str]:
 
 def check_local_relations_are_mined(config: ConfigDict) -> None:
   """Refuses a threshold on local relations in a run that mines none."""
-  stds, weights = config.strict_mining.local_threshold_num_stds, config.loss.weights
-  are_mined = config.local_association.modality != "none" and (
-    weights["local"] or weights["consistency"]
-  )
-  if stds and not are_mined:
+  stds = config.strict_mining.local_threshold_num_stds
+  if stds and not _mines_locally(config):
     raise UserError(
       f"config.strict_mining.local_threshold_num_stds={stds}: needs local relations, which are"
       " mined only if config.local_association.modality is not none and one of"
@@ -165,14 +162,14 @@ def check_caption_exchange(config: ConfigDict) -> None:
   Such a caption agrees with the neighbour that it is from, so it would confirm any mistake. Local
   relations of both modalities are allowed: without similar images a caption relates nothing.
   """
-  prob, weights = config.caption_exchange.prob, config.loss.weights
+  prob = config.caption_exchange.prob
   if not prob:
     return
   refused = {
     "global_association.anchor": ("text", "both"), "strict_mining.require_text_match": (True,),
     "bank.gate": tuple(gate for gate in confidence_gate.GATES if gate != "off"),
   }  # fmt: skip
-  if weights["local"] or weights["consistency"]:
+  if _mines_locally(config):
     refused["local_association.modality"] = ("text",)
   defaults = {"strict_mining.require_text_match": False, "bank.gate": "off"}
   for field, values in refused.items():
@@ -182,6 +179,12 @@ def check_caption_exchange(config: ConfigDict) -> None:
         f"config.caption_exchange.prob={prob}: config.{field}={value} needs each pair's own"
         f" caption; set it to {defaults.get(field, 'image')}, or the probability to 0"
       )
+
+
+def _mines_locally(config: ConfigDict) -> bool:
+  weights = config.loss.weights
+  is_used = weights["local"] or weights["consistency"]
+  return bool(is_used) and config.local_association.modality != "none"
 
 
 def _mines_globally(config: ConfigDict) -> bool:
