@@ -17,7 +17,7 @@ from dgia_jax.method import train_state
 from dgia_jax.models import dual_encoder, pretrained
 from dgia_jax.reporting import console
 from dgia_jax.training import setup
-from tests.helpers import tiny_run
+from tests.helpers import settings, tiny_run
 from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.integration
@@ -30,7 +30,7 @@ def config(**fields):
   chosen.batch_size = 16
   chosen.mesh.fsdp = 2
   with chosen.unlocked():
-    chosen.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
+    settings.change(chosen, **fields)
   return chosen
 
 

@@ -17,8 +17,13 @@ def leaves(config: ConfigDict, prefix: str = "") -> Iterator[str]:
       yield f"{prefix}{name}"
 
 
-def changed(**fields: Any) -> ConfigDict:
-  """The default config with fields replaced; "__" stands for the dot."""
-  config = config_lib.base()
+def change(config: ConfigDict, **fields: Any) -> None:
+  """Replaces fields of a config; "__" stands for the dot."""
   config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
+
+
+def changed(**fields: Any) -> ConfigDict:
+  """The default config with fields replaced, as `change` takes them."""
+  config = config_lib.base()
+  change(config, **fields)
   return config

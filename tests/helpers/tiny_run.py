@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from configs import synth_pedes
 from dgia_jax.data.pairs import PairTable
 from dgia_jax.models import dual_encoder
+from tests.helpers import settings
 
 SIZE = dual_encoder.Size(
   dual_encoder.TowerSize(32, 2, 2), dual_encoder.TowerSize(32, 2, 2), feature_width=16, patch_size=8
@@ -61,7 +62,7 @@ def config(**fields: Any) -> ConfigDict:
   chosen.local_association.start_epoch = 1
   chosen.global_association.start_epoch = 2
   with chosen.unlocked():
-    chosen.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
+    settings.change(chosen, **fields)
   return copy.deepcopy(chosen)
 
 
